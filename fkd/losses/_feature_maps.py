@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -30,8 +32,8 @@ def attention_transfer(
       student_map: `[batch, channels, *space]`.
       teacher_map: `[batch, channels, *space]`.
       convention: "paper" or "code".
-      pool: whether the map with the larger space is average-pooled to the smaller one first
-        (one to three axes of space). Otherwise the spaces must be equal.
+      pool: whether the larger map is average-pooled to the size of the smaller one first,
+        on every axis of space. Otherwise the spaces must be equal.
       where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
 
     Returns:
@@ -66,11 +68,14 @@ def _energy(feature_map: Tensor) -> Tensor:
 def common_space(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool both maps `[batch, channels, *space]` to the smaller extent of every axis."""
     sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
-    return _pooled(student, sizes), _pooled(teacher, sizes)
+    return pooled(student, sizes), pooled(teacher, sizes)
 
 
-def _pooled(feature_map: Tensor, sizes: list[int]) -> Tensor:
-    if list(feature_map.shape[2:]) == sizes:
-        return feature_map
-    pools = (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
-    return pools[len(sizes) - 1](feature_map, sizes)
+def pooled(feature_map: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Adaptive average pooling of the space axes of `[batch, channels, *space]` to `sizes`."""
+    for axis, size in enumerate(sizes, start=2):
+        if feature_map.shape[axis] != size:
+            last = feature_map.movedim(axis, -1)
+            flat = F.adaptive_avg_pool1d(last.flatten(0, -2), size)
+            feature_map = flat.unflatten(0, last.shape[:-1]).movedim(-1, axis)
+    return feature_map

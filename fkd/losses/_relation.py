@@ -116,8 +116,8 @@ def rkd_angle(
 
     Example:
       >>> student = torch.tensor([[0.0, 0.0], [1.0, 0.0], [0.0, 1.0]])
-      >>> rkd_angle(student, 5 * student + 1)
-      tensor([0., 0., 0.])
+      >>> bool(rkd_angle(student, 5 * student + 1).max() < 1e-6)
+      True
 
     Reference:
       Park et al., Relational Knowledge Distillation, arXiv:1904.05068.
