@@ -11,6 +11,11 @@ from ._context_relations import pool_spans as pool_spans
 from ._context_relations import word_angle as word_angle
 from ._context_relations import word_relation as word_relation
 from ._counted import counted_where as counted_where
+from ._divergences import adaptive_kl as adaptive_kl
+from ._divergences import adaptive_kl_weight as adaptive_kl_weight
+from ._divergences import alpha_divergence as alpha_divergence
+from ._divergences import renyi as renyi
+from ._divergences import total_variation as total_variation
 from ._granularity import mgskd_angle as mgskd_angle
 from ._granularity import mgskd_pair as mgskd_pair
 from ._granularity import mgskd_sample as mgskd_sample
@@ -24,3 +29,6 @@ from ._logits import logit_mse as logit_mse
 from ._logits import reverse_kl as reverse_kl
 from ._logits import soft_cross_entropy as soft_cross_entropy
 from ._minilm import minilm_relation as minilm_relation
+from ._mixtures import jsd as jsd
+from ._mixtures import skew_kl as skew_kl
+from ._mixtures import skew_reverse_kl as skew_reverse_kl
