@@ -1,0 +1,320 @@
+"""An objective: terms and named models as one pure function of parameters, buffers and batch."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from ._apply import (
+    Apply,
+    Model,
+    call_arguments,
+    frozen_parameters,
+    make_apply,
+    parameter_names,
+    skeleton,
+    trainable_parameters,
+)
+from ._errors import ObjectiveError
+from ._mean import Mean, divide
+from ._plan import Plan, bind
+from ._problems import static_problems
+from ._refs import Call, Capture, Context, Function, Param, Ref, Root, Tap, output_path
+from ._terms import Graph, Term, flatten, moves, value_at
+from ._types import Batch, Params, Scalars
+
+
+class Parts(NamedTuple):
+    """What an objective is a function of, besides the batch.
+
+    Attributes:
+      trainable: `{model: {parameter: tensor}}`, what the optimizer changes.
+      frozen: likewise, what it does not: teachers, and EMA copies.
+      buffers: likewise, batch statistics and other buffers of all models.
+      loss_state: `{term: state}` of the terms that have one.
+    """
+
+    trainable: dict[str, dict[str, Tensor]]
+    frozen: dict[str, dict[str, Tensor]]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, Any]
+
+
+class Aux(NamedTuple):
+    """What an objective gives besides the loss.
+
+    Attributes:
+      terms: the mean of each term (and metric), before its weight.
+      weights: the weight that each term had in the total.
+      buffers: the buffers after the forward passes.
+      loss_state: the state of each stateful term after this batch.
+    """
+
+    terms: dict[str, Mean]
+    weights: dict[str, Tensor]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, Any]
+
+
+class Objective:
+    """Terms over named models, as the pure function that a step differentiates.
+
+        loss, aux = objective(trainable, frozen, buffers, batch, step)
+
+    Args:
+      terms: a term, or nested dicts (or lists) of terms; the keys are the names in logs.
+      models: `trainable(module)`, `frozen(module)` or `ema(name)` for every name that the
+        terms use. Any names, any number.
+
+    The objective never changes, and neither do the modules it is given. Mistakes are reported
+    together by `fkd.check(objective, batch)`, and by the first use.
+
+    Example:
+      >>> net = torch.nn.Linear(4, 3)
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits)},
+      ...     student=trainable(net), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> parts = objective.init()
+      >>> loss, aux = objective(*parts[:3], torch.randn(2, 4))
+      >>> loss.shape, sorted(aux.terms)
+      (torch.Size([]), ['kd'])
+    """
+
+    def __init__(self, terms: Graph, /, **models: Model) -> None:
+        self.terms: Mapping[str, Term] = flatten(terms)
+        self.models: Mapping[str, Model] = models
+        self.plan = Plan(ref for t in self.terms.values() for ref in t.refs)
+        self.problems = static_problems(self.terms, models, self.refs)
+        self._bound = {name: bind(name, t, self.plan.place) for name, t in self.terms.items()}
+        self._applies: Mapping[str, Apply] = {} if self.problems else self._make_applies(None)
+
+    @property
+    def refs(self) -> list[Ref]:
+        """Every distinct ref of the terms, children first."""
+        return [ref for ref, _ in self.plan.order]
+
+    @property
+    def weighted(self) -> list[str]:
+        """The terms that are part of the total; the others are metrics."""
+        return [name for name, t in self.terms.items() if t.weight is not None]
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The models whose forward pass is needed; frozen ones first, so that what they
+        computed on the way is freed before the student runs."""
+        called = {r.name for r in self.refs if isinstance(r, Call) and r.fn is None}
+        if any(isinstance(r, Function) for r in self.refs):
+            wanted = set(self.models) - called
+        else:
+            wanted = {r.name for r in self.refs if isinstance(r, Root)}
+        wanted |= {r.root for r in self.refs if isinstance(r, Tap | Capture)}
+        names = [n for n in self.models if n in wanted]
+        return tuple(sorted(names, key=lambda n: self.models[n].kind == "trainable"))
+
+    @property
+    def knobs(self) -> dict[str, Any]:
+        """What moves during a run, by name: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
+        found = {f"{n}/{k}": v for n, t in self.terms.items() for k, v in t.moving.items()}
+        found.update(
+            {f"{n}/decay": m.decay for n, m in self.models.items() if m.kind == "ema" and moves(m.decay)}
+        )
+        return found
+
+    def model(self, name: str) -> Model:
+        """A model by name; an EMA stands for the module that it follows."""
+        found = self.models[name]
+        if found.kind != "ema":
+            return found
+        followed = self.models[found.of]
+        inputs = found.inputs or followed.inputs
+        outputs = found.outputs or followed.outputs
+        return Model("ema", followed.module, inputs, outputs, of=found.of, decay=found.decay)
+
+    def evaluating(self) -> Objective:
+        """The same objective with every model in eval mode (no dropout, running statistics)."""
+        self._raise_problems()
+        evaluating = copy.copy(self)
+        evaluating._applies = self._make_applies(False)
+        return evaluating
+
+    def _make_applies(self, training: bool | None) -> dict[str, Apply]:
+        applies: dict[str, Apply] = {}
+        for name in self.models:
+            model = self.model(name)
+            assert model.module is not None
+            mode = model.training if training is None else training
+            copied = skeleton(model.module, training=mode)
+            taps = [r for r in self.refs if isinstance(r, Tap | Capture) and r.root == name]
+            applies[name] = make_apply(copied, taps, self.output_paths(name))
+        return applies
+
+    def output_paths(self, name: str) -> list[tuple[Any, ...]]:
+        """The paths that refs take through a model's output. A plain function may take any,
+        so that with one the cheap optional outputs (hidden states) are asked for as well."""
+        found = [output_path(ref) for ref in self.refs]
+        paths = [keys for root, keys in filter(None, found) if root == name and keys]
+        if any(isinstance(r, Function) for r in self.refs):
+            paths.append(("hidden_states",))
+        return paths
+
+    def init(self) -> Parts:
+        """The initial parameters, buffers and loss state. Trainable tensors are copies."""
+        self._raise_problems()
+        trainable: dict[str, dict[str, Tensor]] = {}
+        frozen: dict[str, dict[str, Tensor]] = {}
+        buffers: dict[str, dict[str, Tensor]] = {}
+        for name in self.models:
+            model = self.model(name)
+            assert model.module is not None
+            moving = {n: p.detach().clone() for n, p in trainable_parameters(model).items()}
+            fixed = frozen_parameters(model)
+            if model.kind == "ema":
+                fixed = {n: p.clone() for n, p in fixed.items()}
+            if moving:
+                trainable[name] = moving
+            if fixed:
+                frozen[name] = fixed
+            held = {n: b.detach().clone() for n, b in model.module.named_buffers()}
+            if held:
+                buffers[name] = held
+        states = {n: t.state for n, t in self.terms.items() if t.state is not None}
+        return Parts(trainable, frozen, buffers, pytree.tree_map(_detached, states))
+
+    def scalars(self, step: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """The moving knobs at a step, as 0-d float32 tensors on `device`.
+
+        They travel in one copy that the host does not wait for.
+        """
+        now = {name: value_at(knob, step) for name, knob in self.knobs.items()}
+        found = {n: v.detach() for n, v in now.items() if isinstance(v, Tensor)}
+        numbers = {n: v for n, v in now.items() if not isinstance(v, Tensor)}
+        if numbers:
+            vector = torch.tensor(list(numbers.values()), dtype=torch.float32)
+            if device is not None and torch.device(device).type == "cuda":
+                vector = vector.pin_memory().to(device, non_blocking=True)
+            found.update(zip(numbers, vector.unbind(), strict=True))
+        return {n: v if device is None else v.to(device) for n, v in found.items()}
+
+    def __call__(
+        self,
+        trainable: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        step: int = 0,
+        *,
+        loss_state: Mapping[str, Any] | None = None,
+        scalars: Scalars | None = None,
+        counts: Mapping[str, Tensor] | None = None,
+    ) -> tuple[Tensor, Aux]:
+        """The weighted total of the terms on a batch. Pure.
+
+        Args:
+          trainable, frozen, buffers: as `init()` gives them.
+          batch: what the data loader yields.
+          step: evaluates the schedules, unless `scalars` are given.
+          loss_state: state of the stateful terms; the initial one by default.
+          scalars: the moving knobs, from `scalars(step)`. A compiled caller passes them, so
+            that a new step is not a new graph.
+          counts: what each term's total is divided by, in place of this batch's own count:
+            the merged counts, when this batch is a part of a larger one.
+
+        Returns:
+          `[]`, the loss, and an `Aux`.
+        """
+        self._raise_problems()
+        scalars = self.scalars(step) if scalars is None else scalars
+        ctx, new_buffers = self.context(trainable, frozen, buffers, batch)
+        means, states = self.means(ctx, scalars, loss_state)
+        weights = {n: self._weight(n, ctx, scalars, means[n]) for n in self.weighted}
+        parts: list[Tensor] = []
+        for name, weight in weights.items():
+            count = means[name].count if counts is None else counts[name]
+            parts.append(weight * divide(means[name].total, count))
+        return torch.stack(parts).sum(), Aux(means, weights, new_buffers, states)
+
+    def context(
+        self, trainable: Params, frozen: Params, buffers: Params, batch: Batch
+    ) -> tuple[Context, dict[str, dict[str, Tensor]]]:
+        """Run the models that the terms need; the context, and the buffers (in place of the
+        given ones, as adapters that refs call later update them too)."""
+        new_buffers = {name: dict(held) for name, held in buffers.items()}
+        params = {n: {**frozen.get(n, {}), **trainable.get(n, {})} for n in self.models}
+        values: dict[str, Any] = {"batch": batch}
+        taps: dict[str, dict[Any, Any]] = {}
+
+        def run(name: str, args: Any, kwargs: Any) -> Any:
+            output, taps[name], held = self._applies[name](
+                params[name], new_buffers.get(name, {}), args, kwargs
+            )
+            if held and self.models[name].kind == "trainable":
+                new_buffers[name] = held
+            return output
+
+        for name in self.runs:
+            model = self.model(name)
+            args, kwargs = call_arguments(model, batch)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and model.kind == "trainable"):
+                output = run(name, args, kwargs)
+            values[name] = output if model.outputs is None else model.outputs(output)
+
+        def adapter(name: str) -> Any:
+            return lambda *args, **kwargs: run(name, args, kwargs)
+
+        modules = {name: adapter(name) for name in self.models}
+        return Context(values, taps, self._with_aliases(params), modules), new_buffers
+
+    def _with_aliases(self, params: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+        """Parameters under the names that refs use, of which tied ones have several."""
+        found: dict[str, dict[str, Tensor]] = {}
+        for ref in self.refs:
+            if isinstance(ref, Param):
+                module = self.model(ref.root).module
+                assert module is not None
+                name = parameter_names(module)[ref.parameter]
+                found.setdefault(ref.root, {})[ref.parameter] = params[ref.root][name]
+        return found
+
+    def means(
+        self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any] | None = None
+    ) -> tuple[dict[str, Mean], dict[str, Any]]:
+        """The mean of every term in a context, and the new loss state."""
+        values = self.plan.compute(ctx)
+        means: dict[str, Mean] = {}
+        states: dict[str, Any] = {}
+        for name, term in self.terms.items():
+            state = term.state if loss_state is None else loss_state.get(name)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
+                means[name], state = self._bound[name](values, scalars, state)
+            if term.state is not None:
+                states[name] = pytree.tree_map(_detached, state)
+        return means, states
+
+    def _weight(self, name: str, ctx: Context, scalars: Scalars, mean: Mean) -> Tensor:
+        weight = self.terms[name].weight
+        if isinstance(weight, Ref):
+            return weight(ctx)
+        moving = scalars.get(f"{name}/weight")
+        return torch.full_like(mean.total, weight) if moving is None else moving
+
+    def _raise_problems(self) -> None:
+        if self.problems:
+            raise ObjectiveError(self.problems)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.terms)
+
+    def __repr__(self) -> str:
+        models = [f"    {n}={m!r}," for n, m in self.models.items()]
+        terms = [f"        {n!r}: {t!r}," for n, t in self.terms.items()]
+        return "\n".join(["Objective(", "    {", *terms, "    },", *models, ")"])
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
