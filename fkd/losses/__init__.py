@@ -10,7 +10,14 @@ from ._context_relations import layer_relation as layer_relation
 from ._context_relations import pool_spans as pool_spans
 from ._context_relations import word_angle as word_angle
 from ._context_relations import word_relation as word_relation
+from ._contrastive import CRDState as CRDState
+from ._contrastive import crd as crd
+from ._contrastive import crd_init as crd_init
+from ._contrastive import queue_kl as queue_kl
 from ._counted import counted_where as counted_where
+from ._dino import DINOState as DINOState
+from ._dino import dino as dino
+from ._dino import dino_init as dino_init
 from ._divergences import adaptive_kl as adaptive_kl
 from ._divergences import adaptive_kl_weight as adaptive_kl_weight
 from ._divergences import alpha_divergence as alpha_divergence
@@ -19,6 +26,9 @@ from ._divergences import total_variation as total_variation
 from ._granularity import mgskd_angle as mgskd_angle
 from ._granularity import mgskd_pair as mgskd_pair
 from ._granularity import mgskd_sample as mgskd_sample
+from ._labels import cross_entropy as cross_entropy
+from ._labels import focal as focal
+from ._labels import hard_label as hard_label
 from ._layers import alp as alp
 from ._layers import mix_layers as mix_layers
 from ._layers import rail as rail
@@ -32,3 +42,8 @@ from ._minilm import minilm_relation as minilm_relation
 from ._mixtures import jsd as jsd
 from ._mixtures import skew_kl as skew_kl
 from ._mixtures import skew_reverse_kl as skew_reverse_kl
+from ._multi_label import binary_cross_entropy as binary_cross_entropy
+from ._multi_label import binary_kl as binary_kl
+from ._queue import Queue as Queue
+from ._queue import enqueue as enqueue
+from ._queue import queue_init as queue_init
