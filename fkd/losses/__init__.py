@@ -15,6 +15,8 @@ from ._contrastive import crd as crd
 from ._contrastive import crd_init as crd_init
 from ._contrastive import queue_kl as queue_kl
 from ._counted import counted_where as counted_where
+from ._decoupled import dkd as dkd
+from ._decoupled import nkd as nkd
 from ._dino import DINOState as DINOState
 from ._dino import dino as dino
 from ._dino import dino_init as dino_init
@@ -47,3 +49,8 @@ from ._multi_label import binary_kl as binary_kl
 from ._queue import Queue as Queue
 from ._queue import enqueue as enqueue
 from ._queue import queue_init as queue_init
+from ._soft_labels import uskd_others as uskd_others
+from ._soft_labels import uskd_soft_label as uskd_soft_label
+from ._soft_labels import uskd_target as uskd_target
+from ._soft_labels import wsld as wsld
+from ._soft_labels import wsld_weight as wsld_weight
