@@ -1,0 +1,197 @@
+"""Start a student from chosen layers of its teacher, as DistilBERT does."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from torch import Tensor, nn
+
+from ._sites import label_stacks
+
+_LOG = logging.getLogger(__name__)
+_Model = TypeVar("_Model", bound=nn.Module)
+
+# DistilBERT's names for the parts of a BERT (or RoBERTa) layer.
+_BERT_TO_DISTILBERT = (
+    ("attention.self.query.", "attention.q_lin."),
+    ("attention.self.key.", "attention.k_lin."),
+    ("attention.self.value.", "attention.v_lin."),
+    ("attention.output.dense.", "attention.out_lin."),
+    ("attention.output.LayerNorm.", "sa_layer_norm."),
+    ("intermediate.dense.", "ffn.lin1."),
+    ("output.dense.", "ffn.lin2."),
+    ("output.LayerNorm.", "output_layer_norm."),
+)
+
+
+def init_from_layers(
+    student: _Model, teacher: nn.Module, layers: Sequence[int] | Mapping[str, Sequence[int]]
+) -> _Model:
+    """A copy of the student whose layers start as chosen layers of the teacher.
+
+    Student layer i becomes teacher layer `layers[i]`. Everything outside of the layers
+    (embeddings, norms, pooler, head) is copied where name and shape are those of the teacher,
+    and stays as the student has it otherwise. Models of one family, and BERT or RoBERTa to
+    DistilBERT.
+
+    Args:
+      student: any model made of a stack (encoder-decoder: stacks) of layers. Unchanged.
+      teacher: a deeper model with layers of the same sizes. Unchanged.
+      layers: one teacher layer for each student layer, negative ones counted from the end. For
+        several stacks either one sequence for all, or one for each: `{"encoder": [0, 2],
+        "decoder": [0, 5]}`.
+
+    Returns:
+      A new model with tensors of its own.
+
+    Raises:
+      ValueError: the stacks differ, `layers` has the wrong length or names no layer of the
+        teacher, or layers differ in their names or shapes (they are listed).
+
+    Example:
+      >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=4,
+      ...                     intermediate_size=8, vocab_size=10)
+      >>> teacher = BertModel(config)
+      >>> small = BertModel(BertConfig(**{**config.to_dict(), "num_hidden_layers": 2}))
+      >>> student = init_from_layers(small, teacher, layers=[0, 2])
+      >>> torch.equal(student.encoder.layer[1].output.dense.weight,
+      ...             teacher.encoder.layer[2].output.dense.weight)
+      True
+
+    Reference:
+      Sanh et al., DistilBERT, a distilled version of BERT, arXiv:1910.01108.
+    """
+    ours, theirs = _stacks(student), _stacks(teacher)
+    if not ours or ours.keys() != theirs.keys():
+        raise ValueError(
+            f"init_from_layers: student stacks {list(ours)} and teacher stacks {list(theirs)}; "
+            "the same stacks of layers are expected in both."
+        )
+    weights = _state(teacher)
+    start: dict[str, Tensor] = {}
+    for label, stack in ours.items():
+        depths = _depth(student, stack), _depth(teacher, theirs[label])
+        chosen = _chosen(layers, label, *depths)
+        start |= _layer_weights(_state(student), weights, (stack, theirs[label]), chosen)
+    start |= _outside(student, teacher, weights, start, tuple(ours.values()))
+    result = copy.deepcopy(student)
+    names = {_bare(student, n): n for n in result.state_dict()}
+    result.load_state_dict({names[n]: w for n, w in start.items()}, strict=False)
+    return result
+
+
+def _stacks(model: nn.Module) -> dict[str, str]:
+    """The outermost lists of equal layers, by label (the label of a single one is "")."""
+    found: list[str] = []
+    for name, module in model.named_modules():
+        inside = any(name.startswith(f + ".") for f in found)
+        if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
+            found.append(name)
+    if len(found) == 1:
+        return {"": found[0]}
+    return {label: stack for stack, label in label_stacks(found).items()}
+
+
+def _is_stack(module: nn.ModuleList) -> bool:
+    kinds = {type(layer) for layer in module}
+    return len(kinds) == 1 and len(list(next(iter(module)).children())) > 1
+
+
+def _depth(model: nn.Module, stack: str) -> int:
+    return len(list(model.get_submodule(stack).children()))
+
+
+def _chosen(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
+    which = f" for {label!r}" if label else ""
+    if isinstance(layers, Mapping):
+        if label not in layers:
+            raise ValueError(
+                f"init_from_layers: layers {sorted(map(str, layers))}; an entry{which} is expected."
+            )
+        layers = layers[label]
+    if len(layers) != ours:
+        raise ValueError(
+            f"init_from_layers: layers {list(layers)}{which} has {len(layers)} entries; the "
+            f"student has {ours} layers, and one teacher layer for each is expected."
+        )
+    outside = [i for i in layers if not -theirs <= i < theirs]
+    if outside:
+        raise ValueError(
+            f"init_from_layers: layers {outside}{which} are not layers of the teacher; "
+            f"0 to {theirs - 1} are expected (or {-theirs} to -1, from the end)."
+        )
+    return [i % theirs for i in layers]
+
+
+def _bare(model: nn.Module, name: str) -> str:
+    """A name without the prefix that a head puts before its base model."""
+    prefix = getattr(model, "base_model_prefix", "")
+    return name.removeprefix(f"{prefix}.") if prefix else name
+
+
+def _state(model: nn.Module) -> dict[str, Tensor]:
+    return {_bare(model, n): w for n, w in model.state_dict().items()}
+
+
+def _layer_weights(
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    stacks: tuple[str, str],
+    chosen: Sequence[int],
+) -> dict[str, Tensor]:
+    """The weights of the student's layers, under its names; all of them, or an error."""
+    start: dict[str, Tensor] = {}
+    problems: list[str] = []
+    stack, source = stacks
+    for name, weight in ours.items():
+        match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)", name)
+        if match is None:
+            continue
+        layer, rest = chosen[int(match[1])], match[2]
+        found = _find(theirs, source, layer, rest)
+        if found is None:
+            problems.append(f"{name} is not in teacher layer {layer}")
+        elif found.shape != weight.shape:
+            problems.append(f"{name} {tuple(weight.shape)}, teacher's {tuple(found.shape)}")
+        else:
+            start[name] = found
+    if problems:
+        more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
+        raise ValueError(
+            f"init_from_layers: student layers that differ from the teacher's: "
+            f"{'; '.join(problems[:4])}{more}. Layers of the same names and sizes are expected: "
+            "give the student's config the teacher's hidden, intermediate and head sizes."
+        )
+    return start
+
+
+def _find(theirs: Mapping[str, Tensor], stack: str, layer: int, rest: str) -> Tensor | None:
+    """A weight of a teacher layer, or the one that only its first layer has (T5's bias)."""
+    names = [
+        rest,
+        *(bert + rest.removeprefix(d) for bert, d in _BERT_TO_DISTILBERT if rest.startswith(d)),
+    ]
+    places = [f"{stack}.{i}.{n}" for i in (layer, 0) for n in names]
+    return next((theirs[p] for p in places if p in theirs), None)
+
+
+def _outside(
+    student: nn.Module,
+    teacher: nn.Module,
+    weights: Mapping[str, Tensor],
+    done: Mapping[str, Tensor],
+    stacks: tuple[str, ...],
+) -> dict[str, Tensor]:
+    """The weights outside of the layers that fit; what does not fit is logged."""
+    del teacher
+    rest = {n: w for n, w in _state(student).items() if n not in done}
+    rest = {n: w for n, w in rest.items() if not n.startswith(tuple(f"{s}." for s in stacks))}
+    fits = {n: weights[n] for n, w in rest.items() if n in weights and weights[n].shape == w.shape}
+    left = [n for n in rest if n not in fits]
+    if left:
+        _LOG.warning("init_from_layers: left as the student has them: %s", ", ".join(left))
+    return fits

@@ -1,0 +1,138 @@
+"""Where the attention of a model happens: found by structure, named by part and layer."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+_FAMILIES = (("encoder", "decoder"), ("text", "vision", "image", "audio", "speech"))
+_CROSS = ("cross", "encoder_attn", "encdec", "encoder_decoder")
+_PROJECTIONS = (
+    ("query", "key", "value"),
+    ("q_proj", "k_proj", "v_proj"),
+    ("query_proj", "key_proj", "value_proj"),
+    ("q_lin", "k_lin", "v_lin"),
+    ("q", "k", "v"),
+)
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """An attention module of a model.
+
+    Attributes:
+      module: the module that calls the attention function, or holds the projections.
+      name: its dotted name.
+      stack: the dotted name of the list of layers that it is in.
+      index: its place in that list.
+      cross: it attends to another sequence.
+      shared: it runs several times in a forward pass, as several layers.
+    """
+
+    module: nn.Module
+    name: str
+    stack: str
+    index: int
+    cross: bool
+    shared: bool = False
+
+
+Layers = Mapping[int, Site]
+"""The sites of one part, by layer."""
+
+
+def uses_interface(module: nn.Module) -> bool:
+    """Whether a module calls the attention function that its config names."""
+    forward = inspect.unwrap(type(module).forward)
+    code = getattr(forward, "__code__", None)
+    return (
+        code is not None
+        and "ALL_ATTENTION_FUNCTIONS" in code.co_names
+        and hasattr(module, "config")
+    )
+
+
+def projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
+    """The query, key and value projections of a module, if they are separate layers."""
+    for names in _PROJECTIONS:
+        found = [getattr(module, n, None) for n in names]
+        if all(isinstance(f, nn.Linear) for f in found):
+            return tuple(found)  # pyright: ignore[reportReturnType]
+    return None
+
+
+def attention_parts(root: nn.Module) -> dict[str, Layers]:
+    """The modules that use the attention interface, by part and layer."""
+    return _parts([s for s in _sites(root) if uses_interface(s.module)])
+
+
+def projection_parts(root: nn.Module) -> dict[str, Layers]:
+    """The modules with separate query, key and value projections, by part and layer."""
+    return _parts([s for s in _sites(root) if projections(s.module) is not None])
+
+
+def _sites(root: nn.Module) -> Iterator[Site]:
+    lists = {n for n, m in root.named_modules() if isinstance(m, (nn.ModuleList, nn.Sequential))}
+    for name, module in root.named_modules():
+        keys = name.split(".")
+        at = next((i for i in range(len(keys)) if _is_index(keys, i, lists)), None)
+        if at is not None:
+            inside = ".".join([*keys[at + 1 :], type(module).__name__]).lower()
+            cross = any(w in inside for w in _CROSS) or _true(module, "is_cross_attention")
+            yield Site(module, name, ".".join(keys[:at]), int(keys[at]), cross)
+
+
+def _is_index(keys: list[str], i: int, lists: set[str]) -> bool:
+    return keys[i].isdigit() and ".".join(keys[:i]) in lists
+
+
+def _true(module: nn.Module, name: str) -> bool:
+    return getattr(module, name, False) is True
+
+
+def _parts(sites: list[Site]) -> dict[str, Layers]:
+    stacks = list(dict.fromkeys(s.stack for s in sites if not s.cross))
+    labels = label_stacks(stacks)
+    parts = {labels[k]: [s for s in sites if s.stack == k and not s.cross] for k in stacks}
+    cross = [s for s in sites if s.cross]
+    for stack in dict.fromkeys(s.stack for s in cross):
+        several = len({s.stack for s in cross}) > 1
+        name = f"{labels.get(stack, stack)}.cross" if several else "cross"
+        parts[name] = [s for s in cross if s.stack == stack]
+    return {name: _layers(found) for name, found in parts.items()}
+
+
+def label_stacks(stacks: list[str]) -> dict[str, str]:
+    """A short name for each stack of layers: encoder, decoder, text, vision; or its own."""
+    for family in _FAMILIES:
+        labels = [_word(stack, family) for stack in stacks]
+        if None not in labels and len(set(labels)) == len(stacks):
+            return dict(zip(stacks, (str(label) for label in labels), strict=True))
+    return {stack: stack for stack in stacks}
+
+
+def _word(stack: str, family: tuple[str, ...]) -> str | None:
+    found = (w for key in stack.split(".") for w in family if w in key)
+    return next(found, None)
+
+
+def _layers(sites: list[Site]) -> Layers:
+    """Sites by layer: by place in the stack if that is unique, by order otherwise."""
+    config: Any = getattr(sites[0].module, "config", None)
+    if hasattr(config, "num_hidden_groups"):
+        return _shared(sites, config)
+    by_index = len({s.index for s in sites}) == len(sites)
+    return {s.index if by_index else i: s for i, s in enumerate(sites)}
+
+
+def _shared(sites: list[Site], config: Any) -> Layers:
+    """Layers that share their weights (ALBERT): a group of modules runs for several layers."""
+    calls = config.num_hidden_layers // config.num_hidden_groups
+    inner = len(sites) // config.num_hidden_groups
+    groups = [sites[i : i + inner] for i in range(0, len(sites), inner)]
+    run = [s for group in groups for _ in range(calls) for s in group]
+    return {layer: replace(site, shared=True) for layer, site in enumerate(run)}
