@@ -55,6 +55,25 @@ def per_sample(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tens
     return fill(x, y, where=where)
 
 
+def equal_maps(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
+    """Two feature maps `[batch, channels, *space]` of one shape, checked and filled."""
+    filled = per_sample(loss, where, **pair)
+    same_space(loss, **pair)
+    same_channels(loss, **pair)
+    return filled
+
+
+def equal_samples(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
+    """Two tensors `[batch, ...]` of one shape, checked, filled and flattened."""
+    filled = per_sample(loss, where, **pair)
+    (a, x), (b, y) = pair.items()
+    if x.shape != y.shape:
+        raise ValueError(
+            f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same shape."
+        )
+    return tuple(x.flatten(1) for x in filled)
+
+
 def covers(loss: str, where: Tensor | None, shape: torch.Size) -> None:
     """Refuse a mask that has not exactly one entry for every value of the loss."""
     if where is not None and where.shape != shape:

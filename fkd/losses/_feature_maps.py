@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import norm, one_of, per_sample, same_space, unit
+from ._checks import equal_maps, norm, one_of, per_sample, same_space, unit
 from ._numerics import keep
 
 
@@ -65,6 +65,121 @@ def _energy(feature_map: Tensor) -> Tensor:
     return unit(feature_map.square().sum(1).flatten(1))
 
 
+def cwd(
+    student_map: Float[Tensor, "batch channels *space"],
+    teacher_map: Float[Tensor, "batch channels *space"],
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Channel-wise distillation: KL of the distributions of every channel over space.
+
+        cwd = T^2 / C * sum_c sum_i p_ci (log p_ci - log q_ci)
+        p_c = softmax over space (teacher_c / T),   q_c = softmax over space (student_c / T)
+
+    Args:
+      student_map: `[batch, channels, *space]`, C = channels.
+      teacher_map: `[batch, channels, *space]`.
+      temperature: T > 0; the paper uses 4 for segmentation.
+      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[batch]`, non-negative, in nats. A constant added to a channel changes nothing.
+
+    Example:
+      >>> student, teacher = torch.tensor([[[0.0, 0.0]]]), torch.tensor([[[0.0, 2.0]]])
+      >>> cwd(student, teacher)
+      tensor([0.3278])
+
+    Reference:
+      Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, arXiv:2011.13256.
+    """
+    student, teacher = equal_maps("cwd", where, student_map=student_map, teacher_map=teacher_map)
+    log_p = F.log_softmax(teacher.flatten(2) / temperature, dim=-1)
+    log_q = F.log_softmax(student.flatten(2) / temperature, dim=-1)
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return keep(temperature**2 * divergence.mean(-1), where)
+
+
+def cat_kd(
+    student_map: Float[Tensor, "batch classes *space"],
+    teacher_map: Float[Tensor, "batch classes *space"],
+    *,
+    size: int | None = 2,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Class attention transfer: distance of pooled, normalised class activation maps.
+
+        cat_kd = 1/C * sum_c |s_c/|s_c| - t_c/|t_c||^2,   s_c, t_c = pooled maps of class c
+
+    A class activation map is the classifier applied at every place before the pooling:
+    `einsum("vc,bc...->bv...", classifier.weight, feature_map)`.
+
+    Args:
+      student_map: `[batch, classes, *space]`, C = classes.
+      teacher_map: `[batch, classes, *space]`.
+      size: every axis of space is average-pooled to this many places; None leaves the maps.
+      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[batch]`, in [0, 4].
+
+    Example:
+      >>> cat_kd(torch.tensor([[[1.0, 0.0]]]), torch.tensor([[[0.0, 5.0]]]))
+      tensor([2.])
+
+    Reference:
+      Guo et al., Class Attention Transfer Based Knowledge Distillation, arXiv:2304.12777.
+    """
+    student, teacher = equal_maps("cat_kd", where, student_map=student_map, teacher_map=teacher_map)
+    if size is not None:
+        sizes = [size] * (student.ndim - 2)
+        student, teacher = pooled(student, sizes), pooled(teacher, sizes)
+    difference = unit(student.flatten(2)) - unit(teacher.flatten(2))
+    return keep(difference.square().sum(-1).mean(-1), where)
+
+
+def hcl(
+    student_map: Float[Tensor, "batch channels *space"],
+    teacher_map: Float[Tensor, "batch channels *space"],
+    *,
+    levels: Sequence[int] = (4, 2, 1),
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Hierarchical context loss: squared error of a pyramid of pooled maps (ReviewKD).
+
+        hcl = sum_k w_k * mean (pool_k(s) - pool_k(t))^2 / sum_k w_k,   w_k = 2^-k
+
+    k = 0 is the map itself, then the levels that are smaller than the map. ReviewKD sums this
+    over the stages, with the student's maps fused from the deepest stage upwards.
+
+    Args:
+      student_map: `[batch, channels, *space]`, the fused map of a stage.
+      teacher_map: `[batch, channels, *space]`.
+      levels: sizes to which every axis of space is average-pooled.
+      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[batch]`, non-negative.
+
+    Example:
+      >>> hcl(torch.zeros(1, 2, 4, 4), torch.ones(1, 2, 4, 4))
+      tensor([1.])
+
+    Reference:
+      Chen et al., Distilling Knowledge via Knowledge Review, arXiv:2104.09044.
+    """
+    student, teacher = equal_maps("hcl", where, student_map=student_map, teacher_map=teacher_map)
+    difference = student - teacher  # pooling is linear
+    total, weights = difference.square().flatten(1).mean(-1), 1.0
+    smaller = [level for level in levels if level < student.shape[2]]
+    for k, level in enumerate(smaller, start=1):
+        coarse = pooled(difference, [level] * (student.ndim - 2))
+        total = total + 0.5**k * coarse.square().flatten(1).mean(-1)
+        weights += 0.5**k
+    return keep(total / weights, where)
+
+
 def common_space(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
     """Average-pool both maps `[batch, channels, *space]` to the smaller extent of every axis."""
     sizes = [min(a, b) for a, b in zip(student.shape[2:], teacher.shape[2:], strict=True)]
@@ -77,5 +192,5 @@ def pooled(feature_map: Tensor, sizes: Sequence[int]) -> Tensor:
         if feature_map.shape[axis] != size:
             last = feature_map.movedim(axis, -1)
             flat = F.adaptive_avg_pool1d(last.flatten(0, -2), size)
-            feature_map = flat.unflatten(0, last.shape[:-1]).movedim(-1, axis)
+            feature_map = flat.reshape(*last.shape[:-1], size).movedim(-1, axis)
     return feature_map
