@@ -1,10 +1,12 @@
 """fkd: a functional, JAX-style library for knowledge distillation on PyTorch."""
 
+from . import loops as loops
 from . import losses as losses
 from . import schedules as schedules
 from ._apply import ema as ema
 from ._apply import frozen as frozen
 from ._apply import trainable as trainable
+from ._check import check as check
 from ._errors import ObjectiveError as ObjectiveError
 from ._mean import Mean as Mean
 from ._mean import mean as mean
@@ -20,6 +22,7 @@ from ._refs import ref as ref
 from ._refs import stop_gradient as stop_gradient
 from ._refs import student as student
 from ._refs import teacher as teacher
+from ._table import Report as Report
 from ._terms import Term as Term
 from ._terms import layer_map as layer_map
 from ._terms import metric as metric

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -91,7 +92,7 @@ class Objective:
         self.models: Mapping[str, Model] = models
         self.plan = Plan(ref for t in self.terms.values() for ref in t.refs)
         self.problems = static_problems(self.terms, models, self.refs)
-        self._bound = {name: bind(name, t, self.plan.place) for name, t in self.terms.items()}
+        self.bound = {name: bind(name, t, self.plan.place) for name, t in self.terms.items()}
         self._applies: Mapping[str, Apply] = {} if self.problems else self._make_applies(None)
 
     @property
@@ -148,10 +149,12 @@ class Objective:
         for name in self.models:
             model = self.model(name)
             assert model.module is not None
-            mode = model.training if training is None else training
-            copied = skeleton(model.module, training=mode)
             taps = [r for r in self.refs if isinstance(r, Tap | Capture) and r.root == name]
-            applies[name] = make_apply(copied, taps, self.output_paths(name))
+            try:
+                copied = skeleton(model.module, training=model.training if training is None else training)
+                applies[name] = make_apply(copied, taps, self.output_paths(name))
+            except Exception as error:
+                self.problems.append(f"model {name!r}: {type(error).__name__}: {error}")
         return applies
 
     def output_paths(self, name: str) -> list[tuple[Any, ...]]:
@@ -164,27 +167,28 @@ class Objective:
         return paths
 
     def init(self) -> Parts:
-        """The initial parameters, buffers and loss state. Trainable tensors are copies."""
+        """The initial parameters, buffers and loss state. Those of frozen models are shared
+        with the module; all others are copies."""
+        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
+
+    def parts(
+        self, own: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]
+    ) -> Parts:
+        """The modules' tensors: through `own` what a run changes, through `shared` the rest."""
         self._raise_problems()
-        trainable: dict[str, dict[str, Tensor]] = {}
-        frozen: dict[str, dict[str, Tensor]] = {}
-        buffers: dict[str, dict[str, Tensor]] = {}
+        found = Parts({}, {}, {}, {})
         for name in self.models:
             model = self.model(name)
             assert model.module is not None
-            moving = {n: p.detach().clone() for n, p in trainable_parameters(model).items()}
-            fixed = frozen_parameters(model)
-            if model.kind == "ema":
-                fixed = {n: p.clone() for n, p in fixed.items()}
-            if moving:
-                trainable[name] = moving
-            if fixed:
-                frozen[name] = fixed
-            held = {n: b.detach().clone() for n, b in model.module.named_buffers()}
-            if held:
-                buffers[name] = held
+            still = shared if model.kind == "frozen" else own
+            moving = {n: own(p) for n, p in trainable_parameters(model).items()}
+            fixed = {n: still(p) for n, p in frozen_parameters(model).items()}
+            held = {n: still(b) for n, b in model.module.named_buffers()}
+            for tree, tensors in zip(found[:3], (moving, fixed, held), strict=True):
+                if tensors:
+                    tree[name] = tensors
         states = {n: t.state for n, t in self.terms.items() if t.state is not None}
-        return Parts(trainable, frozen, buffers, pytree.tree_map(_detached, states))
+        return found._replace(loss_state=pytree.tree_map_only(Tensor, own, states))
 
     def scalars(self, step: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """The moving knobs at a step, as 0-d float32 tensors on `device`.
@@ -212,6 +216,7 @@ class Objective:
         loss_state: Mapping[str, Any] | None = None,
         scalars: Scalars | None = None,
         counts: Mapping[str, Tensor] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> tuple[Tensor, Aux]:
         """The weighted total of the terms on a batch. Pure.
 
@@ -224,13 +229,14 @@ class Objective:
             that a new step is not a new graph.
           counts: what each term's total is divided by, in place of this batch's own count:
             the merged counts, when this batch is a part of a larger one.
+          autocast: dtype in which models (not losses) run their matrix products.
 
         Returns:
           `[]`, the loss, and an `Aux`.
         """
         self._raise_problems()
         scalars = self.scalars(step) if scalars is None else scalars
-        ctx, new_buffers = self.context(trainable, frozen, buffers, batch)
+        ctx, new_buffers = self.context(trainable, frozen, buffers, batch, autocast=autocast)
         means, states = self.means(ctx, scalars, loss_state)
         weights = {n: self._weight(n, ctx, scalars, means[n]) for n in self.weighted}
         parts: list[Tensor] = []
@@ -240,34 +246,41 @@ class Objective:
         return torch.stack(parts).sum(), Aux(means, weights, new_buffers, states)
 
     def context(
-        self, trainable: Params, frozen: Params, buffers: Params, batch: Batch
+        self,
+        trainable: Params,
+        frozen: Params,
+        buffers: Params,
+        batch: Batch,
+        *,
+        names: Sequence[str] | None = None,
+        autocast: torch.dtype | None = None,
     ) -> tuple[Context, dict[str, dict[str, Tensor]]]:
-        """Run the models that the terms need; the context, and the buffers (in place of the
-        given ones, as adapters that refs call later update them too)."""
+        """Run the models that the terms need (or `names`). Gives the context, and the buffers
+        after it; adapters that refs call later put theirs in as well."""
         new_buffers = {name: dict(held) for name, held in buffers.items()}
         params = {n: {**frozen.get(n, {}), **trainable.get(n, {})} for n in self.models}
         values: dict[str, Any] = {"batch": batch}
         taps: dict[str, dict[Any, Any]] = {}
 
-        def run(name: str, args: Any, kwargs: Any) -> Any:
-            output, taps[name], held = self._applies[name](
-                params[name], new_buffers.get(name, {}), args, kwargs
-            )
+        def run(name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            held = new_buffers.get(name, {})
+            with _autocast(params[name], autocast):
+                output, taps[name], held = self._applies[name](params[name], held, args, kwargs)
             if held and self.models[name].kind == "trainable":
                 new_buffers[name] = held
             return output
 
-        for name in self.runs:
+        for name in self.runs if names is None else names:
             model = self.model(name)
             args, kwargs = call_arguments(model, batch)
             with torch.set_grad_enabled(torch.is_grad_enabled() and model.kind == "trainable"):
                 output = run(name, args, kwargs)
             values[name] = output if model.outputs is None else model.outputs(output)
 
-        def adapter(name: str) -> Any:
+        def as_function(name: str) -> Callable[..., Any]:
             return lambda *args, **kwargs: run(name, args, kwargs)
 
-        modules = {name: adapter(name) for name in self.models}
+        modules = {name: as_function(name) for name in self.models}
         return Context(values, taps, self._with_aliases(params), modules), new_buffers
 
     def _with_aliases(self, params: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
@@ -291,9 +304,10 @@ class Objective:
         for name, term in self.terms.items():
             state = term.state if loss_state is None else loss_state.get(name)
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
-                means[name], state = self._bound[name](values, scalars, state)
+                found = self.bound[name](values, scalars, state)
+                means[name] = found.mean
             if term.state is not None:
-                states[name] = pytree.tree_map(_detached, state)
+                states[name] = pytree.tree_map_only(Tensor, torch.detach, found.state)
         return means, states
 
     def _weight(self, name: str, ctx: Context, scalars: Scalars, mean: Mean) -> Tensor:
@@ -316,5 +330,8 @@ class Objective:
         return "\n".join(["Objective(", "    {", *terms, "    },", *models, ")"])
 
 
-def _detached(value: Any) -> Any:
-    return value.detach() if isinstance(value, Tensor) else value
+def _autocast(params: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+    if dtype is None or not params:
+        return contextlib.nullcontext()
+    device = next(iter(params.values())).device.type
+    return torch.autocast(device, dtype, cache_enabled=False)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,8 +39,24 @@ class Plan:
         return values
 
 
-BoundTerm = Callable[[Sequence[Any], Scalars, Any], tuple[Mean, Any]]
-"""`(values by place, scalars, state) -> (mean, new state)`."""
+class Evaluated(NamedTuple):
+    """What a loss returned, which of its positions count, and its new state."""
+
+    result: Any
+    where: Tensor | None
+    state: Any
+
+    @property
+    def mean(self) -> Mean:
+        """The mean over the positions that count."""
+        if isinstance(self.result, Mean):
+            return self.result
+        # A relational loss gives one value for the batch; its mask has done its work inside.
+        return mean(self.result, where=self.where if self.result.ndim else None)
+
+
+BoundTerm = Callable[[Sequence[Any], Scalars, Any], Evaluated]
+"""`(values by place, scalars, state) -> Evaluated`."""
 
 
 def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
@@ -57,7 +73,7 @@ def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
     takes_where = takes(term.loss, "where")
     counted = counted_positions(term.loss)
 
-    def evaluate(values: Sequence[Any], scalars: Scalars, state: Any) -> tuple[Mean, Any]:
+    def evaluate(values: Sequence[Any], scalars: Scalars, state: Any) -> Evaluated:
         args = [values[i] for i in arguments]
         kwargs = {**static, **{k: values[i] for k, i in options.items()}}
         kwargs.update({k: scalars[f"{name}/{k}"] for k in knobs})
@@ -72,17 +88,9 @@ def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
             result = term.loss(*args, **kwargs)
         else:
             result, state = term.loss(*args, state=state, **kwargs)
-        return reduce(result, positions), state
+        return Evaluated(result, positions, state)
 
     return evaluate
-
-
-def reduce(result: Any, where: Tensor | None) -> Mean:
-    """The mean of a loss's values; a loss that has reduced them itself is left alone."""
-    if isinstance(result, Mean):
-        return result
-    # A relational loss gives one value for the batch; its mask has done its work inside.
-    return mean(result, where=where if result.ndim else None)
 
 
 def blank(x: Any, where: Tensor) -> Any:

@@ -1,0 +1,155 @@
+"""Any `torch.optim` optimizer as the update of a state."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+NamedParameters: TypeAlias = Sequence[tuple[str, Tensor]]
+"""`("student.encoder.weight", tensor)` pairs, as `named_parameters()` would give them."""
+
+MakeOptimizer: TypeAlias = Callable[[NamedParameters], Optimizer]
+
+
+def param_groups(
+    params: NamedParameters,
+    *,
+    weight_decay: float = 0.0,
+    no_decay: Callable[[str, Tensor], bool] = lambda name, p: p.ndim < 2,
+    lr: Mapping[str, float] | None = None,
+) -> list[dict[str, Any]]:
+    """Parameter groups: no decay on biases and norms, and another rate for some names.
+
+    Args:
+      params: what the optimizer factory is given.
+      weight_decay: of the parameters that decay.
+      no_decay: which do not: by default those with fewer than two axes (biases, norms).
+      lr: `{name prefix: learning rate}`, such as `{"project": 1e-3}`; the longest prefix that
+        fits decides, and what none fits has the optimizer's own rate.
+
+    Example:
+      >>> weight, bias = torch.zeros(2, 2), torch.zeros(2)
+      >>> groups = param_groups([("student.w", weight), ("student.b", bias)], weight_decay=0.01)
+      >>> [group["weight_decay"] for group in groups]
+      [0.01, 0.0]
+    """
+    rates = dict(lr or {})
+    grouped: dict[tuple[Any, float], list[tuple[str, Tensor]]] = {}
+    for name, p in params:
+        fitting = [k for k in rates if name == k or name.startswith(k.rstrip(".") + ".")]
+        rate = rates[max(fitting, key=len)] if fitting else None
+        decay = 0.0 if no_decay(name, p) else weight_decay
+        grouped.setdefault((rate, decay), []).append((name, p))
+    return [
+        {"params": members, "weight_decay": decay, **({} if rate is None else {"lr": rate})}
+        for (rate, decay), members in grouped.items()
+    ]
+
+
+class Updater:
+    """An optimizer over the tensors of one state.
+
+    The optimizer object is only a machine: everything that it remembers is in `tree`, which
+    is the `optimizer` field of the state.
+    """
+
+    def __init__(
+        self,
+        make: MakeOptimizer,
+        trainable: Mapping[str, Mapping[str, Tensor]],
+        tree: Mapping[str, Mapping[str, Any]],
+    ) -> None:
+        self.named = {f"{m}.{n}": p for m, held in trainable.items() for n, p in held.items()}
+        self.optimizer = make(list(self.named.items()))
+        _check_optimizer(self.optimizer, self.named)
+        _use_fused(self.optimizer)
+        self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
+        for name, state in tree.items():
+            self.optimizer.state[self.named[name]] = dict(state)
+        self.tree: dict[str, dict[str, Any]] = {}
+        self._refresh()
+
+    def _refresh(self) -> None:
+        live = self.optimizer.state
+        self.tree = {name: live[p] for name, p in self.named.items() if p in live}
+
+    @torch.no_grad()
+    def update(self, grads: Sequence[Tensor], finite: Tensor, lr_factor: float) -> None:
+        """One step of the optimizer, left out where `finite` is False; the host never waits
+        for a device to know."""
+        for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
+            group["lr"] = base * lr_factor
+        for p, grad in zip(self.named.values(), grads, strict=True):
+            p.grad = grad
+        if finite.device.type == "cpu":
+            if bool(finite):
+                self.optimizer.step()
+        elif _skips_by_itself(self.optimizer):
+            self.optimizer.grad_scale = None  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.found_inf = (~finite).float()  # pyright: ignore[reportAttributeAccessIssue]
+            self.optimizer.step()
+        else:
+            self._step_where(finite)
+        for p in self.named.values():
+            p.grad = None
+        if len(self.tree) < len(self.optimizer.state):
+            self._refresh()
+
+    def _step_where(self, finite: Tensor) -> None:
+        """Step, and take it back where it was not finite, on the device."""
+        held = [*self.named.values(), *_tensors(self.optimizer)]
+        before = [x.clone() for x in held]
+        self.optimizer.step()
+        for x, old in zip(held, before, strict=True):
+            x.copy_(torch.where(finite, x, old))
+        known = {id(x) for x in held}
+        for x in _tensors(self.optimizer):
+            if id(x) not in known:  # made by this very step
+                x.copy_(torch.where(finite, x, 0))
+
+
+def _tensors(optimizer: Optimizer) -> list[Tensor]:
+    return [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+
+
+def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
+    if not isinstance(optimizer, Optimizer):
+        raise TypeError(
+            f"train_step: optimizer made a {type(optimizer).__name__}; a torch.optim.Optimizer "
+            "is expected. Pass a function: lambda params: torch.optim.AdamW(params, lr=1e-4)."
+        )
+    if isinstance(optimizer, torch.optim.LBFGS):
+        raise TypeError("train_step: LBFGS evaluates the loss several times a step. Use another.")
+    names = {id(p): name for name, p in named.items()}
+    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for i, name in names.items() if i not in given]
+    if missing:
+        raise ValueError(
+            f"train_step: the optimizer leaves out {missing[:5]} ({len(missing)} parameters). "
+            "Give it all of them, or mark them: fkd.trainable(module, unused=[...])."
+        )
+
+
+def _use_fused(optimizer: Optimizer) -> None:
+    """Switch to the fused kernels, faster on CPU and GPU, where the user left the choice open."""
+    groups = optimizer.param_groups
+    able = all("fused" in g for g in groups) and all(
+        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"]
+    )
+    # Adagrad has no fused kernel on CUDA.
+    if not able or isinstance(optimizer, torch.optim.Adagrad):
+        return
+    for group in groups:
+        if group["fused"] is None and not group.get("foreach") and not group.get("differentiable"):
+            group["fused"] = True
+
+
+def _skips_by_itself(optimizer: Optimizer) -> bool:
+    """Whether the fused kernel leaves an update out where `found_inf` is set. (That of SGD
+    does too, but leaves its momentum uninitialised if the first update is one of them.)"""
+    fused = all(group.get("fused") for group in optimizer.param_groups)
+    return fused and isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW)

@@ -1,0 +1,348 @@
+"""The train step: objective, gradient, clipping and update, as `state, metrics = step(state, batch)`."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+import torch._dynamo
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from fkd._check import check
+from fkd._mean import Mean
+from fkd._objective import Objective
+from fkd._types import Batch
+
+from ._batch import signature, split, tensors_only
+from ._optimizer import MakeOptimizer, Updater
+from ._state import State, fold_in, seeded
+
+Precision = Literal["fp32", "bf16"]
+Metrics = dict[str, Tensor]
+"""0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
+
+
+class Gradients(NamedTuple):
+    """What the differentiated function gives for one (part of a) batch."""
+
+    grads: list[Tensor]
+    loss: Tensor
+    means: dict[str, Mean]
+    weights: dict[str, Tensor]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, Any]
+
+
+class TrainStep:
+    """See `train_step`, which makes it."""
+
+    def __init__(
+        self,
+        objective: Objective,
+        optimizer: MakeOptimizer,
+        *,
+        compile: bool | Mapping[str, Any],
+        accumulate: int,
+        precision: Precision,
+        clip: float | None,
+        lr: Callable[[int], float] | None,
+    ) -> None:
+        self.objective = objective
+        self.make_optimizer = optimizer
+        self.accumulate = accumulate
+        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        self.clip = clip
+        self.lr = lr
+        self._options = None if compile is False else dict(compile or {}) if compile is not True else {}
+        self._whole = self._compiled(self._whole_batch)
+        self._part = self._compiled(self._part_of_batch)
+        self._counts = self._compiled(self._count)
+        self._finish = self._compiled(self._finished)
+        self._seen: set[Any] = set()
+        self._updater: Updater | None = None
+
+    def init(self, seed: int = 0, *, device: torch.device | str | None = None) -> State:
+        """The state before the first step, from the modules' own parameters (copied).
+
+        Args:
+          seed: from which all randomness of the run follows.
+          device: where to train; by default where the parameters are.
+        """
+        parts = self.objective.init()
+        if device is not None:
+            # A copy even where nothing has to move: the state's tensors are its own.
+            parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
+        where = _device(parts.trainable)
+        return State(
+            trainable=parts.trainable,
+            frozen=self._inference_precision(parts.frozen),
+            buffers=parts.buffers,
+            optimizer={},
+            loss_state=pytree.tree_map_only(Tensor, lambda x: x.to(where), parts.loss_state),
+            skipped=torch.zeros((), device=where),
+            step=0,
+            seed=seed,
+        )
+
+    def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
+        """One step. The given state is used up: its tensors are updated in place.
+
+        Raises:
+          ObjectiveError: at the first batch of a structure, for mistakes that show on it.
+        """
+        device = _device(state.trainable)
+        batch = tensors_only(batch, device)
+        scalars = self.objective.scalars(state.step, device)
+        with self._unlimited_recompilation(batch), seeded(fold_in(state.seed, state.step), device):
+            with torch.no_grad():
+                if self.accumulate == 1:
+                    found, norms, finite = self._whole(*_tensors_of(state), scalars, batch)
+                else:
+                    found, norms, finite = self._accumulated(state, scalars, batch)
+        return self._updated(state, scalars, found, norms, finite)
+
+    # What is compiled. Pure functions of tensors.
+
+    def _gradients(
+        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any,
+        counts: Mapping[str, Tensor] | None,
+    ) -> Gradients:
+        def loss_of(moving: Any) -> tuple[Tensor, Any]:
+            return self.objective(
+                moving, frozen, buffers, batch,
+                loss_state=loss_state, scalars=scalars, counts=counts, autocast=self.autocast,
+            )
+
+        grads, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(trainable)
+        flat = [g for held in grads.values() for g in held.values()]
+        return Gradients(flat, loss, aux.terms, aux.weights, aux.buffers, aux.loss_state)
+
+    def _whole_batch(
+        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
+    ) -> Any:
+        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, None)
+        return self._finished(found, trainable, buffers, loss_state)
+
+    def _part_of_batch(
+        self, grads: Any, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any,
+        batch: Any, counts: Any,
+    ) -> Gradients:
+        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, counts)
+        return found._replace(grads=[a + b for a, b in zip(grads, found.grads, strict=True)])
+
+    def _count(
+        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
+    ) -> dict[str, Tensor]:
+        """How many positions each term counts. Compiled, everything else is dead code."""
+        _, aux = self.objective(
+            trainable, frozen, buffers, batch,
+            loss_state=loss_state, scalars=scalars, autocast=self.autocast,
+        )
+        return {name: mean.count for name, mean in aux.terms.items()}
+
+    def _finished(self, found: Gradients, trainable: Any, buffers: Any, loss_state: Any) -> Any:
+        """Clip, and keep the old buffers and loss state if anything is not finite."""
+        norms = _norms(found.grads, trainable)
+        total = torch.stack([n**2 for n in norms.values()]).sum().sqrt()
+        finite = torch.isfinite(total) & torch.isfinite(found.loss)
+        grads = found.grads
+        if self.clip is not None:
+            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
+            grads = [g * factor for g in grads]
+
+        def kept(new: Any, old: Any) -> Any:
+            return pytree.tree_map(lambda a, b: torch.where(finite, a, b), new, old)
+
+        found = found._replace(
+            grads=grads,
+            buffers=kept(found.buffers, buffers),
+            loss_state=kept(found.loss_state, loss_state),
+        )
+        return found, {**norms, "total": total}, finite
+
+    # What is not.
+
+    def _accumulated(self, state: State, scalars: Any, batch: Any) -> Any:
+        """The gradient of the whole batch from its parts: counts first, then gradients of
+        totals divided by the merged counts."""
+        parts = split(batch, self.accumulate)
+        trainable, frozen, buffers, loss_state = _tensors_of(state)
+        seeds = [fold_in(fold_in(state.seed, state.step), i + 1) for i in range(len(parts))]
+        device = _device(trainable)
+        counts: dict[str, Tensor] = {}
+        for part, seed in zip(parts, seeds, strict=True):
+            with seeded(seed, device):
+                own = self._counts(trainable, frozen, buffers, loss_state, scalars, part)
+            counts = {n: c + counts[n] if n in counts else c.clone() for n, c in own.items()}
+        grads = [torch.zeros_like(p) for held in trainable.values() for p in held.values()]
+        means: dict[str, Mean] = {}
+        loss = torch.zeros((), device=device)
+        found = None
+        for part, seed in zip(parts, seeds, strict=True):
+            with seeded(seed, device):
+                found = self._part(
+                    grads, trainable, frozen, buffers, loss_state, scalars, part, counts
+                )
+            grads, buffers, loss_state = found.grads, found.buffers, found.loss_state
+            loss = loss + found.loss
+            means = {n: m.merge(means[n]) if n in means else m for n, m in found.means.items()}
+        assert found is not None
+        whole = found._replace(loss=loss, means=means)
+        return self._finish(whole, trainable, state.buffers, state.loss_state)
+
+    def _updated(
+        self, state: State, scalars: Any, found: Gradients, norms: Any, finite: Tensor
+    ) -> tuple[State, Metrics]:
+        updater = self._bound(state)
+        factor = 1.0 if self.lr is None else float(self.lr(state.step))
+        updater.update(found.grads, finite, factor)
+        _copy_into(state.buffers, found.buffers)
+        self._follow(state, scalars, finite)
+        skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
+        metrics = {
+            "loss/total": found.loss,
+            **{f"loss/{n}": m.value for n, m in found.means.items()},
+            **{f"weight/{n}": w for n, w in found.weights.items() if f"{n}/weight" in scalars},
+            **{f"knob/{n}": v for n, v in scalars.items() if not n.endswith("/weight")},
+            **{f"grad_norm/{n}": v for n, v in norms.items()},
+            "skipped": skipped.clone(),
+            "finite": finite.to(skipped.dtype),
+        }
+        for i, group in enumerate(updater.optimizer.param_groups):
+            metrics[f"lr/{i}"] = torch.as_tensor(group["lr"], dtype=torch.float32)
+        state = state._replace(
+            optimizer=updater.tree, loss_state=found.loss_state, skipped=skipped, step=state.step + 1
+        )
+        return state, metrics
+
+    def _follow(self, state: State, scalars: Any, finite: Tensor) -> None:
+        """Move the EMA models towards what they follow: e = decay e + (1 - decay) student."""
+        for name, model in self.objective.models.items():
+            if model.kind != "ema":
+                continue
+            decay = scalars.get(f"{name}/decay", model.decay)
+            decay = torch.where(finite, torch.as_tensor(decay, device=finite.device), 1.0)
+            for held in ("params", "buffers"):
+                new = state.buffers if held == "buffers" else state.trainable
+                old = state.buffers if held == "buffers" else state.frozen
+                for key, value in new.get(model.of, {}).items():
+                    target = old[name][key]
+                    if target.is_floating_point():
+                        target.lerp_(value.to(target.dtype), (1 - decay).to(target.dtype))
+                    else:
+                        target.copy_(torch.where(finite, value, target))
+
+    def _bound(self, state: State) -> Updater:
+        """The optimizer over this state's tensors: the one at hand, unless the state is new."""
+        if self._updater is None or self._updater.tree is not state.optimizer:
+            self._updater = Updater(self.make_optimizer, state.trainable, state.optimizer)
+        return self._updater
+
+    def _inference_precision(self, frozen: Any) -> Any:
+        """Matrices of frozen models in the precision in which they are multiplied anyway."""
+        if self.autocast is None:
+            return frozen
+        kinds = {n: m.kind for n, m in self.objective.models.items()}
+        dtype = self.autocast
+
+        def cast(name: str, p: Tensor) -> Tensor:
+            return p.to(dtype) if kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32 else p
+
+        return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
+
+    def _compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
+        if self._options is None:
+            return fn
+        return torch.compile(fn, **{"fullgraph": True, "dynamic": False, **self._options})
+
+    @contextlib.contextmanager
+    def _unlimited_recompilation(self, batch: Any):
+        """Check the first batch; compile for every new shape, however many there are."""
+        shape = signature(batch)
+        if shape in self._seen:
+            yield
+            return
+        if not self._seen:
+            check(self.objective, batch)
+        with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+            yield
+        self._seen.add(shape)
+
+
+def train_step(
+    objective: Objective,
+    optimizer: MakeOptimizer,
+    *,
+    compile: bool | Mapping[str, Any] = True,
+    accumulate: int = 1,
+    precision: Precision = "fp32",
+    clip: float | None = None,
+    lr: Callable[[int], float] | None = None,
+) -> TrainStep:
+    """A training step: `state = step.init(seed)`, then `state, metrics = step(state, batch)`.
+
+    Forward passes, losses and gradient are one compiled graph, once for every batch shape.
+    Nothing in a step waits for the device; metrics are 0-d tensors on it. Where the loss or the
+    gradient is not finite, parameters, optimizer, buffers and EMA stay as they were, and
+    `state.skipped` counts it.
+
+    Args:
+      objective: what to minimise.
+      optimizer: named parameters -> optimizer, as in
+        `lambda params: torch.optim.AdamW(params, lr=1e-4)`. For groups (no decay on biases and
+        norms, other rates for adapters) see `param_groups`.
+      compile: True, False, or options for `torch.compile` such as `{"mode": "max-autotune"}`.
+      accumulate: in how many parts to run each batch. Masks and labels are counted over the
+        whole batch first, so that value and gradient are those of the whole batch, except for
+        losses that relate the examples of a batch to each other: these see one part at a time.
+        Counting is a second, forward-only pass; compiled, it costs only what the counts need.
+      precision: `"fp32"`, or `"bf16"`: models under autocast, teachers' matrices held in
+        bfloat16; parameters, losses and updates stay in float32.
+      clip: greatest norm of the gradient over all models; None does not clip.
+      lr: schedule of a factor on the optimizer's learning rates, `step -> float`.
+
+    Raises:
+      ValueError: an option is out of range.
+    """
+    if accumulate < 1:
+        raise ValueError(f"train_step: accumulate is {accumulate}; at least 1 is expected.")
+    if precision not in ("fp32", "bf16"):
+        raise ValueError(f"train_step: precision is {precision!r}; 'fp32' or 'bf16' is expected.")
+    if clip is not None and not clip > 0:
+        raise ValueError(f"train_step: clip is {clip}; a positive norm or None is expected.")
+    if not callable(optimizer):
+        raise TypeError(
+            f"train_step: optimizer is a {type(optimizer).__name__}; a function of the parameters "
+            "is expected: lambda params: torch.optim.AdamW(params, lr=1e-4)."
+        )
+    return TrainStep(
+        objective, optimizer,
+        compile=compile, accumulate=accumulate, precision=precision, clip=clip, lr=lr,
+    )
+
+
+def _tensors_of(state: State) -> tuple[Any, Any, Any, Any]:
+    return state.trainable, state.frozen, state.buffers, state.loss_state
+
+
+def _device(tree: Mapping[str, Mapping[str, Tensor]]) -> torch.device:
+    return next(p.device for held in tree.values() for p in held.values())
+
+
+def _norms(grads: Sequence[Tensor], trainable: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+    """The norm of the gradient of each model, in float32."""
+    flat = iter(grads)
+    return {
+        name: torch.stack([next(flat).float().square().sum() for _ in held]).sum().sqrt()
+        for name, held in trainable.items()
+    }
+
+
+def _copy_into(old: Mapping[str, Mapping[str, Tensor]], new: Mapping[str, Mapping[str, Tensor]]) -> None:
+    """Into the state's own tensors: those of a captured graph are overwritten by its next run."""
+    pairs = [(x, new[m][n]) for m, held in old.items() for n, x in held.items() if new[m][n] is not x]
+    if pairs:
+        torch._foreach_copy_([x for x, _ in pairs], [y for _, y in pairs])
