@@ -99,6 +99,8 @@ def prepare(
         the message says what there is.
 
     Example:
+      >>> from fkd.interop.transformers import Capture, prepare
+      >>> from transformers import BertConfig, BertModel
       >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=2,
       ...                     intermediate_size=8, vocab_size=10)
       >>> model = BertModel(config).eval()

@@ -53,11 +53,12 @@ def init_from_layers(
         teacher, or layers differ in their names or shapes (they are listed).
 
     Example:
+      >>> from transformers import BertConfig, BertModel
       >>> config = BertConfig(hidden_size=8, num_attention_heads=2, num_hidden_layers=4,
       ...                     intermediate_size=8, vocab_size=10)
       >>> teacher = BertModel(config)
-      >>> small = BertModel(BertConfig(**{**config.to_dict(), "num_hidden_layers": 2}))
-      >>> student = init_from_layers(small, teacher, layers=[0, 2])
+      >>> fewer = BertConfig(**{**config.to_dict(), "num_hidden_layers": 2})
+      >>> student = init_from_layers(BertModel(fewer), teacher, layers=[0, 2])
       >>> torch.equal(student.encoder.layer[1].output.dense.weight,
       ...             teacher.encoder.layer[2].output.dense.weight)
       True
@@ -71,13 +72,12 @@ def init_from_layers(
             f"init_from_layers: student stacks {list(ours)} and teacher stacks {list(theirs)}; "
             "the same stacks of layers are expected in both."
         )
-    weights = _state(teacher)
+    mine, weights = _state(student), _state(teacher)
     start: dict[str, Tensor] = {}
     for label, stack in ours.items():
-        depths = _depth(student, stack), _depth(teacher, theirs[label])
-        chosen = _chosen(layers, label, *depths)
-        start |= _layer_weights(_state(student), weights, (stack, theirs[label]), chosen)
-    start |= _outside(student, teacher, weights, start, tuple(ours.values()))
+        chosen = _chosen(layers, label, _depth(mine, stack), _depth(weights, theirs[label]))
+        start |= _layer_weights(mine, weights, (stack, theirs[label]), chosen)
+    start |= _outside(mine, weights, tuple(ours.values()))
     result = copy.deepcopy(student)
     names = {_bare(student, n): n for n in result.state_dict()}
     result.load_state_dict({names[n]: w for n, w in start.items()}, strict=False)
@@ -85,24 +85,25 @@ def init_from_layers(
 
 
 def _stacks(model: nn.Module) -> dict[str, str]:
-    """The outermost lists of equal layers, by label (the label of a single one is "")."""
+    """The outermost lists of layers, by label (that of a single one is ""), under bare names."""
     found: list[str] = []
     for name, module in model.named_modules():
         inside = any(name.startswith(f + ".") for f in found)
         if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
             found.append(name)
-    if len(found) == 1:
-        return {"": found[0]}
-    return {label: stack for stack, label in label_stacks(found).items()}
+    labels = {found[0]: ""} if len(found) == 1 else label_stacks(found)
+    return {label: _bare(model, stack) for stack, label in labels.items()}
 
 
 def _is_stack(module: nn.ModuleList) -> bool:
-    kinds = {type(layer) for layer in module}
-    return len(kinds) == 1 and len(list(next(iter(module)).children())) > 1
+    """Whether the entries are blocks, not single layers."""
+    return len(module) > 0 and all(len(list(block.modules())) > 2 for block in module)
 
 
-def _depth(model: nn.Module, stack: str) -> int:
-    return len(list(model.get_submodule(stack).children()))
+def _depth(state: Mapping[str, Tensor], stack: str) -> int:
+    """How many layers a stack has."""
+    found = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in state)
+    return max(int(m[1]) for m in found if m) + 1
 
 
 def _chosen(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
@@ -180,17 +181,11 @@ def _find(theirs: Mapping[str, Tensor], stack: str, layer: int, rest: str) -> Te
 
 
 def _outside(
-    student: nn.Module,
-    teacher: nn.Module,
-    weights: Mapping[str, Tensor],
-    done: Mapping[str, Tensor],
-    stacks: tuple[str, ...],
+    ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor], stacks: tuple[str, ...]
 ) -> dict[str, Tensor]:
     """The weights outside of the layers that fit; what does not fit is logged."""
-    del teacher
-    rest = {n: w for n, w in _state(student).items() if n not in done}
-    rest = {n: w for n, w in rest.items() if not n.startswith(tuple(f"{s}." for s in stacks))}
-    fits = {n: weights[n] for n, w in rest.items() if n in weights and weights[n].shape == w.shape}
+    rest = {n: w for n, w in ours.items() if not n.startswith(tuple(f"{s}." for s in stacks))}
+    fits = {n: theirs[n] for n, w in rest.items() if n in theirs and theirs[n].shape == w.shape}
     left = [n for n in rest if n not in fits]
     if left:
         _LOG.warning("init_from_layers: left as the student has them: %s", ", ".join(left))

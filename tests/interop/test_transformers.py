@@ -1,0 +1,229 @@
+"""Attention capture against transformers' own eager path, values and gradients."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from fkd._apply import skeleton
+from fkd.interop.transformers import Capture, default_inputs, prepare
+
+from .tiny import CLASSES, INTERFACE, PARTS, batch_for, counted, eager, maps, tiny
+
+KINDS = ("attention", "attention_scores", "query", "key", "value")
+
+
+def _parts(name: str) -> tuple[str | None, ...]:
+    return PARTS.get(name, (None,))
+
+
+def _run(name: str, captures: list[Capture], paths: Any = (), model: Any = None) -> Any:
+    """Output and captures of a prepared copy, and the copy."""
+    copied = skeleton(tiny(name) if model is None else model, training=False)
+    prepared = prepare(copied, captures, paths)
+    raw = copied(**default_inputs(copied, batch_for(name)), **prepared.flags)
+    return prepared.outputs(raw), prepared.collect(), copied
+
+
+def _reference(name: str) -> tuple[Any, Any]:
+    model = eager(tiny(name))
+    return model(**default_inputs(model, batch_for(name)), output_attentions=True), model
+
+
+def _real(x: Tensor, where: Tensor) -> Tensor:
+    """A map without the rows of padding, which SDPA and eager treat differently."""
+    return x * where[:, None, :, None]
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_maps_are_those_of_the_eager_path(name: str) -> None:
+    parts = _parts(name)
+    output, found, _ = _run(name, [Capture("attention", i, p) for p in parts for i in (0, -1)])
+    expected, _ = _reference(name)
+    for part in parts:
+        where = counted(name, batch_for(name), part)
+        for layer in (0, -1):
+            ours, theirs = found["attention", layer, part], maps(expected, part)[layer]
+            torch.testing.assert_close(_real(ours, where), _real(theirs, where))
+            assert theirs.std() > 0.01, "a uniform map shows nothing"
+    if name in PARTS:
+        torch.testing.assert_close(output["logits"], expected["logits"])
+
+
+@pytest.mark.parametrize("name", CLASSES)
+def test_gradients_of_maps_are_those_of_the_eager_path(name: str) -> None:
+    part = _parts(name)[-1]
+    _, found, ours = _run(name, [Capture("attention", 1, part)])
+    expected, theirs = _reference(name)
+    where = counted(name, batch_for(name), part)
+    map_ = maps(expected, part)[1]
+    direction = torch.randn(map_.shape, generator=torch.Generator().manual_seed(0))
+    (_real(found["attention", 1, part], where) * direction).sum().backward()
+    (_real(map_, where) * direction).sum().backward()
+    reference = dict(theirs.named_parameters())
+    reached = 0
+    for parameter_name, p in ours.named_parameters():
+        grad = reference[parameter_name].grad
+        if grad is not None:
+            assert p.grad is not None, parameter_name
+            torch.testing.assert_close(p.grad, grad, atol=1e-5, rtol=1e-3)
+            reached += bool((grad != 0).any())
+    assert reached > 2
+
+
+@pytest.mark.parametrize("name", INTERFACE)
+def test_scores_are_what_the_softmax_is_taken_of(name: str) -> None:
+    parts = _parts(name)
+    _, found, _ = _run(name, [Capture("attention_scores", 1, p) for p in parts])
+    expected, _ = _reference(name)
+    for part in parts:
+        where = counted(name, batch_for(name), part)
+        ours = found["attention_scores", 1, part].softmax(-1)
+        torch.testing.assert_close(_real(ours, where), _real(maps(expected, part)[1], where))
+
+
+@pytest.mark.parametrize("name", [n for n in INTERFACE if n not in PARTS])
+def test_states_are_what_the_eager_function_is_given(
+    name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kinds = ("query", "key", "value")
+    _, found, _ = _run(name, [Capture(kind, 1) for kind in kinds])
+    model, calls = eager(tiny(name)), list[tuple[Tensor, ...]]()
+    namespace: Any = inspect.getmodule(type(model))
+    function = namespace.eager_attention_forward
+
+    def spy(module: Any, query: Tensor, key: Tensor, value: Tensor, *args: Any, **kw: Any) -> Any:
+        calls.append((query, key, value))
+        return function(module, query, key, value, *args, **kw)
+
+    monkeypatch.setattr(namespace, "eager_attention_forward", spy)
+    model(**default_inputs(model, batch_for(name)))
+    where = counted(name, batch_for(name), None)
+    for kind, theirs in zip(kinds, calls[1], strict=True):
+        ours = found[kind, 1, None]
+        torch.testing.assert_close(_real(ours, where), _real(theirs, where))
+        grouped = name in ("llama", "qwen2", "qwen3", "mistral", "gemma2") and kind != "query"
+        assert ours.shape[1] == (2 if grouped else theirs.shape[1])
+
+
+def test_projections_of_a_model_without_the_interface() -> None:
+    _, found, model = _run("deberta", [Capture(k, 1) for k in ("query", "value")])
+    hidden = _run("deberta", [], [("hidden_states", 1)])[0]["hidden_states"][1]
+    attention = model.encoder.layer[1].attention.self
+    for kind, projection in (("query", attention.query_proj), ("value", attention.value_proj)):
+        expected = projection(hidden).view(2, 6, 2, 8).transpose(1, 2)
+        torch.testing.assert_close(found[kind, 1, None], expected)
+
+
+@pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "vit"])
+@pytest.mark.parametrize(("kind", "calls"), [("attention", 2), ("attention_scores", 3), ("key", 3)])
+def test_other_layers_stay_on_sdpa(
+    name: str, kind: str, calls: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = list[None]()
+    sdpa = F.scaled_dot_product_attention
+    monkeypatch.setattr(
+        F, "scaled_dot_product_attention", lambda *a, **k: (seen.append(None), sdpa(*a, **k))[1]
+    )
+    _run(name, [Capture(kind, 1)])
+    assert len(seen) == calls
+
+
+@pytest.mark.parametrize("name", ["bert", "t5", "albert", "deberta", "clip_vision"])
+def test_the_users_model_is_unchanged(name: str) -> None:
+    model = tiny(name)
+    batch = default_inputs(model, batch_for(name))
+    before = copy.deepcopy(model.state_dict()), model.config.to_dict(), model(**batch)[0]
+    configs = [getattr(m, "config", None) for m in model.modules()]
+    names = [getattr(c, "_attn_implementation", None) for c in configs]
+    _run(name, [Capture("attention", 1, _parts(name)[0])], [("hidden_states", 1)], model)
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(before[0].values(), model.state_dict().values(), strict=True)
+    )
+    assert before[1] == model.config.to_dict()
+    assert torch.equal(before[2], model(**batch)[0])
+    assert configs == [getattr(m, "config", None) for m in model.modules()]
+    assert names == [getattr(c, "_attn_implementation", None) for c in configs]
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "albert"])
+@pytest.mark.compile
+def test_compiled_is_eager_value_and_gradient(name: str) -> None:
+    part = _parts(name)[-1]
+    captures = [Capture(kind, 1, part) for kind in KINDS]
+    copied = skeleton(tiny(name), training=False)
+    prefix = "decoder_" if name in PARTS else ""
+    prepared = prepare(copied, captures, [(f"{prefix}hidden_states", 1)])
+    inputs = {**default_inputs(copied, batch_for(name)), **prepared.flags}
+    buffers = dict(copied.named_buffers())
+
+    def total(params: dict[str, Tensor]) -> Tensor:
+        raw = torch.func.functional_call(copied, {**params, **buffers}, (), inputs)
+        output, found = prepared.outputs(raw), prepared.collect()
+        scores = [v.clamp(min=-1e3) for v in found.values()]
+        return sum(
+            (v * v.detach().cos()).sum() for v in [*scores, output[f"{prefix}hidden_states"][1]]
+        )
+
+    step = torch.func.grad_and_value(total)
+    params = {n: p.detach() for n, p in copied.named_parameters()}
+    torch._dynamo.reset()
+    compiled = torch.compile(step, backend="aot_eager", fullgraph=True)
+    grads, value = step(params)
+    for _ in range(2):
+        compiled_grads, compiled_value = compiled(params)
+        torch.testing.assert_close(compiled_value, value)
+        torch.testing.assert_close(compiled_grads, grads, atol=1e-4, rtol=1e-3)
+    assert sum(bool((g != 0).any()) for g in grads.values()) > 4
+
+
+def test_the_map_is_captured_before_dropout() -> None:
+    copied = skeleton(tiny("bert"), training=True)
+    attention = copied.bert.encoder.layer[1].attention.self
+    for module in copied.modules():
+        if isinstance(module, torch.nn.Dropout) and module is not attention.dropout:
+            module.p = 0.0
+    prepared, batch = prepare(copied, [Capture("attention", 1)]), batch_for("bert")
+    outputs, found = zip(
+        *((copied(**batch)[0], prepared.collect()["attention", 1, None]) for _ in range(2)),
+        strict=True,
+    )
+    torch.testing.assert_close(found[0].sum(-1), torch.ones(2, 2, 6))
+    assert torch.equal(*found)
+    assert not torch.equal(*outputs), "dropout acts on the captured layer"
+
+
+def test_all_maps_by_output_path() -> None:
+    output, found, _ = _run("llama", [Capture("attention", 1)], [("attentions", 0)])
+    expected, _ = _reference("llama")
+    where = counted("llama", batch_for("llama"), None)
+    for ours, theirs in zip(output["attentions"], expected.attentions, strict=True):
+        torch.testing.assert_close(_real(ours, where), _real(theirs, where))
+    assert torch.equal(found["attention", 1, None], output["attentions"][1])
+
+
+@pytest.mark.parametrize(
+    ("name", "capture", "message"),
+    [
+        ("bert", Capture("attention", 3), "layers 0 to 2 are expected"),
+        ("bert", Capture("attention", -4), "layers 0 to 2 are expected"),
+        ("bert", Capture("attention", 0, "cross"), r"part 'cross'; one of \['encoder'\]"),
+        ("bert", Capture("maps", 0), "kind 'maps'; one of"),
+        ("t5", Capture("key", 0), r"part None; one of \['encoder', 'decoder', 'cross'\]"),
+        ("t5", Capture("key", 2, "cross"), "of part 'cross'; layers 0 to 1"),
+        ("deberta", Capture("attention_scores", 0), "scores cannot be captured"),
+        ("deberta", Capture("attention", 7), "layers 0 to 2 are expected"),
+        ("deberta", Capture("query", 7), "layers 0 to 2 are expected"),
+    ],
+)
+def test_an_unknown_layer_is_an_error(name: str, capture: Capture, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        prepare(tiny(name), [capture])
