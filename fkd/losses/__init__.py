@@ -81,3 +81,12 @@ from ._soft_labels import uskd_soft_label as uskd_soft_label
 from ._soft_labels import uskd_target as uskd_target
 from ._soft_labels import wsld as wsld
 from ._soft_labels import wsld_weight as wsld_weight
+from ._teacher_logits import corrected_teacher as corrected_teacher
+from ._teacher_logits import probability_shift as probability_shift
+from ._teacher_logits import replace_wrong as replace_wrong
+from ._teacher_logits import standardize as standardize
+from ._teacher_logits import virtual_teacher as virtual_teacher
+from ._temperatures import ctkd_temperature as ctkd_temperature
+from ._temperatures import cwsm_temperature as cwsm_temperature
+from ._temperatures import flsw_temperature as flsw_temperature
+from ._temperatures import reverse_gradient as reverse_gradient

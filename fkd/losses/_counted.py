@@ -22,7 +22,8 @@ def counted_where(fn: Callable[..., Tensor]) -> Callable[[Loss], Loss]:
         bool, of the shape of the values.
 
     Example:
-      >>> from fkd.losses._counted import counted_where
+      >>> import torch
+      >>> from fkd.losses import counted_where
       >>> @counted_where(lambda labels: labels >= 0)
       ... def error(student, labels):
       ...     return (student - labels).square() * (labels >= 0)

@@ -76,7 +76,7 @@ def binary_kl(
 
     Example:
       >>> binary_kl(torch.tensor([[0.0, 0.0]]), torch.tensor([[0.0, 2.0]]))
-      tensor([0.1637])
+      tensor([0.1639])
 
     Reference:
       Yang et al., Multi-Label Knowledge Distillation, arXiv:2308.06453.
