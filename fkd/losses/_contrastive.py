@@ -62,7 +62,7 @@ def crd(
     teacher_embeddings: Float[Tensor, "batch dim"],
     *,
     state: CRDState,
-    dataset_size: float | Tensor,
+    dataset_size: int | float | Tensor,
     temperature: float | Tensor = 0.07,
     anchor: Literal["both", "student", "teacher"] = "both",
     where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
@@ -180,7 +180,7 @@ def _nce(
     anchor: Tensor,
     positive: Tensor,
     negatives: Queue,
-    dataset_size: float | Tensor,
+    dataset_size: int | float | Tensor,
     temperature: float | Tensor,
 ) -> Tensor:
     """`[batch]`: h = sigmoid(x . y / T - log(N / M)), so nothing overflows."""
