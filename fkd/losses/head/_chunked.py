@@ -1,0 +1,128 @@
+"""A few tokens at a time: logits, values and gradients of a chunk, then the next one.
+
+The gradient is computed in the forward pass, while the logits of the chunk are at hand. This
+needs the weight of every token in the total, and the total is a plain sum: 1, or 0 where a
+token does not count. The division by a count comes later, as a factor of the whole.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from ._carry import carry
+from ._problem import Problem, Result
+from ._products import add_outer, logits, prepared
+from ._rows import row_gradient, row_values, rows_of
+from ._sizes import block_rows
+
+RowFunction = Callable[[Problem, Tensor, Tensor | None, Tensor | None, Tensor, bool], "RowResult"]
+"""`rows(problem, student_logits, teacher_logits, labels, keep, with_gradient)`; may overwrite."""
+
+RowResult = tuple[Tensor, Tensor]
+"""Values `[rows, columns]`, and the gradient by the student's logits (anything if not asked)."""
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """What is accumulated over chunks; None where nothing asks for it."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+
+    @property
+    def wanted(self) -> bool:
+        return not (self.hidden is None and self.weight is None and self.bias is None)
+
+
+def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Result:
+    """The weighted sum over tokens, with the gradients of those inputs that require one."""
+    # Views, since a compiler knows inside torch.func.grad of a view only that it requires grad.
+    hidden, weight, bias = (None if x is None else x.view_as(x) for x in problem.student[:3])
+    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad
+              for x in (hidden, weight, bias)]  # fmt: skip
+    with torch.no_grad():
+        sums = _zeros(problem, wanted)
+        values = _sweep(problem, chunk, rows, sums)
+        total = values.new_zeros(())
+        for (w, _), column in zip(problem.divergence.terms, values.unbind(-1), strict=False):
+            total = total + w * column.sum()
+    inputs = [x for x, want in zip((hidden, weight, bias), wanted, strict=True) if want]
+    gradients = [x for x in (sums.hidden, sums.weight, sums.bias) if x is not None]
+    pairs = [(x, g.to(x.dtype)) for x, g in zip(inputs, gradients, strict=True) if x is not None]
+    return Result(carry(total, [x for x, _ in pairs], [g for _, g in pairs]), values)
+
+
+def torch_rows(
+    problem: Problem,
+    student: Tensor,
+    teacher: Tensor | None,
+    labels: Tensor | None,
+    keep: Tensor,
+    with_gradient: bool,
+) -> RowResult:
+    """The rows of a chunk by PyTorch operations, on blocks that stay in a cache."""
+    size, parts = block_rows(*student.shape, student.device), []
+    for start in range(0, student.shape[0], size):
+        cut = slice(start, start + size)
+        block = None if teacher is None else teacher[cut].to(problem.dtype)
+        block_labels = None if labels is None else labels[cut]
+        found = rows_of(problem, student[cut].to(problem.dtype), block)
+        excluded = ~keep[cut, None]
+        columns = torch.stack(row_values(problem, found, block_labels), dim=-1)
+        parts.append(columns.masked_fill(excluded, 0.0))
+        if with_gradient:
+            gradient = row_gradient(problem, found, block_labels).masked_fill_(excluded, 0.0)
+            if size >= student.shape[0]:
+                return parts[0], gradient.to(student.dtype)
+            student[cut] = gradient
+    return torch.cat(parts), student
+
+
+def _zeros(problem: Problem, wanted: list[bool]) -> Gradients:
+    """Sums to accumulate in: float32 or wider, except the hidden states', written once."""
+    student = problem.student
+    hidden = torch.empty_like(student.hidden) if wanted[0] else None
+    weight = torch.zeros_like(student.weight, dtype=problem.dtype) if wanted[1] else None
+    bias = student.weight.new_zeros(student.weight.shape[0], dtype=problem.dtype)
+    return Gradients(hidden, weight, bias if wanted[2] else None)
+
+
+def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Gradients) -> Tensor:
+    """The values of all tokens, `[tokens, columns]`; adds to the sums on the way."""
+    dtype = problem.logits_dtype
+    student = prepared(problem.student, dtype)
+    teacher = None if problem.teacher is None else prepared(problem.teacher, dtype)
+    buffers = _buffers(problem, min(chunk, student.hidden.shape[0]))
+    parts: list[Tensor] = []
+    for start in range(0, student.hidden.shape[0], chunk):
+        cut = slice(start, start + chunk)
+        hidden = student.hidden[cut]
+        z = logits(student, hidden, dtype, buffers[0])
+        z_t = teacher and logits(teacher, teacher.hidden[cut], dtype, buffers[1])
+        labels = None if problem.labels is None else problem.labels[cut]
+        values, gradient = rows(problem, z, z_t, labels, problem.keep[cut], sums.wanted)
+        parts.append(values)
+        if sums.wanted:
+            gradient = gradient.to(hidden.dtype)
+        if sums.hidden is not None:
+            sums.hidden[cut] = gradient @ student.weight
+        if sums.weight is not None:
+            add_outer(sums.weight, gradient, hidden)
+        if sums.bias is not None:
+            sums.bias.add_(gradient.sum(0, dtype=sums.bias.dtype))
+    columns = len(problem.columns)
+    return torch.cat(parts) if parts else problem.keep.new_zeros((0, columns), dtype=problem.dtype)
+
+
+def _buffers(problem: Problem, rows: int) -> tuple[Tensor | None, Tensor | None]:
+    """Memory for the logits of a chunk, used again by the next one; compilers plan their own."""
+    if torch.compiler.is_compiling() or problem.student.hidden.is_cuda:
+        return None, None
+    shape, dtype = (rows, problem.student.weight.shape[0]), problem.logits_dtype
+    student = problem.student.hidden.new_empty(shape, dtype=dtype)
+    return student, None if problem.teacher is None else torch.empty_like(student)

@@ -1,0 +1,134 @@
+"""Divergences as values: `0.9 * kl() + 0.1 * cross_entropy()` is one of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+Phi = Callable[[Tensor, Tensor], Tensor]
+"""`phi(log_p, log_q)`: what one entry of the vocabulary adds to the divergence."""
+
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
+"""`rule(log_p, log_q, p, q)`, elementwise."""
+
+
+@dataclass(frozen=True)
+class Atom:
+    """One divergence, `sum_v phi(log p_v, log q_v)`, or a loss of the student's logits alone.
+
+    Attributes:
+      name: how it prints, and its key among the metrics.
+      phi: the summand; None for a loss that is no sum over the vocabulary.
+      slope: `d phi / d log q`, up to a multiple of q, which the softmax takes out again.
+      params: the numbers of the formula.
+      square: whether the value carries the factor T^2 of a softened distribution.
+      kind: which branch of the fused kernel computes it; None if the kernel has none.
+    """
+
+    name: str
+    phi: Rule | None = None
+    slope: Rule | None = None
+    params: tuple[float, ...] = ()
+    kind: str | None = None
+    square: bool = True
+
+
+@dataclass(frozen=True)
+class Divergence:
+    """A weighted sum of divergences, evaluated together in one pass over the vocabulary.
+
+    Sums and multiples of divergences are divergences. A weight is a number or a 0-d tensor.
+
+    Example:
+      >>> from fkd.losses import head
+      >>> 0.9 * head.kl() + 0.1 * head.cross_entropy()
+      0.9 * kl() + 0.1 * cross_entropy()
+    """
+
+    terms: tuple[tuple[float | Tensor, Atom], ...]
+
+    def __add__(self, other: Divergence) -> Divergence:
+        return Divergence(self.terms + other.terms)
+
+    def __mul__(self, weight: float | Tensor) -> Divergence:
+        return Divergence(tuple((weight * w, atom) for w, atom in self.terms))
+
+    __rmul__ = __mul__
+
+    def __repr__(self) -> str:
+        shown = [(w if isinstance(w, Tensor) else f"{w:g}", a.name) for w, a in self.terms]
+        return " + ".join(name if w == "1" else f"{w} * {name}" for w, name in shown)
+
+    @property
+    def atoms(self) -> tuple[Atom, ...]:
+        """The divergences without their weights."""
+        return tuple(atom for _, atom in self.terms)
+
+    @property
+    def needs_labels(self) -> bool:
+        """Whether a hard cross-entropy is among them."""
+        return any(atom.kind == "cross_entropy" for atom in self.atoms)
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether any of them reads the teacher."""
+        return any(atom.phi is not None for atom in self.atoms)
+
+
+def one(
+    name: str, phi: Rule | None, slope: Rule | None, *params: float, square: bool = True
+) -> Divergence:
+    """A named divergence, of weight 1."""
+    shown = f"{name}({', '.join(f'{x:g}' for x in params)})"
+    return Divergence(((1.0, Atom(shown, phi, slope, params, name, square)),))
+
+
+def elementwise(phi: Phi) -> Divergence:
+    """Your own divergence `sum_v phi(log_p_v, log_q_v)`, from a pure elementwise function.
+
+        g_v = (1 / q_v) d phi / d log q_v,   d/dz = q (g - E_q[g]) / T
+
+    The gradient comes from `torch.func.grad` of `phi` on one chunk at a time. An entry that
+    both models give probability 0 adds 0; elsewhere `phi` must handle -inf itself. A bare
+    function is taken for its `elementwise` wherever a divergence is expected.
+
+    Args:
+      phi: maps `log_p` and `log_q`, both `[tokens, vocab]`, to `[tokens, vocab]`.
+
+    Returns:
+      A `Divergence`, scaled by T^2 like the named ones.
+
+    Example:
+      >>> from fkd.losses import head
+      >>> head.elementwise(lambda log_p, log_q: (log_p.exp().sqrt() - log_q.exp().sqrt()) ** 2)
+      elementwise(<lambda>)
+    """
+
+    def alive(fn: Phi, log_p: Tensor, log_q: Tensor) -> Tensor:
+        dead = torch.isneginf(log_p) & torch.isneginf(log_q)
+        inputs = log_p.masked_fill(dead, 0.0), log_q.masked_fill(dead, 0.0)
+        return fn(*inputs).masked_fill(dead, 0.0)
+
+    def value(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        return alive(phi, log_p, log_q)
+
+    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
+        return torch.func.grad(lambda x: alive(phi, log_p, x).sum())(log_q)
+
+    name = f"elementwise({getattr(phi, '__name__', repr(phi))})"
+    return Divergence(((1.0, Atom(name, value, slope)),))
+
+
+def as_divergence(value: Divergence | Phi) -> Divergence:
+    """A divergence as it is; a function `phi(log_p, log_q)` as its `elementwise`."""
+    if isinstance(value, Divergence):
+        return value
+    if not callable(value):
+        raise ValueError(
+            f"head_divergence: divergence {value!r} is neither a divergence nor a function "
+            "phi(log_p, log_q). Did you mean head.kl()?"
+        )
+    return elementwise(value)

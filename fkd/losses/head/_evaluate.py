@@ -1,0 +1,102 @@
+"""From arguments to results: which execution of the one definition runs."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from ..._mean import Mean
+from ._chunked import chunked, torch_rows
+from ._divergence import Divergence, Phi
+from ._fused import fused_rows, unfusible
+from ._inputs import Side, Targets, problem_of
+from ._materialized import materialized
+from ._problem import Number, Problem, Result, Vocabulary
+from ._sizes import chunk_tokens
+
+Strategy = Literal["auto", "materialized", "chunked", "fused"]
+
+
+def evaluate(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    teacher_hidden: Tensor | None,
+    teacher_weight: Tensor | None,
+    *,
+    divergence: Divergence | Phi,
+    student_bias: Tensor | None = None,
+    teacher_bias: Tensor | None = None,
+    labels: Tensor | None = None,
+    temperature: Number = 1.0,
+    where: Tensor | None = None,
+    ignore_index: int = -100,
+    shift: bool = False,
+    student_logit_scale: Number | None = None,
+    teacher_logit_scale: Number | None = None,
+    student_softcap: Number | None = None,
+    teacher_softcap: Number | None = None,
+    student_vocabulary: Vocabulary | None = None,
+    teacher_vocabulary: Vocabulary | None = None,
+    logits_dtype: torch.dtype | None = None,
+    strategy: Strategy = "auto",
+    chunk_size: int | None = None,
+    metrics: bool = False,
+) -> tuple[Mean, dict[str, Tensor]]:
+    """The sum and count of `head_divergence`, and the values of every token by name."""
+    student = Side(student_hidden, student_weight, student_bias, student_logit_scale,
+                   student_softcap, student_vocabulary)  # fmt: skip
+    teacher = Side(teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale,
+                   teacher_softcap, teacher_vocabulary)  # fmt: skip
+    problem = problem_of(
+        student,
+        teacher,
+        Targets(labels, where, ignore_index, shift),
+        divergence=divergence,
+        temperature=temperature,
+        logits_dtype=logits_dtype,
+        metrics=metrics,
+    )
+    result = solve(problem, strategy, chunk_size)
+    columns = (x.reshape(student_hidden.shape[:-1]) for x in result.values.unbind(-1))
+    count = problem.keep.sum().to(result.total.dtype)
+    return Mean(result.total, count), dict(zip(problem.columns, columns, strict=True))
+
+
+def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Result:
+    """The result of a problem by a strategy."""
+    if strategy not in ("auto", "materialized", "chunked", "fused"):
+        raise ValueError(
+            f"head_divergence: strategy {strategy!r}; 'auto', 'materialized', 'chunked' or "
+            "'fused' is expected."
+        )
+    if strategy == "materialized":
+        return materialized(problem)
+    _check_constants(problem)
+    if strategy == "auto":
+        strategy = "fused" if problem.keep.is_cuda and unfusible(problem) is None else "chunked"
+    if strategy == "fused" and (reason := unfusible(problem)) is not None:
+        raise ValueError(f"head_divergence: strategy 'fused' {reason}. Use strategy='chunked'.")
+    rows = fused_rows(problem) if strategy == "fused" else torch_rows
+    return chunked(problem, _chunk(problem, chunk_size), rows)
+
+
+def _chunk(problem: Problem, chunk_size: int | None) -> int:
+    if chunk_size is None:
+        tokens, vocab = problem.student.hidden.shape[0], problem.student.weight.shape[0]
+        return chunk_tokens(tokens, vocab, device=problem.keep.device, dtype=problem.logits_dtype)
+    if chunk_size < 1:
+        raise ValueError(f"head_divergence: chunk_size {chunk_size}; 1 or more is expected.")
+    return chunk_size
+
+
+def _check_constants(problem: Problem) -> None:
+    """The gradient is computed for the student alone: say so rather than lose the teacher's."""
+    teacher = () if problem.teacher is None else problem.teacher[:3]
+    # Of a view, since a compiler inside torch.func.grad knows it of nothing else.
+    if any(x is not None and x.view_as(x).requires_grad for x in teacher):
+        raise ValueError(
+            "head_divergence: the teacher requires grad; a constant is expected. Detach "
+            "teacher_hidden, teacher_weight and teacher_bias, or use strategy='materialized'."
+        )

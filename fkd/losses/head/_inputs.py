@@ -1,0 +1,164 @@
+"""From the arguments of a head to a `Problem`: checked, flattened, restricted and masked."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._numerics import floating
+from ._divergence import Divergence, Phi, as_divergence
+from ._problem import Head, Number, Problem, Vocabulary
+
+
+class Side(NamedTuple):
+    """The arguments that belong to one model."""
+
+    hidden: Tensor | None
+    weight: Tensor | None
+    bias: Tensor | None
+    scale: Number | None
+    softcap: Number | None
+    vocabulary: Vocabulary | None
+
+
+class Targets(NamedTuple):
+    """The arguments that say which positions count and what their labels are."""
+
+    labels: Tensor | None
+    where: Tensor | None
+    ignore_index: int
+    shift: bool
+
+
+def problem_of(
+    student: Side,
+    teacher: Side,
+    targets: Targets,
+    *,
+    divergence: Divergence | Phi,
+    temperature: Number,
+    logits_dtype: torch.dtype | None,
+    metrics: bool,
+) -> Problem:
+    """The problem that the arguments of `head_divergence` describe."""
+    divergence = as_divergence(divergence)
+    if student.hidden is None or student.weight is None:
+        raise ValueError("head_divergence: student_hidden and student_weight must be tensors.")
+    labels, keep = _flat_targets(student.hidden, student.weight, student.vocabulary, targets)
+    if labels is None and divergence.needs_labels:
+        raise ValueError("head_divergence: cross_entropy() needs labels; got None. Pass labels=.")
+    if teacher.hidden is None and divergence.needs_teacher:
+        raise ValueError(
+            f"head_divergence: {divergence!r} needs teacher_hidden and teacher_weight; got None."
+        )
+    if not (divergence.needs_teacher or metrics):
+        teacher = teacher._replace(hidden=None)
+    heads = _head("student", student, keep), _head("teacher", teacher, keep)
+    if heads[0] is None:
+        raise AssertionError
+    _check_pair(heads[0], heads[1], student.hidden, teacher.hidden)
+    dtype = logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
+    if not divergence.needs_labels:
+        labels = None
+    return Problem(heads[0], heads[1], labels, keep, divergence, temperature, dtype, metrics)
+
+
+def counted(
+    student_hidden: Tensor,
+    student_weight: Tensor,
+    labels: Tensor | None,
+    where: Tensor | None,
+    ignore_index: int,
+    shift: bool,
+    student_vocabulary: Vocabulary | None,
+) -> Tensor:
+    """`[*batch]`, the positions that count."""
+    targets = Targets(labels, where, ignore_index, shift)
+    _, keep = _flat_targets(student_hidden, student_weight, student_vocabulary, targets)
+    return keep.reshape(student_hidden.shape[:-1])
+
+
+def _head(name: str, side: Side, keep: Tensor) -> Head | None:
+    """One model's head over flat tokens and the shared vocabulary."""
+    if side.hidden is None or side.weight is None:
+        return None
+    hidden, weight, bias = side.hidden, side.weight, side.bias
+    floating("head_divergence", **{f"{name}_hidden": hidden, f"{name}_weight": weight})
+    if weight.ndim != 2 or hidden.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"head_divergence: {name}_weight {tuple(weight.shape)} must be [vocab, features] with "
+            f"the features of {name}_hidden {tuple(hidden.shape)}. Is it transposed?"
+        )
+    if side.vocabulary is not None:
+        weight = _restrict(weight, side.vocabulary)
+        bias = None if bias is None else _restrict(bias, side.vocabulary)
+    flat = hidden.reshape(-1, hidden.shape[-1])
+    flat = flat.masked_fill(~keep[:, None], 0.0)
+    return Head(flat, weight, bias, side.scale, side.softcap)
+
+
+def _check_pair(
+    student: Head, teacher: Head | None, student_hidden: Tensor, teacher_hidden: Tensor | None
+) -> None:
+    if teacher is None or teacher_hidden is None:
+        return
+    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
+        raise ValueError(
+            f"head_divergence: student_hidden {tuple(student_hidden.shape)} and teacher_hidden "
+            f"{tuple(teacher_hidden.shape)} must have the same positions."
+        )
+    if student.weight.shape[0] != teacher.weight.shape[0]:
+        raise ValueError(
+            f"head_divergence: student_weight has {student.weight.shape[0]} entries and "
+            f"teacher_weight {teacher.weight.shape[0]}; one shared vocabulary is expected. "
+            "Give student_vocabulary and teacher_vocabulary, the ids both models have."
+        )
+
+
+def _restrict(x: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """The rows of a head that belong to the shared vocabulary."""
+    return x[vocabulary] if isinstance(vocabulary, slice) else x.index_select(0, vocabulary)
+
+
+def _flat_targets(
+    hidden: Tensor, weight: Tensor, vocabulary: Vocabulary | None, targets: Targets
+) -> tuple[Tensor | None, Tensor]:
+    """Labels within the shared vocabulary (0 where there is none), and which tokens count."""
+    labels, where, ignore_index, shift = targets
+    batch = hidden.shape[:-1]
+    for name, x in {"labels": labels, "where": where}.items():
+        if x is not None and x.shape != batch:
+            raise ValueError(
+                f"head_divergence: {name} {tuple(x.shape)} must have the positions of "
+                f"student_hidden {tuple(hidden.shape)}: {tuple(batch)}."
+            )
+    keep = torch.ones(batch, dtype=torch.bool, device=hidden.device)
+    if labels is not None:
+        keep = labels != ignore_index
+        labels = torch.where(keep, labels, 0).long()
+    if shift:
+        keep = _next(keep)
+        labels = None if labels is None else _next(labels)
+    if where is not None:
+        keep = keep & where.bool()
+    if labels is not None and vocabulary is not None:
+        labels = _translate(labels, vocabulary, weight.shape[0])
+        keep = keep & (labels >= 0)
+    if labels is not None:
+        labels = torch.where(keep, labels, 0).flatten()
+    return labels, keep.flatten()
+
+
+def _next(x: Tensor) -> Tensor:
+    """What the next position holds; 0 (False) at the last one."""
+    return torch.cat([x[..., 1:], torch.zeros_like(x[..., :1])], dim=-1)
+
+
+def _translate(labels: Tensor, vocabulary: Vocabulary, vocab: int) -> Tensor:
+    """From ids of the model to places in the shared vocabulary; -1 if the id is not shared."""
+    ids = torch.arange(vocab, device=labels.device)
+    shared = ids[vocabulary] if isinstance(vocabulary, slice) else vocabulary
+    places = torch.full_like(ids, -1).scatter(0, shared, ids[: shared.numel()])
+    return places[labels]

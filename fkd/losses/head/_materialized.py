@@ -1,0 +1,27 @@
+"""The definition: all logits at once, differentiated by autograd."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ._problem import Head, Problem, Result
+from ._rows import row_values, rows_of
+
+
+def materialized(problem: Problem) -> Result:
+    """The weighted sum over tokens, from the logits of the whole batch."""
+    student = _logits(problem.student, problem.dtype)
+    teacher = None if problem.teacher is None else _logits(problem.teacher, problem.dtype)
+    columns = row_values(problem, rows_of(problem, student, teacher), problem.labels)
+    values = torch.stack([c.masked_fill(~problem.keep, 0.0) for c in columns], dim=-1)
+    total = values.new_zeros(())
+    for (weight, _), column in zip(problem.divergence.terms, values.unbind(-1), strict=False):
+        total = total + weight * column.sum()
+    return Result(total, values.detach())
+
+
+def _logits(head: Head, dtype: torch.dtype) -> Tensor:
+    bias = None if head.bias is None else head.bias.to(dtype)
+    return F.linear(head.hidden.to(dtype), head.weight.to(dtype), bias)

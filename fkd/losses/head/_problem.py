@@ -1,0 +1,82 @@
+"""What the strategies are given: flat, checked tensors and the constants of the objective."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ._divergence import Divergence
+
+Number = float | Tensor
+Vocabulary = Tensor | slice
+
+METRICS = ("student_entropy", "teacher_entropy", "agreement")
+
+
+class Head(NamedTuple):
+    """The inputs of one model's head, and what it does to the product.
+
+    Attributes:
+      hidden: `[tokens, features]`, 0 where a token does not count.
+      weight: `[vocab, features]`.
+      bias: `[vocab]`.
+      scale: the logits are multiplied by it,
+      softcap: then become `softcap * tanh(logits / softcap)`.
+    """
+
+    hidden: Tensor
+    weight: Tensor
+    bias: Tensor | None = None
+    scale: Number | None = None
+    softcap: Number | None = None
+
+
+class Problem(NamedTuple):
+    """One call: both heads, the positions that count, and the objective.
+
+    Attributes:
+      student: the student's head.
+      teacher: the teacher's; None if the divergence reads no teacher.
+      labels: `[tokens]`, within the vocabulary; 0 where there is none.
+      keep: `[tokens]`, which tokens count.
+      divergence: the weighted sum.
+      temperature: of both distributions.
+      logits_dtype: what the logits are stored in; the rows' arithmetic is in `dtype`.
+      metrics: whether columns of metrics follow the divergences.
+    """
+
+    student: Head
+    teacher: Head | None
+    labels: Tensor | None
+    keep: Tensor
+    divergence: Divergence
+    temperature: Number
+    logits_dtype: torch.dtype
+    metrics: bool
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The dtype of sums and values: float64 if the logits are, float32 otherwise."""
+        return torch.promote_types(self.logits_dtype, torch.float32)
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The names of the per-token values, in order."""
+        names = tuple(atom.name for atom in self.divergence.atoms)
+        if not self.metrics:
+            return names
+        return names + (METRICS if self.teacher is not None else METRICS[:1])
+
+
+class Result(NamedTuple):
+    """What a strategy returns: the weighted sum over tokens and the values it was made of.
+
+    Attributes:
+      total: `[]`.
+      values: `[tokens, columns]`, without gradient; 0 where a token does not count.
+    """
+
+    total: Tensor
+    values: Tensor
