@@ -15,7 +15,6 @@ function of the model's own file, so soft caps, sinks and position biases are in
 Nothing here is imported before a model of transformers is met.
 """
 
-from ._capture import Capture as Capture
 from ._capture import Prepared as Prepared
 from ._capture import prepare as prepare
 from ._forward import default_inputs as default_inputs
@@ -23,3 +22,4 @@ from ._forward import is_transformers as is_transformers
 from ._forward import outputs as outputs
 from ._layers import init_from_layers as init_from_layers
 from ._save import save_pretrained as save_pretrained
+from ._types import Capture as Capture

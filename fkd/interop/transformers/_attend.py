@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -43,6 +44,32 @@ def eager_function(module: nn.Module) -> Callable[..., Any]:
     """The eager attention function of the file that a module's forward is written in."""
     forward: Any = inspect.unwrap(type(module).forward)
     return forward.__globals__.get("eager_attention_forward", _eager)
+
+
+def attach(
+    module: nn.Module,
+    store: Store,
+    wanted: Mapping[Any, Mapping[str, tuple[Key, ...]]],
+    *,
+    counter: str = "",
+    returns: bool = False,
+) -> None:
+    """Let one attention module, and no other, use the capturing attention function."""
+    from transformers import AttentionInterface
+    from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+    AttentionInterface.register(NAME, capture_attention)
+    changed: Any = module
+    base, eager = changed.config._attn_implementation, eager_function(module)
+    if base is not None and "flex" in base:
+        raise ValueError(
+            "attention capture: the model uses flex attention, whose masks cannot be read. "
+            "Load it with attn_implementation='sdpa'."
+        )
+    usual = ALL_ATTENTION_FUNCTIONS.get_interface(base or "eager", eager)
+    changed._fkd_capture = Tag(wanted, returns, counter, store, usual, eager)
+    changed.config = copy.copy(changed.config)
+    changed.config._attn_implementation_internal = NAME
 
 
 def capture_attention(

@@ -9,6 +9,8 @@ from typing import Any
 
 from torch import nn
 
+from ._types import KINDS, Capture
+
 _FAMILIES = (("encoder", "decoder"), ("text", "vision", "image", "audio", "speech"))
 _CROSS = ("cross", "encoder_attn", "encdec", "encoder_decoder")
 _PROJECTIONS = (
@@ -136,3 +138,34 @@ def _shared(sites: list[Site], config: Any) -> Layers:
     groups = [sites[i : i + inner] for i in range(0, len(sites), inner)]
     run = [s for group in groups for _ in range(calls) for s in group]
     return {layer: replace(site, shared=True) for layer, site in enumerate(run)}
+
+
+def resolve(parts: Mapping[str, Layers], capture: Capture) -> tuple[str, int]:
+    """The part and the layer, counted from 0, that a capture means."""
+    if capture.kind not in KINDS:
+        raise ValueError(f"attention capture: kind {capture.kind!r}; one of {KINDS} is expected.")
+    part = _part(parts, capture)
+    layers = parts[part]
+    depth = max(layers) + 1
+    layer = capture.layer + depth if capture.layer < 0 else capture.layer
+    if layer in layers:
+        return part, layer
+    which = f" of part {part!r}" if len(parts) > 1 else ""
+    have = f"0 to {depth - 1}" if len(layers) == depth else f"{sorted(layers)}"
+    raise ValueError(
+        f"{capture.kind}({capture.layer}): there is no such attention layer{which}; "
+        f"layers {have} are expected (or {-depth} to -1, from the end)."
+    )
+
+
+def _part(parts: Mapping[str, Layers], capture: Capture) -> str:
+    if capture.part in parts:
+        return str(capture.part)
+    own = [p for p in parts if p != "cross"]
+    if len(own) == 1 and (capture.part is None or capture.part in own[0].split(".")):
+        return own[0]
+    raise ValueError(
+        f"{capture.kind}({capture.layer}): part {capture.part!r}; one of {list(parts)} is "
+        f"expected, since the model has several stacks of attention layers. "
+        f"Write {capture.kind}({capture.layer}, part={next(iter(parts))!r})."
+    )

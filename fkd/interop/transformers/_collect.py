@@ -1,0 +1,47 @@
+"""transformers' own collection of hidden states and maps, made ready before compiling."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from torch import nn
+
+from ._attend import Store, Tag, attach
+from ._forward import is_transformers
+from ._sites import attention_parts
+
+
+def return_all_maps(model: nn.Module, store: Store) -> None:
+    """Every layer returns its map, for transformers to collect: as `output_attentions` asks."""
+    parts = attention_parts(model)
+    for site in (s for layers in parts.values() for s in layers.values()):
+        tag: Tag | None = getattr(site.module, "_fkd_capture", None)
+        if tag is None:
+            attach(site.module, store, {}, returns=True)
+        elif not tag.returns:
+            module: Any = site.module
+            module._fkd_capture = replace(tag, returns=True)
+    if not parts:
+        configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
+        for config in configs:
+            if hasattr(config, "_attn_implementation_internal"):
+                config._attn_implementation_internal = "eager"
+
+
+def install_output_hooks(model: nn.Module) -> None:
+    """Install the hooks that transformers would install, under a lock, in the first forward.
+
+    Hooks that the model's own earlier forward passes have left are taken away first: installed
+    twice, they collect everything twice.
+    """
+    from transformers.utils import output_capturing
+
+    for module in model.modules():
+        hooks: Any = module._forward_hooks  # pyright: ignore[reportPrivateUsage]
+        source = output_capturing.__name__
+        for key in [k for k, h in hooks.items() if getattr(h, "__module__", "") == source]:
+            del hooks[key]
+        vars(module).pop("_output_capturing_hooks_installed", None)
+    if is_transformers(model):
+        output_capturing.maybe_install_capturing_hooks(model)  # pyright: ignore[reportArgumentType]

@@ -1,0 +1,75 @@
+"""Captures in models whose attention cannot be replaced: projections by hooks, maps as output."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from torch import Tensor, nn
+
+from ._attend import Store
+from ._forward import is_transformers
+from ._sites import projection_parts, projections, resolve
+from ._types import STATES, Capture
+
+
+def hook_projection(model: nn.Module, capture: Capture, store: Store) -> bool:
+    """Capture a projection by a hook, in a model whose attention cannot be replaced."""
+    if capture.kind not in STATES:
+        return False
+    parts = projection_parts(model)
+    if not parts:
+        raise ValueError(
+            f"{capture.kind}({capture.layer}): {type(model).__name__} has no separate query, key "
+            "and value projections, and its attention cannot be replaced. "
+            "Use .tap(name) on the submodule that computes them."
+        )
+    part, layer = resolve(parts, capture)
+    module = parts[part][layer].module
+    found = projections(module)
+    assert found is not None
+    head_dim = found[0].out_features // _heads(module, model)
+    projection = found[STATES.index(capture.kind)]
+    projection.register_forward_hook(_split_hook(store, capture, head_dim))
+    return True
+
+
+def _split_hook(store: Store, capture: Capture, head_dim: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
+        del module, args
+        store[capture] = output.unflatten(-1, (-1, head_dim)).transpose(1, 2)
+
+    return hook
+
+
+def _heads(module: nn.Module, model: nn.Module) -> int:
+    for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
+        for owner in (module, getattr(module, "config", None), getattr(model, "config", None)):
+            if isinstance(getattr(owner, name, None), int):
+                return getattr(owner, name)
+    raise ValueError(f"attention capture: {type(module).__name__} does not say how many heads.")
+
+
+def output_map(model: nn.Module, capture: Capture) -> tuple[str, int]:
+    """Where the model's own output has a map. All layers compute theirs then."""
+    if capture.kind != "attention" or not is_transformers(model):
+        raise ValueError(
+            f"{capture.kind}({capture.layer}): the attention of {type(model).__name__} cannot be "
+            "replaced, so its scores cannot be captured. attention(layer), query, key, value "
+            "and .tap(name) can."
+        )
+    fields = {"encoder": "encoder_attentions", "decoder": "decoder_attentions"}
+    fields["cross"] = "cross_attentions"
+    config: Any = model.config
+    several = bool(getattr(config, "is_encoder_decoder", False))
+    if several and capture.part not in fields:
+        raise ValueError(
+            f"attention({capture.layer}): part {capture.part!r}; one of {list(fields)} is expected."
+        )
+    depth: int = config.num_hidden_layers
+    if not several and not -depth <= capture.layer < depth:
+        raise ValueError(
+            f"attention({capture.layer}): there is no such attention layer; layers 0 to "
+            f"{depth - 1} are expected (or {-depth} to -1, from the end)."
+        )
+    return (fields.get(str(capture.part), "attentions"), capture.layer)
