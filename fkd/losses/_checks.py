@@ -113,7 +113,11 @@ def one_of(loss: str, name: str, value: str, choices: tuple[str, ...]) -> None:
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm of the last axis; at the zero vector the gradient is 0, not nan."""
-    square = (x * x).sum(-1)
+    return root((x * x).sum(-1))
+
+
+def root(square: Tensor) -> Tensor:
+    """Square root of values >= 0; at 0 the gradient is 0, not inf."""
     positive = square > 0
     return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
 
