@@ -1,0 +1,286 @@
+"""Charts as SVG text. Pure functions; colours are CSS variables of the page."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from html import escape
+from typing import NamedTuple
+
+import numpy as np
+
+from ._series import Array, Series
+
+WIDTH, HEIGHT = 560, 250
+LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 28
+COLORS = 8  # of the page: --c0 .. --c7
+
+
+class Axis(NamedTuple):
+    """A range of values, and where they are drawn.
+
+    Attributes:
+      low: the value at `start`.
+      high: the value at `end`.
+      start: in the units of the drawing.
+      end: in the units of the drawing.
+      log: whether equal ratios are equal lengths.
+    """
+
+    low: float
+    high: float
+    start: float
+    end: float
+    log: bool = False
+
+    def place(self, values: Array) -> Array:
+        """Where values are drawn."""
+        low, high = self._scaled(self.low), self._scaled(self.high)
+        x = np.log10(np.maximum(values, 1e-300)) if self.log else values
+        return self.start + (x - low) / (high - low) * (self.end - self.start)
+
+    def ticks(self, about: int = 5) -> list[float]:
+        """Round values inside the range."""
+        found = self._decades() if self.log else []
+        return found if len(found) >= 2 else _round_steps(self.low, self.high, about)
+
+    def _scaled(self, value: float) -> float:
+        return math.log10(value) if self.log else value
+
+    def _decades(self) -> list[float]:
+        first, last = math.floor(math.log10(self.low)), math.ceil(math.log10(self.high))
+        every = max(1, (last - first) // 6)
+        digits = (1, 2, 5) if last - first <= 2 else (1,)
+        values = [d * 10.0**e for e in range(first, last + 1, every) for d in digits]
+        return [v for v in values if self.low <= v * (1 + 1e-9) and v <= self.high * (1 + 1e-9)]
+
+
+def _round_steps(low: float, high: float, about: int) -> list[float]:
+    raw = (high - low) / about
+    size = 10.0 ** math.floor(math.log10(raw))
+    step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """A number with about four digits, as short as it reads well.
+
+    Example:
+      >>> [number(x) for x in (0.31234, 12345.0, 3e-5, 0.0, 2_500_000.0)]
+      ['0.3123', '12.3k', '3e-5', '0', '2.5M']
+    """
+    size = abs(value)
+    if not math.isfinite(value) or value == 0:
+        return f"{value:g}"
+    for limit, unit in ((1e12, ""), (1e9, "G"), (1e6, "M"), (1e4, "k")):
+        if size >= limit * (1 - 5e-5) and unit:
+            scale = 1e3 if unit == "k" else limit
+            return f"{value / scale:.3g}{unit}" if size < 999.5 * scale else f"{value:.3g}"
+    if size < 1e-3:
+        mantissa, exponent = f"{value:.2e}".split("e")
+        return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
+    return f"{value:.4g}"
+
+
+def value_range(series: Sequence[Series], *, log: bool) -> tuple[float, float] | None:
+    """The range of an axis: all but the most extreme half percent, with some room.
+
+    None if there is nothing to show (no finite value; no positive one for a logarithmic axis).
+    """
+    finite = np.concatenate([s.finite for s in series] or [np.array([])])
+    if log:
+        finite = finite[finite > 0]
+    if not len(finite):
+        return None
+    low, high = (float(x) for x in np.percentile(finite, [0.5, 99.5]))
+    few = len(finite) < 200
+    low, high = (float(finite.min()), float(finite.max())) if few else (low, high)
+    # The last values always show.
+    ends = [float(s.finite[-1]) for s in series if len(s.finite)]
+    ends = [x for x in ends if x > 0 or not log]
+    low, high = min([low, *ends]), max([high, *ends])
+    if log:
+        room = max((high / low) ** 0.04, 1.05)
+        return low / room, high * room
+    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    bottom = 0.0 if 0 <= low < 0.35 * high else low - room
+    return bottom, high + room
+
+
+def color(index: int, count: int) -> str:
+    """One of eight hues that stay apart, or a ramp if there are more series than that."""
+    if count <= COLORS:
+        return f"var(--c{index})"
+    share = 100 * index / (count - 1)
+    return f"color-mix(in oklab, var(--ramp1) {share:.0f}%, var(--ramp0))"
+
+
+def line_chart(
+    lines: Sequence[Series],
+    *,
+    faint: Sequence[Series] = (),
+    log: bool = False,
+    colors: Sequence[str] | None = None,
+    steps: tuple[float, float] | None = None,
+) -> str:
+    """Lines over steps, as one `<g>`.
+
+    Args:
+      lines: the series.
+      faint: the same series before they were smoothed, drawn behind them.
+      log: a logarithmic axis of values; what is not positive is not drawn.
+      colors: of the lines.
+      steps: the range of the axis of steps; that of the series if None.
+
+    Returns:
+      The group; empty if there is nothing to show.
+    """
+    limits = value_range([*lines, *faint], log=log)
+    if limits is None:
+        return ""
+    colors = colors or [color(i, len(lines)) for i in range(len(lines))]
+    x = Axis(*(steps or step_range(lines)), LEFT, WIDTH - RIGHT)
+    y = Axis(*limits, HEIGHT - BOTTOM, TOP, log)
+    drawn = [_path(s, x, y, c, "faint") for s, c in zip(faint, colors, strict=False)]
+    drawn += [_path(s, x, y, c, "line") for s, c in zip(lines, colors, strict=True)]
+    drawn += [_not_numbers(s, x, c) for s, c in zip(faint or lines, colors, strict=False)]
+    inside = _clipped("".join(drawn))
+    return f'<g class="{"log" if log else "lin"}">{_grid(x, y)}{inside}</g>'
+
+
+def step_range(lines: Sequence[Series]) -> tuple[float, float]:
+    """From the first to the last step of the series."""
+    low = min(float(s.steps[0]) for s in lines)
+    high = max(float(s.steps[-1]) for s in lines)
+    return (low, high) if high > low else (low - 1, high + 1)
+
+
+def _clipped(content: str) -> str:
+    """The inside of the axes and a few units around it, for lines that have width."""
+    x, y = LEFT - 2, 0
+    box = f"{x} {y} {WIDTH - RIGHT + 4 - x} {HEIGHT - BOTTOM + 1 - y}"
+    left, top, width, height = box.split()
+    place = f'x="{left}" y="{top}" width="{width}" height="{height}"'
+    return f'<svg {place} viewBox="{box}">{content}</svg>'
+
+
+def _grid(x: Axis, y: Axis) -> str:
+    bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
+    parts: list[str] = []
+    for tick, at in _placed(y, y.ticks()):
+        parts.append(f'<path class="grid" d="M{LEFT} {at}H{right}"/>')
+        parts.append(_label(LEFT - 7, at + 3.5, tick, "end"))
+    for tick, at in _placed(x, x.ticks(6)):
+        parts.append(f'<path class="axis" d="M{at} {bottom}v4"/>')
+        parts.append(_label(at, bottom + 17, tick, "middle"))
+    parts.append(f'<path class="axis" d="M{LEFT} {bottom}H{right}"/>')
+    return "".join(parts)
+
+
+def _placed(axis: Axis, ticks: list[float]) -> list[tuple[str, float]]:
+    at = axis.place(np.array(ticks))
+    return [(number(t), round(float(p), 1)) for t, p in zip(ticks, at, strict=True)]
+
+
+def _path(series: Series, x: Axis, y: Axis, stroke: str, kind: str) -> str:
+    """Breaks where a value is not a number; a single point is a dot."""
+    drawn = np.isfinite(series.values) & ((series.values > 0) | (not y.log))
+    steps, values = x.place(series.steps), y.place(np.where(drawn, series.values, 1.0))
+    commands: list[str] = []
+    pen_down = False
+    for ok, a, b in zip(drawn.tolist(), steps.tolist(), values.tolist(), strict=True):
+        if ok:
+            commands.append(f"{'L' if pen_down else 'M'}{a:.1f} {min(max(b, -999), 999):.1f}")
+        pen_down = ok
+    if len(commands) == 1:
+        commands.append("h0")
+    title = f"<title>{escape(series.name)}</title>"
+    return f'<path class="{kind}" style="stroke:{stroke}" d="{"".join(commands)}">{title}</path>'
+
+
+def _not_numbers(series: Series, x: Axis, stroke: str) -> str:
+    bad = ~np.isfinite(series.values)
+    marks = [
+        f'<path class="bad" style="stroke:{stroke}" d="M{at - 3:.1f} {TOP - 3}l6 6m0 -6l-6 6">'
+        f"<title>{escape(series.name)} is {value:g} at step {step:.0f}</title></path>"
+        for at, step, value in zip(
+            x.place(series.steps[bad]), series.steps[bad], series.values[bad], strict=True
+        )
+    ]
+    return "".join(marks[:60])
+
+
+def heat_map(
+    values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]
+) -> str:
+    """Similarities in 0..1 as coloured cells, the first row at the bottom, as one `<svg>`.
+
+    The best column of each row has a frame.
+
+    Args:
+      values: `[rows][columns]`; nan is drawn empty.
+      rows: their names.
+      columns: their names.
+    """
+    cell = 44 if len(columns) <= 16 else max(8, 700 // len(columns))
+    left = 30 + 7 * max((len(r) for r in rows), default=0)
+    bottom = 44 if cell >= 24 else 24
+    width, height = left + cell * len(columns) + 8, cell * len(rows) + bottom + 6
+    parts: list[str] = []
+    for i, row in enumerate(values):
+        top = 4 + cell * (len(rows) - 1 - i)
+        parts.append(_label(left - 8, top + cell / 2 + 4, rows[i], "end") if cell >= 12 else "")
+        for j, value in enumerate(row):
+            parts.append(_cell(left + cell * j, top, cell, value, rows[i], columns[j]))
+        finite = [(v, j) for j, v in enumerate(row) if math.isfinite(v)]
+        if finite:
+            parts.append(_frame(left + cell * max(finite)[1], top, cell))
+    for j in range(0, len(columns), math.ceil(28 / cell)):
+        parts.append(_label(left + cell * (j + 0.5), height - bottom + 16, columns[j], "middle"))
+    parts.append(
+        _label(left + cell * len(columns) / 2, height - 6, "teacher layer", "middle", "name")
+    )
+    turned = _label(0, 0, "student layer", "middle", "name")
+    parts.append(f'<g transform="translate(14 {(height - bottom) / 2})rotate(-90)">{turned}</g>')
+    return (
+        f'<svg viewBox="0 0 {width} {height}" style="max-width:{width}px" role="img" '
+        f'aria-label="similarity of student and teacher layers">{"".join(parts)}</svg>'
+    )
+
+
+def _frame(x: float, y: float, size: int) -> str:
+    return f'<rect class="best" x="{x + 2}" y="{y + 2}" width="{size - 5}" height="{size - 5}"/>'
+
+
+def _cell(x: float, y: float, size: int, value: float, row: str, column: str) -> str:
+    title = f"<title>student {escape(row)}, teacher {escape(column)}: {value:.3f}</title>"
+    box = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="3"'
+    if not math.isfinite(value):
+        return f'<rect class="empty" {box}>{title}</rect>'
+    share = min(max(value, 0.0), 1.0)
+    cell = f'<rect style="fill:{heat(share)}" {box}>{title}</rect>'
+    if size < 30:
+        return cell
+    ink = "#fff" if share > 0.5 else "#0b0b0b"
+    return cell + (
+        f'<text class="value" x="{x + size / 2 - 0.5}" y="{y + size / 2 + 4}" fill="{ink}" '
+        f'text-anchor="middle">{value:.2f}</text>'
+    )
+
+
+def _label(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+    return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'
+
+
+_HEAT = ("#e8f1fc", "#b7d3f6", "#86b6ef", "#5598e7", "#2a78d6", "#1c5cab", "#104281", "#0d2f5c")
+
+
+def heat(share: float) -> str:
+    """A colour from light (0) to dark (1) of one hue."""
+    at = share * (len(_HEAT) - 1)
+    i = min(int(at), len(_HEAT) - 2)
+    mix: Callable[[int], int] = lambda k: round(
+        int(_HEAT[i][k : k + 2], 16) * (1 - at + i) + int(_HEAT[i + 1][k : k + 2], 16) * (at - i)
+    )
+    return f"#{mix(1):02x}{mix(3):02x}{mix(5):02x}"
