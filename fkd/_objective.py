@@ -62,6 +62,15 @@ class Aux(NamedTuple):
     loss_state: dict[str, Any]
 
 
+class Evaluation(NamedTuple):
+    """What a context gives: the value of every ref by place, means, weights, loss state."""
+
+    values: list[Any]
+    means: dict[str, Mean]
+    weights: dict[str, Tensor]
+    loss_state: dict[str, Any]
+
+
 class Objective:
     """Terms over named models, as the pure function that a step differentiates.
 
@@ -237,13 +246,14 @@ class Objective:
         self._raise_problems()
         scalars = self.scalars(step) if scalars is None else scalars
         ctx, new_buffers = self.context(trainable, frozen, buffers, batch, autocast=autocast)
-        means, states = self.means(ctx, scalars, loss_state)
-        weights = {n: self._weight(n, ctx, scalars, means[n]) for n in self.weighted}
+        found = self.evaluate(ctx, scalars, loss_state)
         parts: list[Tensor] = []
-        for name, weight in weights.items():
-            count = means[name].count if counts is None else counts[name]
-            parts.append(weight * divide(means[name].total, count))
-        return torch.stack(parts).sum(), Aux(means, weights, new_buffers, states)
+        for name, weight in found.weights.items():
+            mean = found.means[name]
+            count = mean.count if counts is None else counts[name]
+            parts.append(weight * divide(mean.total, count))
+        aux = Aux(found.means, found.weights, new_buffers, found.loss_state)
+        return torch.stack(parts).sum(), aux
 
     def context(
         self,
@@ -294,28 +304,26 @@ class Objective:
                 found.setdefault(ref.root, {})[ref.parameter] = params[ref.root][name]
         return found
 
-    def means(
+    def evaluate(
         self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any] | None = None
-    ) -> tuple[dict[str, Mean], dict[str, Any]]:
-        """The mean of every term in a context, and the new loss state."""
+    ) -> Evaluation:
+        """Every ref and every term in a context; the weights are not applied yet."""
         values = self.plan.compute(ctx)
-        means: dict[str, Mean] = {}
-        states: dict[str, Any] = {}
+        found = Evaluation(values, {}, {}, {})
         for name, term in self.terms.items():
             state = term.state if loss_state is None else loss_state.get(name)
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
-                found = self.bound[name](values, scalars, state)
-                means[name] = found.mean
+                evaluated = self.bound[name](values, scalars, state)
+                found.means[name] = evaluated.mean
             if term.state is not None:
-                states[name] = pytree.tree_map_only(Tensor, torch.detach, found.state)
-        return means, states
-
-    def _weight(self, name: str, ctx: Context, scalars: Scalars, mean: Mean) -> Tensor:
-        weight = self.terms[name].weight
-        if isinstance(weight, Ref):
-            return weight(ctx)
-        moving = scalars.get(f"{name}/weight")
-        return torch.full_like(mean.total, weight) if moving is None else moving
+                found.loss_state[name] = pytree.tree_map_only(Tensor, torch.detach, evaluated.state)
+            if isinstance(term.weight, Ref):
+                found.weights[name] = values[self.plan.place[term.weight]]
+            elif f"{name}/weight" in scalars:
+                found.weights[name] = scalars[f"{name}/weight"]
+            elif term.weight is not None:
+                found.weights[name] = torch.full_like(found.means[name].total, term.weight)
+        return found
 
     def _raise_problems(self) -> None:
         if self.problems:

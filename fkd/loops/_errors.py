@@ -1,4 +1,4 @@
-"""What can be wrong with a checkpoint."""
+"""What can go wrong in a run."""
 
 from __future__ import annotations
 
@@ -13,3 +13,11 @@ class DamagedError(CheckpointError):
 
 class MismatchError(CheckpointError):
     """A checkpoint is whole, but belongs to another objective or optimizer."""
+
+
+class LoopError(RuntimeError):
+    """A run that had to stop; says at which batch and why. What was done is saved."""
+
+
+class NonFiniteError(LoopError):
+    """Too many updates in a row were left out, since loss or gradient were not finite."""

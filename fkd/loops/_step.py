@@ -56,7 +56,7 @@ class TrainStep:
         self.autocast = torch.bfloat16 if precision == "bf16" else None
         self.clip = clip
         self.lr = lr
-        self._options = None if compile is False else dict(compile or {}) if compile is not True else {}
+        self.options = None if compile is False else {} if compile is True else dict(compile)
         self._whole = self._compiled(self._whole_batch)
         self._part = self._compiled(self._part_of_batch)
         self._counts = self._compiled(self._count)
@@ -103,6 +103,11 @@ class TrainStep:
                 else:
                     found, norms, finite = self._accumulated(state, scalars, batch)
         return self._updated(state, scalars, found, norms, finite)
+
+    def rates(self, state: State) -> dict[str, float]:
+        """The learning rate of each parameter group at the next step."""
+        factor = 1.0 if self.lr is None else float(self.lr(state.step))
+        return {f"lr/{i}": float(lr) * factor for i, lr in enumerate(self._bound(state).base_lr)}
 
     # What is compiled. Pure functions of tensors.
 
@@ -211,8 +216,6 @@ class TrainStep:
             "skipped": skipped.clone(),
             "finite": finite.to(skipped.dtype),
         }
-        for i, group in enumerate(updater.optimizer.param_groups):
-            metrics[f"lr/{i}"] = torch.as_tensor(group["lr"], dtype=torch.float32)
         state = state._replace(
             optimizer=updater.tree, loss_state=found.loss_state, skipped=skipped, step=state.step + 1
         )
@@ -254,9 +257,9 @@ class TrainStep:
         return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
 
     def _compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        if self._options is None:
+        if self.options is None:
             return fn
-        return torch.compile(fn, **{"fullgraph": True, "dynamic": False, **self._options})
+        return torch.compile(fn, **{"fullgraph": True, "dynamic": False, **self.options})
 
     @contextlib.contextmanager
     def _unlimited_recompilation(self, batch: Any):

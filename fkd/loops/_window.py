@@ -1,0 +1,65 @@
+"""The metrics since the last log point: kept on the device, fetched all at once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Fetched(NamedTuple):
+    """The metrics of a window on the host.
+
+    Attributes:
+      values: by name: of losses and norms the mean over the window's finite steps (nan if
+        none was), of everything else the value at its last step.
+      finite: for each step whether its update was done.
+      culprits: the terms and gradients that were not finite at any step.
+    """
+
+    values: dict[str, float]
+    finite: list[bool]
+    culprits: list[str]
+
+
+class Window:
+    """Metrics of consecutive steps, not looked at yet."""
+
+    def __init__(self) -> None:
+        self._names: tuple[str, ...] = ()
+        self._rows: list[Tensor] = []
+
+    def add(self, metrics: Mapping[str, Tensor]) -> None:
+        """Keep the metrics of a step. The host does not wait for them."""
+        self._names = tuple(metrics)
+        self._rows.append(torch.stack([v.float() for v in metrics.values()]))
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def fetch(self) -> Fetched:
+        """Wait for the steps, and begin a new window."""
+        rows = torch.stack(self._rows).tolist()
+        columns = dict(zip(self._names, zip(*rows, strict=True), strict=True))
+        self._rows = []
+        finite = [bool(v) for v in columns.pop("finite")]
+        averaged = ("loss/", "grad_norm/")
+        values = {
+            name: _mean(column, finite) if name.startswith(averaged) else column[-1]
+            for name, column in columns.items()
+        }
+        culprits = [
+            name
+            for name, column in columns.items()
+            if name.startswith(averaged) and not all(map(math.isfinite, column))
+        ]
+        inside = [n for n in culprits if n not in ("loss/total", "grad_norm/total")]
+        return Fetched(values, finite, inside or culprits)
+
+
+def _mean(column: tuple[float, ...], finite: list[bool]) -> float:
+    counted = [v for v, ok in zip(column, finite, strict=True) if ok]
+    return sum(counted) / len(counted) if counted else math.nan
