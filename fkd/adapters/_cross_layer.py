@@ -22,7 +22,8 @@ class SemCKDAttention(nn.Module):
 
     F are the flattened features `[batch, features]` of a layer, so a row of G has one entry for
     every sample of the batch: the batch size is fixed at construction, and the last, smaller
-    batch of an epoch has to be dropped.
+    batch of an epoch has to be dropped. `fkd.losses.semckd` of the pair (s, t) takes
+    `weights[:, s, t]`.
 
     Args:
       student_layers: number of student layers.
@@ -126,6 +127,8 @@ class AFDAttention(nn.Module):
         w_bts = softmax_s((q_bt^T W_s k_bs + p_t . p_s) / sqrt(d))
         q = A_t pool(F_t), k = A_s pool(F_s),   pool over space; p_t, p_s learned positions
 
+    `fkd.losses.afd` of the pair (s, t) takes `weights[:, t, s]`.
+
     Args:
       student_channels: channels of the student's layers.
       teacher_channels: channels of the teacher's layers.
@@ -173,6 +176,8 @@ class ChannelAttention(nn.Module):
     """How much every channel of the teacher's map counts (AFDS).
 
         w = softmax_c(W2 relu(W1 pool(F_t)))
+
+    The weights go to `fkd.losses.afds`.
 
     Args:
       channels: channels of the teacher's map.

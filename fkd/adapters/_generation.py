@@ -12,8 +12,9 @@ class MaskedGenerator(nn.Module):
 
         y = conv(relu(conv(keep * align(x))))
 
-    The mask is an input: for a ratio of 0.65 of hidden positions,
-    `torch.rand(batch, 1, height, width) > 0.65`; or `[batch, channels, 1, 1]` for hidden channels.
+    The result goes to `fkd.losses.mgd`. The mask is an input: for a ratio of 0.65 of hidden
+    positions, `torch.rand(batch, 1, height, width) > 0.65`; or `[batch, channels, 1, 1]` for
+    hidden channels.
 
     Args:
       student_channels: channels of the input.

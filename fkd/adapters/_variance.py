@@ -1,4 +1,4 @@
-"""Means and variances of the teacher's features, predicted from the student's."""
+"""Means and scales of the teacher's features, predicted from the student's."""
 
 from __future__ import annotations
 
@@ -11,12 +11,13 @@ from torch import Tensor, nn
 
 
 class VarianceHead(nn.Module):
-    """Mean and variance of a Gaussian over the teacher's feature map (VID).
+    """Mean and log-scale of a Gaussian over the teacher's feature map (VID).
 
         mean = conv(relu(conv(relu(conv(x))))),   three 1x1 convolutions
-        variance_c = softplus(a_c) + minimum
+        log_scale_c = 1/2 log v_c,   v_c = softplus(a_c) + minimum
 
-    The variance is learned for every channel, and does not depend on the input.
+    The variance v is learned for every channel, and does not depend on the input. Both outputs
+    go to `fkd.losses.vid`.
 
     Args:
       student_channels: channels of the input.
@@ -27,11 +28,11 @@ class VarianceHead(nn.Module):
 
     Shape:
       `[batch, student_channels, height, width]` to the mean
-      `[batch, teacher_channels, height, width]` and the variance `[teacher_channels]`.
+      `[batch, teacher_channels, height, width]` and the log-scale `[teacher_channels]`.
 
     Example:
-      >>> mean, variance = VarianceHead(4, 2)(torch.rand(3, 4, 5, 5))
-      >>> mean.shape, variance.shape
+      >>> mean, log_scale = VarianceHead(4, 2)(torch.rand(3, 4, 5, 5))
+      >>> mean.shape, log_scale.shape
       (torch.Size([3, 2, 5, 5]), torch.Size([2]))
 
     Reference:
@@ -63,13 +64,14 @@ class VarianceHead(nn.Module):
         )
         self.minimum = minimum
         start = math.log(math.expm1(initial - minimum))  # softplus(start) = initial - minimum
-        self.log_scale = nn.Parameter(torch.full((teacher_channels,), start))
+        self.raw_variance = nn.Parameter(torch.full((teacher_channels,), start))
 
     def forward(
         self, x: Float[Tensor, "batch student height width"]
     ) -> tuple[Float[Tensor, "batch teacher height width"], Float[Tensor, " teacher"]]:
-        """The mean and the variance."""
-        return self.mean(x), F.softplus(self.log_scale) + self.minimum
+        """The mean and the log-scale."""
+        variance = F.softplus(self.raw_variance) + self.minimum
+        return self.mean(x), 0.5 * variance.log()
 
 
 class PADVariance(nn.Module):

@@ -15,7 +15,7 @@ from torch.func import functional_call
 from torch.utils._pytree import tree_leaves, tree_map
 
 import fkd.adapters as adapters
-from fkd.losses import dino, dino_init, kl
+import fkd.losses as losses
 
 
 @dataclass(frozen=True)
@@ -47,35 +47,52 @@ def maps(*shapes: tuple[int, ...]) -> list[Tensor]:
 
 
 def gaussian(out: tuple[Tensor, Tensor]) -> Tensor:
-    """VID: the negative log-likelihood of the teacher's map."""
-    mean, variance = out
-    return F.gaussian_nll_loss(mean, like(*mean.shape), variance[:, None, None].expand_as(mean))
+    mean, log_scale = out
+    return losses.vid(mean, like(*mean.shape), log_scale=log_scale).mean()
 
 
 def prime_aware(log_variance: Tensor) -> Tensor:
-    """PAD-L2."""
-    return (like(4, 6).square() / (1e-6 + log_variance.exp()) + log_variance).mean()
+    return losses.pad(like(4, 6), like(4, 6).flip(0), log_variance=log_variance).mean()
 
 
-def weighted(weights: Tensor) -> Tensor:
-    """Any distances of layer pairs, weighted."""
-    return (weights * like(*weights.shape).square()).sum()
+def generated(y: Tensor) -> Tensor:
+    return losses.mgd(y, like(*y.shape)).mean()
+
+
+def calibrated(weights: Tensor) -> Tensor:
+    """SemCKD over all pairs, of projected maps of one shape."""
+    return sum(
+        losses.semckd(like(4, 3) * (s + 1), like(4, 3) * t, attention=weights[:, s, t]).mean()
+        for s in range(weights.shape[1])
+        for t in range(weights.shape[2])
+    )
+
+
+def matched(weights: Tensor) -> Tensor:
+    """AFD over all pairs, of maps of one space."""
+    return sum(
+        losses.afd(like(4, 3, s + 3)[..., :3], like(4, t + 3, 3), attention=weights[:, t, s]).mean()
+        for t in range(weights.shape[1])
+        for s in range(weights.shape[2])
+    )
 
 
 def all_pairs(rows: tuple[tuple[Tensor, ...], ...]) -> Tensor:
-    return torch.stack([mse(*y.shape)(y) for row in rows for y in row]).sum()
+    one = torch.ones(4)
+    pairs = [losses.semckd(y, like(*y.shape), attention=one) for row in rows for y in row]
+    return torch.stack(pairs).mean()
 
 
-def every_stage(out: tuple[Tensor, ...]) -> Tensor:
-    return torch.stack([mse(*y.shape)(y) for y in out]).sum()
+def reviewed(out: tuple[Tensor, ...]) -> Tensor:
+    return torch.stack([losses.hcl(y, like(*y.shape)).mean() for y in out]).sum()
 
 
 def softened(temperature: Tensor) -> Tensor:
-    return kl(like(4, 5), 3 * like(4, 5).flip(0), temperature=temperature).mean()
+    return losses.kl(like(4, 5), 3 * like(4, 5).flip(0), temperature=temperature).mean()
 
 
 def views(y: Tensor) -> Tensor:
-    return dino(y, like(4, 2, 7), state=dino_init(7))[0].mean()
+    return losses.dino(y, like(4, 2, 7), state=losses.dino_init(7))[0].mean()
 
 
 KEEP = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 1, 0]], dtype=torch.bool)
@@ -150,7 +167,7 @@ CASES = [
             lambda s=s: adapters.MaskedGenerator(s, 6),
             lambda s=s, keep=keep: (torch.randn(2, s, 4, 4), torch.rand(keep) > 0.4),
             [(2, 6, 4, 4)],
-            mse(2, 6, 4, 4),
+            generated,
             f"MaskedGenerator {s} {keep}",
         )
         for s, keep in [(3, (2, 1, 4, 4)), (6, (2, 6, 1, 1))]
@@ -159,13 +176,13 @@ CASES = [
         lambda: adapters.TokenGenerator(4, 5, grid=(2, 3)),
         lambda: (torch.randn(2, 6, 4), KEEP),
         [(2, 6, 5)],
-        mse(2, 6, 5),
+        generated,
     ),
     Case(
         lambda: adapters.ReviewFusion((3, 5, 7), (4, 6, 8), middle=5),
         lambda: (maps(*STAGES),),
         [(2, 4, 8, 8), (2, 6, 4, 4), (2, 8, 2, 2)],
-        every_stage,
+        reviewed,
     ),
     Case(
         lambda: adapters.Paraphraser(6),
@@ -177,7 +194,7 @@ CASES = [
         lambda: adapters.Translator(5, 6),
         lambda: (torch.randn(2, 5, 4, 4),),
         [(2, 3, 4, 4)],
-        lambda f: F.l1_loss(F.normalize(f.flatten(1)), F.normalize(like(2, 48))),
+        lambda f: losses.factor_transfer(f, like(*f.shape)).mean(),
     ),
     Case(
         lambda: adapters.VarianceHead(3, 5),
@@ -190,7 +207,7 @@ CASES = [
         lambda: adapters.SemCKDAttention(2, 3, batch_size=4, width=8),
         lambda: (maps(*STUDENT), maps(*TEACHER)),
         [(4, 2, 3)],
-        weighted,
+        calibrated,
     ),
     Case(
         lambda: adapters.PairProjections([3, 5], [6, 2, 8]),
@@ -202,13 +219,13 @@ CASES = [
         lambda: adapters.AFDAttention([3, 5], [6, 2, 8], width=8),
         lambda: (maps(*STUDENT), maps(*TEACHER)),
         [(4, 3, 2)],
-        weighted,
+        matched,
     ),
     Case(
         lambda: adapters.ChannelAttention(8),
         lambda: (torch.randn(2, 8, 4, 4),),
         [(2, 8)],
-        weighted,
+        lambda w: losses.afds(like(2, 8, 4), like(2, 8, 4).flip(0), attention=w).mean(),
     ),
     Case(lambda: adapters.LearnableTemperature(), lambda: (0.5,), [()], softened),
     Case(
@@ -221,7 +238,7 @@ CASES = [
         lambda: adapters.StudentTemperature(2.0),
         lambda: (torch.randn(4, 5),),
         [(4, 5)],
-        lambda y: kl(y, like(4, 5)).mean(),
+        lambda y: losses.kl(y, like(4, 5)).mean(),
     ),
     Case(
         lambda: adapters.DINOHead(4, 7, hidden=8, bottleneck=6),

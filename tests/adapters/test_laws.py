@@ -56,10 +56,12 @@ def test_a_shallow_stage_sees_the_deep_ones_and_not_the_reverse():
 
 def test_variance_starts_at_initial_and_stays_above_the_minimum():
     head = adapters.VarianceHead(2, 3, initial=2.0, minimum=0.1)
-    torch.testing.assert_close(head(torch.rand(1, 2, 2, 2))[1], torch.full((3,), 2.0))
+    variance = (2 * head(torch.rand(1, 2, 2, 2))[1]).exp()
+    torch.testing.assert_close(variance, torch.full((3,), 2.0))
     with torch.no_grad():
-        head.log_scale.fill_(-100.0)
-    torch.testing.assert_close(head(torch.rand(1, 2, 2, 2))[1], torch.full((3,), 0.1))
+        head.raw_variance.fill_(-100.0)
+    variance = (2 * head(torch.rand(1, 2, 2, 2))[1]).exp()
+    torch.testing.assert_close(variance, torch.full((3,), 0.1))
 
 
 @pytest.mark.parametrize(
