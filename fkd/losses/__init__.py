@@ -119,3 +119,6 @@ from ._temperatures import ctkd_temperature as ctkd_temperature
 from ._temperatures import cwsm_temperature as cwsm_temperature
 from ._temperatures import flsw_temperature as flsw_temperature
 from ._temperatures import reverse_gradient as reverse_gradient
+from ._transport import bert_emd as bert_emd
+from ._transport import sinkhorn as sinkhorn
+from ._transport import sinkhorn_plan as sinkhorn_plan
