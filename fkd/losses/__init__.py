@@ -95,6 +95,12 @@ from ._neighbourhood import pkt as pkt
 from ._queue import Queue as Queue
 from ._queue import enqueue as enqueue
 from ._queue import queue_init as queue_init
+from ._ranking import adaptive_layer_kl as adaptive_layer_kl
+from ._ranking import hinge_ranking as hinge_ranking
+from ._ranking import in_batch_kl as in_batch_kl
+from ._ranking import listwise_kl as listwise_kl
+from ._ranking import logistic_ranking as logistic_ranking
+from ._ranking import margin_mse as margin_mse
 from ._relation import rkd_angle as rkd_angle
 from ._relation import rkd_distance as rkd_distance
 from ._relation import similarity_preserving as similarity_preserving
@@ -110,6 +116,7 @@ from ._soft_labels import wsld_weight as wsld_weight
 from ._sparse import sampled_cross_entropy as sampled_cross_entropy
 from ._sparse import sampled_kl as sampled_kl
 from ._sparse import top_k_kl as top_k_kl
+from ._spectral import kdsvd as kdsvd
 from ._teacher_logits import corrected_teacher as corrected_teacher
 from ._teacher_logits import probability_shift as probability_shift
 from ._teacher_logits import replace_wrong as replace_wrong
@@ -122,3 +129,6 @@ from ._temperatures import reverse_gradient as reverse_gradient
 from ._transport import bert_emd as bert_emd
 from ._transport import sinkhorn as sinkhorn
 from ._transport import sinkhorn_plan as sinkhorn_plan
+from ._vocabulary import multi_level_ot as multi_level_ot
+from ._vocabulary import sinkhorn_ot as sinkhorn_ot
+from ._vocabulary import uld as uld

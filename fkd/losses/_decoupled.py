@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ._labels import check_labels
 from ._numerics import fill, floating, keep, same_shape
-from ._softmax import cross, squared
+from ._softmax import cross, logsumexp, squared
 
 
 def dkd(
@@ -125,12 +125,6 @@ def decouple(logits: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
     """
     is_label = torch.arange(logits.shape[-1], device=logits.device) == index
     others = logits.masked_fill(is_label, -torch.inf)
-    rest = _logsumexp(others)
+    rest = logsumexp(others)
     target = F.log_softmax(torch.cat([logits.gather(-1, index), rest], -1), -1)
     return target, others - torch.where(rest.isneginf(), 0.0, rest)
-
-
-def _logsumexp(x: Tensor) -> Tensor:
-    """logsumexp over the last axis, kept; -inf, with a gradient of 0, where all are -inf."""
-    empty = x.isneginf().all(-1, keepdim=True)
-    return torch.where(empty, -torch.inf, torch.where(empty, 0.0, x).logsumexp(-1, keepdim=True))

@@ -40,3 +40,9 @@ def squared(temperature: float | Tensor) -> float | Tensor:
             "one temperature a position. Did you forget temperature[..., None]?"
         )
     return upcast(temperature).squeeze(-1) ** 2
+
+
+def logsumexp(x: Tensor) -> Tensor:
+    """logsumexp over the last axis, kept; -inf, with a gradient of 0, where all are -inf."""
+    empty = x.isneginf().all(-1, keepdim=True)
+    return torch.where(empty, -torch.inf, torch.where(empty, 0.0, x).logsumexp(-1, keepdim=True))
