@@ -254,3 +254,11 @@ def test_text_brewer_sums_heads():
 def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(2, 4, 3, 3))
+
+
+@every_loss
+def test_no_key_counts(loss, normalized):
+    pair = [x.requires_grad_() for x in maps(normalized, 2, 3, 4, 5)]
+    out = loss(*pair, key_where=torch.zeros(2, 5, dtype=torch.bool))
+    assert (out == 0).all()
+    assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), pair))
