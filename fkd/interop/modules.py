@@ -1,0 +1,257 @@
+"""An objective in other people's training loops: gradients land in `module.parameters()`.
+
+    loss_fn = fkd.interop.modules.bind(objective)
+    loss, aux = loss_fn(batch, step)
+    loss.backward()
+    optimizer.step()
+
+What the core does with tensors that are passed in, this does with the tensors of the modules
+themselves, so that any loop that holds modules (plain PyTorch, HF Trainer, Lightning,
+Accelerate) and any optimizer works as before.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch._dynamo
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fkd._apply import frozen_parameters, trainable_parameters
+from fkd._check import check
+from fkd._mean import Mean
+from fkd._objective import Aux, Objective, Parts
+from fkd._types import Batch
+from fkd.loops._batch import signature, tensors_only
+
+
+def bind(
+    objective: Objective, *, compile: bool | Mapping[str, Any] = False, **modules: nn.Module
+) -> Bound:
+    """An objective as a module that gives the loss of a batch.
+
+    Args:
+      objective: terms and models.
+      compile: True, False, or options for `torch.compile`: forward passes and losses of all
+        models, and their gradient, become one graph.
+      modules: modules to use in the place of those that the objective was given, by name.
+
+    Returns:
+      `loss, aux = bound(batch, step)`; see `Bound`.
+
+    Raises:
+      ObjectiveError: the objective is mistaken. What shows only on a batch is raised by the
+        first call.
+      ValueError: a name is not a model of the objective, or a model is an `ema`.
+
+    Example:
+      >>> net = torch.nn.Linear(4, 3)
+      >>> objective = fkd.Objective(
+      ...     {"kd": fkd.term(kl, fkd.student.logits, fkd.teacher.logits)},
+      ...     student=fkd.trainable(net), teacher=fkd.frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> loss, aux = bind(objective)(torch.randn(2, 4))
+      >>> loss.backward()
+      >>> net.weight.grad.shape
+      torch.Size([3, 4])
+    """
+    unknown = sorted(modules.keys() - objective.models.keys())
+    if unknown:
+        raise ValueError(f"bind: no model {unknown}; the objective has {sorted(objective.models)}.")
+    followers = sorted(n for n, m in objective.models.items() if m.kind == "ema")
+    if followers:
+        raise ValueError(
+            f"bind: {followers} are ema models, which a loop of fkd moves after every update. Use "
+            "fkd.loops.train_step, or keep the average yourself (torch.optim.swa_utils) and "
+            "declare it frozen."
+        )
+    if modules:
+        models = {
+            n: replace(m, module=modules.get(n, m.module)) for n, m in objective.models.items()
+        }
+        objective = Objective(objective.terms, **models)
+    return Bound(objective, compile=compile)
+
+
+class Bound(nn.Module):
+    """See `bind`, which makes it.
+
+    Its submodules are the trainable models: `bound.parameters()` is what to optimize, and
+    wrapping it in `DistributedDataParallel` works (each rank then divides by its own counts).
+    Frozen models are no submodules, so they are neither optimized nor saved with it; they
+    follow to the device of the others, and are never changed.
+
+    As everywhere in PyTorch the modules say whether they train: with `model.train()` there are
+    dropout and batch statistics, with `model.eval()` there are not. Autocast around the call
+    holds for the models; losses stay in float32.
+    """
+
+    def __init__(self, objective: Objective, *, compile: bool | Mapping[str, Any]) -> None:
+        super().__init__()
+        parts = objective.init()  # raises what is wrong
+        self.objective = objective
+        self.models = nn.ModuleDict(
+            {n: m.module for n, m in objective.models.items() if m.kind == "trainable" and m.module}
+        )
+        leaves, self._loss_state_tree = pytree.tree_flatten(parts.loss_state)
+        for i, leaf in enumerate(leaves):
+            self.register_buffer(f"loss_state_{i}", leaf)
+        self._loss_state_size = len(leaves)
+        self._options = None if compile is False else {} if compile is True else dict(compile)
+        self._functions: dict[Any, Callable[..., Any]] = {}
+        self._frozen: dict[torch.device, tuple[Any, Any]] = {}
+        self._seen: set[Any] = set()
+
+    def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, Aux]:
+        """The loss of a batch, to call `backward()` on, and an `Aux` (without gradients).
+
+        Buffers of trainable models (batch statistics) are those after the batch when it returns,
+        if they are in train mode.
+
+        Args:
+          batch: what the loader yields.
+          step: the number of the update, at which schedules are evaluated.
+        """
+        loss, aux = self._run(self._loss, batch, step)
+        self._write(aux)
+        return loss, aux
+
+    def backward(self, batch: Batch, step: int = 0) -> tuple[Tensor, Aux]:
+        """The same with the gradient in the same graph: adds it to `.grad`, as
+        `loss.backward()` would. Faster when compiled."""
+        with torch.no_grad():
+            grads, loss, aux = self._run(self._grads, batch, step)
+        for name, found in grads.items():
+            held = trainable_parameters(self.objective.models[name])
+            for key, grad in found.items():
+                p = held[key]
+                p.grad = grad if p.grad is None else p.grad + grad
+        self._write(aux)
+        return loss, aux
+
+    def _run(self, fn: Callable[..., Any], batch: Batch, step: int) -> Any:
+        parts = self._parts()
+        device = next(p.device for held in parts.trainable.values() for p in held.values())
+        batch = tensors_only(batch, device)
+        scalars = self.objective.scalars(step, device)
+        dtype = (
+            torch.get_autocast_dtype(device.type)
+            if torch.is_autocast_enabled(device.type)
+            else None
+        )
+        key = (fn.__name__, self._modes(), dtype)
+        with torch.autocast(device.type, enabled=False), self._first(batch, key):
+            return self._function(fn, key)(parts, scalars, batch)
+
+    def _function(self, fn: Callable[..., Any], key: Any) -> Callable[..., Any]:
+        _, modes, dtype = key
+        if key not in self._functions:
+            objective = self._in_modes(modes)
+
+            def run(parts: Parts, scalars: Any, batch: Any) -> Any:
+                return fn(objective, parts, scalars, batch, dtype)
+
+            if self._options is not None:
+                run = torch.compile(run, **{"fullgraph": True, "dynamic": False, **self._options})
+            self._functions[key] = run
+        return self._functions[key]
+
+    @staticmethod
+    def _loss(objective: Objective, parts: Parts, scalars: Any, batch: Any, dtype: Any) -> Any:
+        loss, aux = objective(
+            *parts[:3], batch, loss_state=parts.loss_state, scalars=scalars, autocast=dtype
+        )
+        return loss, _detached(aux)
+
+    @staticmethod
+    def _grads(objective: Objective, parts: Parts, scalars: Any, batch: Any, dtype: Any) -> Any:
+        def loss_of(trainable: Any) -> Any:
+            return Bound._loss(
+                objective, parts._replace(trainable=trainable), scalars, batch, dtype
+            )
+
+        grads, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(parts.trainable)
+        return grads, loss, aux
+
+    def _modes(self) -> tuple[bool, ...]:
+        """Which of the trainable models are in train mode."""
+        kept = self.objective.models
+        return tuple(m.training and kept[n].training for n, m in self.models.items())
+
+    def _in_modes(self, modes: tuple[bool, ...]) -> Objective:
+        chosen = dict(zip(self.models, modes, strict=True))
+        models = self.objective.models
+        moded = {n: replace(m, training=chosen.get(n, False)) for n, m in models.items()}
+        return Objective(self.objective.terms, **moded)
+
+    def _parts(self) -> Parts:
+        """The modules' own tensors, as they are now."""
+        models = {n: self.objective.models[n] for n in self.models}
+        trainable = {n: trainable_parameters(m) for n, m in models.items()}
+        device = next(p.device for held in trainable.values() for p in held.values())
+        if device not in self._frozen:
+            self._frozen[device] = self._frozen_on(device)
+        fixed, still = self._frozen[device]
+        fixed = fixed | {n: frozen_parameters(m) for n, m in models.items()}
+        # Copies, since the modules' own are written to before the backward pass.
+        held = still | {
+            n: _buffers(m.module, lambda b: b.detach().clone()) for n, m in models.items()
+        }
+        states = [getattr(self, f"loss_state_{i}") for i in range(self._loss_state_size)]
+        loss_state = pytree.tree_unflatten(states, self._loss_state_tree)
+        return Parts(trainable, _filled(fixed), _filled(held), loss_state)
+
+    def _frozen_on(self, device: torch.device) -> tuple[Any, Any]:
+        models = {n: m for n, m in self.objective.models.items() if m.kind == "frozen"}
+        fixed = {
+            n: {k: p.to(device) for k, p in frozen_parameters(m).items()} for n, m in models.items()
+        }
+        still = {n: _buffers(m.module, lambda b: b.detach().to(device)) for n, m in models.items()}
+        return fixed, still
+
+    @torch.no_grad()
+    def _write(self, aux: Aux) -> None:
+        """What a batch leaves behind: batch statistics, and the state of stateful losses."""
+        for name, module in self.models.items():
+            found = aux.buffers.get(name, {})
+            for key, buffer in module.named_buffers():
+                if module.training and key in found:
+                    buffer.copy_(found[key])
+        if not any(self._modes()):
+            return
+        for i, leaf in enumerate(pytree.tree_leaves(aux.loss_state)):
+            getattr(self, f"loss_state_{i}").copy_(leaf)
+
+    @contextlib.contextmanager
+    def _first(self, batch: Any, key: Any) -> Iterator[None]:
+        """Check the first batch; compile for every new shape, however many there are."""
+        shape = (signature(batch), key, torch.is_grad_enabled())
+        if shape in self._seen:
+            yield
+            return
+        if not self._seen:
+            check(self.objective, batch)
+        with torch._dynamo.config.patch(
+            recompile_limit=10_000, accumulated_recompile_limit=100_000
+        ):
+            yield
+        self._seen.add(shape)
+
+
+def _buffers(module: nn.Module | None, take: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+    return {} if module is None else {n: take(b) for n, b in module.named_buffers()}
+
+
+def _filled(tree: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    return {name: held for name, held in tree.items() if held}
+
+
+def _detached(aux: Aux) -> Aux:
+    terms = {n: Mean(m.total.detach(), m.count.detach()) for n, m in aux.terms.items()}
+    rest = pytree.tree_map_only(Tensor, torch.detach, tuple(aux[1:]))
+    return Aux(terms, *rest)
