@@ -201,7 +201,7 @@ def attention_cross_entropy(
     `attention_kl` plus the entropy of the teacher's attention: the same gradient for the
     student, and a value that is not 0 at equality. p and q are renormalised over the keys that
     count (TextBrewer leaves their probability with padding). TextBrewer's variant on the mean
-    of the heads is this loss of `match_heads(x, 1)`.
+    of the heads is this loss of the softmax of `match_heads(scores, 1)`.
 
     Args:
       student_probabilities: `[*batch, head, query, key]`, non-negative: attention after the
