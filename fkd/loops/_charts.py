@@ -13,6 +13,7 @@ from ._series import Array, Series
 
 WIDTH, HEIGHT = 560, 250
 LEFT, RIGHT, TOP, BOTTOM = 52, 20, 12, 28
+DOTS = 30  # a series of no more points shows each
 COLORS = 8  # of the page: --c0 .. --c7
 
 
@@ -42,7 +43,10 @@ class Axis(NamedTuple):
     def ticks(self, about: int = 5) -> list[float]:
         """Round values inside the range."""
         found = self._decades() if self.log else []
-        return found if len(found) >= 2 else _round_steps(self.low, self.high, about)
+        while len(found) < 2:
+            found = _round_steps(self.low, self.high, about)
+            about *= 2
+        return found
 
     def _scaled(self, value: float) -> float:
         return math.log10(value) if self.log else value
@@ -63,8 +67,8 @@ def _round_steps(low: float, high: float, about: int) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def number(value: float) -> str:
-    """A number with about four digits, as short as it reads well.
+def number(value: float, *, digits: int = 4) -> str:
+    """A number with so many digits, as short as it reads well.
 
     Example:
       >>> [number(x) for x in (0.31234, 12345.0, 3e-5, 0.0, 2_500_000.0)]
@@ -73,14 +77,15 @@ def number(value: float) -> str:
     size = abs(value)
     if not math.isfinite(value) or value == 0:
         return f"{value:g}"
-    for limit, unit in ((1e12, ""), (1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if size >= limit * (1 - 5e-5) and unit:
-            scale = 1e3 if unit == "k" else limit
-            return f"{value / scale:.3g}{unit}" if size < 999.5 * scale else f"{value:.3g}"
     if size < 1e-3:
-        mantissa, exponent = f"{value:.2e}".split("e")
+        mantissa, exponent = f"{value:.{digits - 2}e}".split("e")
         return f"{mantissa.rstrip('0').rstrip('.')}e{int(exponent)}"
-    return f"{value:.4g}"
+    if size < 9999.5:
+        return f"{value:.{digits}g}"
+    for scale, unit in ((1e3, "k"), (1e6, "M"), (1e9, "G")):
+        if size < 999.5 * scale:
+            return f"{value / scale:.{digits - 1}g}{unit}"
+    return f"{value:.{digits - 1}g}"
 
 
 def value_range(series: Sequence[Series], *, log: bool) -> tuple[float, float] | None:
@@ -88,7 +93,7 @@ def value_range(series: Sequence[Series], *, log: bool) -> tuple[float, float] |
 
     None if there is nothing to show (no finite value; no positive one for a logarithmic axis).
     """
-    finite = np.concatenate([s.finite for s in series] or [np.array([])])
+    finite = _drawable(np.concatenate([s.finite for s in series] or [np.array([])]))
     if log:
         finite = finite[finite > 0]
     if not len(finite):
@@ -97,15 +102,21 @@ def value_range(series: Sequence[Series], *, log: bool) -> tuple[float, float] |
     few = len(finite) < 200
     low, high = (float(finite.min()), float(finite.max())) if few else (low, high)
     # The last values always show.
-    ends = [float(s.finite[-1]) for s in series if len(s.finite)]
+    ends = [float(_drawable(s.finite)[-1]) for s in series if len(s.finite)]
     ends = [x for x in ends if x > 0 or not log]
     low, high = min([low, *ends]), max([high, *ends])
     if log:
         room = max((high / low) ** 0.04, 1.05)
         return low / room, high * room
-    room = 0.05 * (high - low) or 0.05 * abs(high) or 1.0
+    flat = high - low <= 1e-9 * abs(high)
+    room = (0.05 * abs(high) or 1.0) if flat else 0.05 * (high - low)
     bottom = 0.0 if 0 <= low < 0.35 * high else low - room
     return bottom, high + room
+
+
+def _drawable(values: Array) -> Array:
+    """Without magnitudes that the arithmetic of a chart cannot take."""
+    return np.where(np.abs(values) < 1e-100, 0.0, np.clip(values, -1e100, 1e100))
 
 
 def color(index: int, count: int) -> str:
@@ -179,24 +190,34 @@ def _grid(x: Axis, y: Axis) -> str:
 
 
 def _placed(axis: Axis, ticks: list[float]) -> list[tuple[str, float]]:
-    at = axis.place(np.array(ticks))
-    return [(number(t), round(float(p), 1)) for t, p in zip(ticks, at, strict=True)]
+    at = axis.place(np.array(ticks)).round(1).tolist()
+    names = [number(t) for t in ticks]
+    for digits in range(5, 13):
+        if len(set(names)) == len(ticks):
+            break
+        names = [number(t, digits=digits) for t in ticks]
+    return list(zip(names, at, strict=True))
 
 
 def _path(series: Series, x: Axis, y: Axis, stroke: str, kind: str) -> str:
-    """Breaks where a value is not a number; a single point is a dot."""
-    drawn = np.isfinite(series.values) & ((series.values > 0) | (not y.log))
-    steps, values = x.place(series.steps), y.place(np.where(drawn, series.values, 1.0))
+    """A line that breaks where a value is not a number; few points are dots as well."""
+    given = _drawable(np.nan_to_num(series.values))
+    drawn = np.isfinite(series.values) & ((given > 0) | (not y.log))
+    steps, values = x.place(series.steps), y.place(np.where(drawn, given, 1.0))
     commands: list[str] = []
+    dots: list[str] = []
     pen_down = False
     for ok, a, b in zip(drawn.tolist(), steps.tolist(), values.tolist(), strict=True):
         if ok:
-            commands.append(f"{'L' if pen_down else 'M'}{a:.1f} {min(max(b, -999), 999):.1f}")
+            point = f"{a:.1f} {min(max(b, -999), 999):.1f}"
+            commands.append(f"{'L' if pen_down else 'M'}{point}")
+            dots.append(f"M{point}h0")
         pen_down = ok
-    if len(commands) == 1:
-        commands.append("h0")
     title = f"<title>{escape(series.name)}</title>"
-    return f'<path class="{kind}" style="stroke:{stroke}" d="{"".join(commands)}">{title}</path>'
+    line = f'<path class="{kind}" style="stroke:{stroke}" d="{"".join(commands)}">{title}</path>'
+    if len(dots) > DOTS:
+        return line
+    return f'{line}<path class="dots" style="stroke:{stroke}" d="{"".join(dots)}"/>'
 
 
 def _not_numbers(series: Series, x: Axis, stroke: str) -> str:

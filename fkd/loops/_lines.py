@@ -86,7 +86,9 @@ def _parse(line: bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(record, dict) or not isinstance(record.get("step"), int):
         return None
-    return {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
+    if b'nan"' in line or b'inf"' in line:
+        record = {k: float(v) if v in ("nan", "inf", "-inf") else v for k, v in record.items()}
+    return record
 
 
 def strict_json(x: Any) -> Any:

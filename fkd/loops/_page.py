@@ -41,7 +41,7 @@ border:1px solid var(--edge);border-radius:8px;padding:5px 12px;cursor:pointer;w
 .tile small,.card small{color:var(--muted);font-size:12px;font-weight:400}
 .tile.lead b{font-size:30px}
 .tile.warn b{color:var(--bad)}
-.cards{display:grid;grid-template-columns:repeat(auto-fit,minmax(min(480px,100%),1fr));gap:14px}
+.cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(440px,100%),1fr));gap:14px}
 .card{padding:14px 16px 10px;min-width:0}
 .card.wide{grid-column:1/-1}
 .head{display:flex;gap:12px;align-items:baseline;justify-content:space-between}
@@ -61,8 +61,8 @@ svg text{font-family:inherit}
 text.tick{fill:var(--muted);font-size:11px;font-variant-numeric:tabular-nums}
 text.name{fill:var(--ink2);font-size:12px}
 text.value{font-size:11.5px;font-variant-numeric:tabular-nums;pointer-events:none}
-.line,.faint,.bad{fill:none;stroke-linejoin:round;stroke-linecap:round}
-.line{stroke-width:2}.faint{stroke-width:1;opacity:.28}.bad{stroke-width:2}
+.line,.faint,.bad,.dots{fill:none;stroke-linejoin:round;stroke-linecap:round}
+.line{stroke-width:2}.faint{stroke-width:1;opacity:.28}.bad{stroke-width:2}.dots{stroke-width:6}
 .best{fill:none;stroke:var(--c1);stroke-width:2.5;rx:3;pointer-events:none}
 .empty{fill:var(--empty)}
 .cursor{stroke:var(--muted);stroke-dasharray:3 3;pointer-events:none}

@@ -160,7 +160,7 @@ def _sections(folder: Path, run: Run) -> str:
         group = name.rsplit("/", 1)[0] if "/" in name else name
         if evaluated and "loss" not in name:
             group = name  # metrics have scales of their own
-        elif not evaluated and len(series.values) > 1 and len(set(series.values.tolist())) == 1:
+        elif _part(group, run.kinds) == "Training" and _constant(series):
             constant.append((name, number(float(series.values[0]))))
             continue
         groups.setdefault(group, []).append(series)
@@ -176,6 +176,10 @@ def _sections(folder: Path, run: Run) -> str:
     return nothing + "".join(sections)
 
 
+def _constant(series: Series) -> bool:
+    return len(series.values) > 1 and bool((series.values == series.values[0]).all())
+
+
 def _part(group: str, kinds: set[str]) -> str:
     top = group.split("/")[0]
     if top in kinds or "agreement" in group:
@@ -189,13 +193,8 @@ def _chart(group: str, members: list[Series], steps: tuple[float, float]) -> str
     colors = [color(i, len(members)) for i in range(len(members))]
     if len(members) > 1 and names[-1] == "total":
         colors[-1] = "var(--ink)"
-    points = max(len(s.steps) for s in members)
-    noisy = points >= 100 and group.split("/")[0] in (
-        "loss",
-        "grad_norm",
-        "examples_per_s",
-        "tokens_per_s",
-    )
+    points = max(len(s.values) for s in members)
+    noisy = points >= 100 and group.split("/")[0] in _NOISY
     span = max(5.0, points / 60)
     lines = [thin(smooth(s, span=span) if noisy else s) for s in members]
     faint = [thin(s) for s in members] if noisy and len(members) <= 4 else []

@@ -54,28 +54,36 @@ class Run(NamedTuple):
 
 def collect(records: Iterable[Mapping[str, Any]]) -> Run:
     """The series of a log. A step that was logged twice counts once, as logged last."""
-    points: dict[str, dict[float, float]] = {}
-    kinds: set[str] = set()
+    points: dict[str, tuple[list[int], list[float]]] = {}
+    places: dict[str, dict[str, tuple[list[int], list[float]]]] = {}  # by kind and name
     times: list[float] = []
-    step, epoch = 0, None
+    last, epoch = 0, None
     for record in records:
-        kind = str(record.get("kind", "train"))
-        prefix = "" if kind == "train" else f"{kind}/"
-        kinds |= {kind} - {"train"}
-        step, epoch = max(step, record["step"]), record.get("epoch", epoch)
+        kind, step = str(record.get("kind", "train")), record["step"]
+        place = places.setdefault(kind, {})
+        last, epoch = max(last, step), record.get("epoch", epoch)
         if "time" in record:
             times.append(record["time"])
         for name, value in record.items():
-            if name not in _NOT_VALUES and isinstance(value, (int, float)):
-                full = name if name.startswith(prefix) else prefix + name
-                points.setdefault(full, {})[record["step"]] = float(value)
-    series = {name: _series(name, at) for name, at in points.items()}
-    return Run(series, kinds, times, step, epoch)
+            if name in _NOT_VALUES or not isinstance(value, (int, float)):
+                continue
+            at = place.get(name)
+            if at is None:
+                at = place[name] = points.setdefault(_full_name(kind, name), ([], []))
+            at[0].append(step)
+            at[1].append(value)
+    series = {name: _series(name, *at) for name, at in points.items()}
+    return Run(series, places.keys() - {"train"}, times, last, epoch)
 
 
-def _series(name: str, points: Mapping[float, float]) -> Series:
-    steps = np.array(sorted(points), dtype=np.float64)
-    return Series(name, steps, np.array([points[s] for s in steps.tolist()], dtype=np.float64))
+def _full_name(kind: str, name: str) -> str:
+    return name if kind == "train" or name.startswith(f"{kind}/") else f"{kind}/{name}"
+
+
+def _series(name: str, steps: Sequence[int], values: Sequence[float]) -> Series:
+    # unique keeps the first of equals, and the last one that was logged is wanted.
+    unique, index = np.unique(np.array(steps, dtype=np.float64)[::-1], return_index=True)
+    return Series(name, unique, np.array(values, dtype=np.float64)[::-1][index])
 
 
 def thin(series: Series, *, most: int = 400) -> Series:
@@ -99,19 +107,34 @@ def thin(series: Series, *, most: int = 400) -> Series:
     return Series(series.name, series.steps[index], series.values[index])
 
 
-def smooth(series: Series, *, span: float) -> Series:
+def smooth(series: Series, *, span: float, most: int = 2000) -> Series:
     """An exponential moving average over about `span` points, without a bias at the start.
 
-    Stays what it is where a value is not a number.
+    A long series is first averaged over stretches, to `most` points. What is not a number
+    is left out of the averages and stays what it is.
     """
-    decay = 1 - 1 / max(span, 1.0)
+    steps, values, width = _averaged(series, most)
+    decay = 1 - 1 / max(span / width, 1.0)
     total = weight = 0.0
-    smoothed = np.full_like(series.values, math.nan)
-    for i, value in enumerate(series.values.tolist()):
+    smoothed = np.full_like(values, math.nan)
+    for i, value in enumerate(values.tolist()):
         if math.isfinite(value):
             total, weight = decay * total + (1 - decay) * value, decay * weight + (1 - decay)
             smoothed[i] = total / weight
-    return Series(series.name, series.steps, smoothed)
+    return Series(series.name, steps, smoothed)
+
+
+def _averaged(series: Series, most: int) -> tuple[Array, Array, float]:
+    """Steps and mean values of stretches, and how many points each has."""
+    n = len(series.steps)
+    if n <= most:
+        return series.steps, series.values, 1.0
+    cuts = np.linspace(0, n, most + 1).astype(int)
+    finite = np.isfinite(series.values)
+    sums = np.add.reduceat(np.where(finite, series.values, 0.0), cuts[:-1])
+    counts = np.add.reduceat(finite.astype(np.float64), cuts[:-1])
+    values = np.where(counts > 0, sums / np.maximum(counts, 1.0), math.nan)
+    return series.steps[cuts[1:] - 1], values, n / most
 
 
 def running_time(times: Sequence[float]) -> tuple[float, list[float]]:
