@@ -20,12 +20,11 @@ from fkd.loops._charts import (
     WIDTH,
     Axis,
     color,
-    heat,
-    heat_map,
     line_chart,
     number,
     value_range,
 )
+from fkd.loops._heat_map import heat, heat_map
 from fkd.loops._series import Series, collect, running_time, smooth, thin
 
 nan, inf = math.nan, math.inf
