@@ -169,7 +169,7 @@ class AFDAttention(nn.Module):
         k = [mix(f(spatial_mean(x))) for mix, f, x in keys]
         position = self.teacher_position @ self.student_position.T
         scores = torch.stack(q, 1) @ torch.stack(k, 1).mT + position
-        return (scores / position.new_tensor(self.student_position.shape[1]).sqrt()).softmax(-1)
+        return (scores / self.student_position.shape[1] ** 0.5).softmax(-1)
 
 
 class ChannelAttention(nn.Module):

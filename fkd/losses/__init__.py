@@ -11,11 +11,11 @@ from ._attended import afds as afds
 from ._attended import fbkd_attention as fbkd_attention
 from ._attended import fbkd_masked as fbkd_masked
 from ._attended import semckd as semckd
-from ._attention import attention_cross_entropy as attention_cross_entropy
-from ._attention import attention_kl as attention_kl
 from ._attention import attention_mse as attention_mse
-from ._attention import attention_scores_kl as attention_scores_kl
 from ._attention import match_heads as match_heads
+from ._attention_divergences import attention_cross_entropy as attention_cross_entropy
+from ._attention_divergences import attention_kl as attention_kl
+from ._attention_divergences import attention_scores_kl as attention_scores_kl
 from ._cka import cka as cka
 from ._cka import cka_linear as cka_linear
 from ._cka import cka_rbf as cka_rbf

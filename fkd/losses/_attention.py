@@ -1,4 +1,4 @@
-"""Losses between attention maps `[*batch, head, query, key]` of two models.
+"""Squared distance of attention maps `[*batch, head, query, key]` of two models.
 
 Tokens that do not count are left out as queries and as keys. `where` `[*batch, query]` is the
 attention mask of the batch in self-attention; cross-attention has a `key_where` of its own.
@@ -13,16 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._mean import Mean, divide
-from ._numerics import floating, keep, same_shape, upcast
-from ._pairs import (
-    fill_pairs,
-    key_mask,
-    log_softmax_keys,
-    normalized,
-    pair_mask,
-    query_mask,
-    safe_log,
-)
+from ._numerics import floating, keep, upcast
+from ._pairs import attention_masks, fill_pairs, pair_mask
 
 
 @overload
@@ -88,7 +80,7 @@ def attention_mse(
     Reference:
       Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351.
     """
-    where, key_where = _masks("attention_mse", student_x, teacher_x, where, key_where)
+    where, key_where = attention_masks("attention_mse", student_x, teacher_x, where, key_where)
     pairs = pair_mask(student_x, where, key_where)
     both = _masked(student_x) & _masked(teacher_x)
     counts = ~both if pairs is None else pairs & ~both
@@ -102,132 +94,6 @@ def attention_mse(
             "(a Mean over pairs of tokens) is expected."
         )
     return keep(_mean_keys(squares.mean(-3), key_where), where)
-
-
-def attention_kl(
-    student_probabilities: Float[Tensor, "*batch head query key"],
-    teacher_probabilities: Float[Tensor, "*batch head query key"],
-    *,
-    where: Bool[Tensor, "*batch query"] | Int[Tensor, "*batch query"] | None = None,
-    key_where: Bool[Tensor, "*batch key"] | Int[Tensor, "*batch key"] | None = None,
-) -> Float[Tensor, "*batch query"]:
-    """KL divergence of the student's attention from the teacher's, mean over heads.
-
-        l_i = 1/H sum_h sum_j p_hij (log p_hij - log q_hij)
-
-    p (teacher) and q (student) are renormalised over the keys that count, so probability that
-    a model gives to padding plays no part. 0 log 0 = 0. Where the student's probability has
-    underflowed to 0 and the teacher's has not, it counts as the smallest normal number: the
-    divergence is large and finite. `attention_scores_kl` has no such limit.
-
-    MiniLM uses it with `minilm_relation` of the values; MobileBERT with `mse` of feature maps.
-
-    Args:
-      student_probabilities: `[*batch, head, query, key]`, non-negative: attention after the
-        softmax. Where the numbers of heads differ, use `match_heads`.
-      teacher_probabilities: `[*batch, head, query, key]`.
-      where: `[*batch, query]`, True for tokens that count. Others yield 0 and no gradient.
-      key_where: `[*batch, key]`, the same for the keys. Default: `where`.
-
-    Returns:
-      `[*batch, query]`, non-negative, in nats.
-
-    Example:
-      >>> p = torch.tensor([[[[0.5, 0.5], [1.0, 0.0]]]])
-      >>> attention_kl(p, p)
-      tensor([[0., 0.]])
-
-    Reference:
-      Wang et al., MiniLM: Deep Self-Attention Distillation, arXiv:2002.10957;
-      Sun et al., MobileBERT, arXiv:2004.02984.
-    """
-    names = ("student_probabilities", "teacher_probabilities")
-    q, p = student_probabilities, teacher_probabilities
-    where, key_where = _masks("attention_kl", q, p, where, key_where, names)
-    pairs = pair_mask(q, where, key_where)
-    q, p = normalized(upcast(q), pairs), normalized(upcast(p), pairs)
-    divergence = (p * (safe_log(p) - safe_log(q))).sum(-1)
-    return keep(divergence.mean(-2), where)
-
-
-def attention_scores_kl(
-    student_scores: Float[Tensor, "*batch head query key"],
-    teacher_scores: Float[Tensor, "*batch head query key"],
-    *,
-    where: Bool[Tensor, "*batch query"] | Int[Tensor, "*batch query"] | None = None,
-    key_where: Bool[Tensor, "*batch key"] | Int[Tensor, "*batch key"] | None = None,
-) -> Float[Tensor, "*batch query"]:
-    """`attention_kl` from the scores before the softmax: the softmax is taken over valid keys.
-
-        l_i = 1/H sum_h sum_j p_hij (log p_hij - log q_hij),   p = softmax_j(t), q = softmax_j(s)
-
-    Args:
-      student_scores: `[*batch, head, query, key]`. `-inf` means probability 0.
-      teacher_scores: `[*batch, head, query, key]`.
-      where: `[*batch, query]`, True for tokens that count. Others yield 0 and no gradient.
-      key_where: `[*batch, key]`, the same for the keys. Default: `where`.
-
-    Returns:
-      `[*batch, query]`, non-negative, in nats.
-
-    Example:
-      >>> s = torch.tensor([[[[0.0, float("-inf")], [1.0, 2.0]]]])
-      >>> attention_scores_kl(s, s)
-      tensor([[0., 0.]])
-
-    Reference:
-      Wang et al., MiniLM: Deep Self-Attention Distillation, arXiv:2002.10957.
-    """
-    names = ("student_scores", "teacher_scores")
-    s, t = student_scores, teacher_scores
-    where, key_where = _masks("attention_scores_kl", s, t, where, key_where, names)
-    pairs = pair_mask(s, where, key_where)
-    log_q, log_p = (log_softmax_keys(upcast(x), pairs) for x in (s, t))
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
-    return keep(divergence.mean(-2), where)
-
-
-def attention_cross_entropy(
-    student_probabilities: Float[Tensor, "*batch head query key"],
-    teacher_probabilities: Float[Tensor, "*batch head query key"],
-    *,
-    where: Bool[Tensor, "*batch query"] | Int[Tensor, "*batch query"] | None = None,
-    key_where: Bool[Tensor, "*batch key"] | Int[Tensor, "*batch key"] | None = None,
-) -> Float[Tensor, "*batch query"]:
-    """Cross-entropy of the student's attention under the teacher's, mean over heads.
-
-        l_i = -1/H sum_h sum_j p_hij log q_hij
-
-    `attention_kl` plus the entropy of the teacher's attention: the same gradient for the
-    student, and a value that is not 0 at equality. p and q are renormalised over the keys that
-    count (TextBrewer leaves their probability with padding). TextBrewer's variant on the mean
-    of the heads is this loss of the softmax of `match_heads(scores, 1)`.
-
-    Args:
-      student_probabilities: `[*batch, head, query, key]`, non-negative: attention after the
-        softmax. Where the numbers of heads differ, use `match_heads`.
-      teacher_probabilities: `[*batch, head, query, key]`.
-      where: `[*batch, query]`, True for tokens that count. Others yield 0 and no gradient.
-      key_where: `[*batch, key]`, the same for the keys. Default: `where`.
-
-    Returns:
-      `[*batch, query]`, at least the entropy of the teacher's attention, in nats.
-
-    Example:
-      >>> p = torch.tensor([[[[0.5, 0.5], [1.0, 0.0]]]])
-      >>> attention_cross_entropy(p, p)
-      tensor([[0.6931, 0.0000]])
-
-    Reference:
-      Yang et al., TextBrewer, arXiv:2002.12620.
-    """
-    names = ("student_probabilities", "teacher_probabilities")
-    q, p = student_probabilities, teacher_probabilities
-    where, key_where = _masks("attention_cross_entropy", q, p, where, key_where, names)
-    pairs = pair_mask(q, where, key_where)
-    q, p = normalized(upcast(q), pairs), normalized(upcast(p), pairs)
-    entropy = -(p * safe_log(q)).sum(-1)
-    return keep(entropy.mean(-2), where)
 
 
 def match_heads(
@@ -270,33 +136,6 @@ def match_heads(
         raise ValueError(f"match_heads: how {how!r}; 'mean' or 'pick' is expected.")
     groups = x.unflatten(-3, (heads, x.shape[-3] // heads))
     return groups.mean(-3) if how == "mean" else groups.select(-3, 0)
-
-
-def _masks(
-    loss: str,
-    student: Tensor,
-    teacher: Tensor,
-    where: Tensor | None,
-    key_where: Tensor | None,
-    names: tuple[str, str] = ("student_x", "teacher_x"),
-) -> tuple[Tensor | None, Tensor | None]:
-    """Check the inputs; the masks of the queries and of the keys."""
-    pair = {names[0]: student, names[1]: teacher}
-    floating(loss, **pair)
-    for name, x in pair.items():
-        if x.ndim < 3:
-            raise ValueError(
-                f"{loss}: {name} {tuple(x.shape)}; [*batch, head, query, key] is expected. "
-                "Use x.unsqueeze(-3) for a single head."
-            )
-    if student.shape[-3] != teacher.shape[-3] and student.shape[-2:] == teacher.shape[-2:]:
-        raise ValueError(
-            f"{loss}: {names[0]} has {student.shape[-3]} heads and {names[1]} has "
-            f"{teacher.shape[-3]}; equal numbers are expected. Use match_heads on the larger."
-        )
-    same_shape(loss, **pair)
-    key_where = key_mask(loss, student, where, key_where)
-    return query_mask(loss, student, where), key_where
 
 
 def _masked(x: Tensor) -> Tensor:

@@ -7,9 +7,39 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._mean import divide
+from ._numerics import floating, same_shape
 
 
-def key_mask(loss: str, x: Tensor, where: Tensor | None, key_where: Tensor | None) -> Tensor | None:
+def attention_masks(
+    loss: str,
+    student: Tensor,
+    teacher: Tensor,
+    where: Tensor | None,
+    key_where: Tensor | None,
+    names: tuple[str, str] = ("student_x", "teacher_x"),
+) -> tuple[Tensor | None, Tensor | None]:
+    """Check the inputs; the masks of the queries and of the keys."""
+    pair = {names[0]: student, names[1]: teacher}
+    floating(loss, **pair)
+    for name, x in pair.items():
+        if x.ndim < 3:
+            raise ValueError(
+                f"{loss}: {name} {tuple(x.shape)}; [*batch, head, query, key] is expected. "
+                "Use x.unsqueeze(-3) for a single head."
+            )
+    if student.shape[-3] != teacher.shape[-3] and student.shape[-2:] == teacher.shape[-2:]:
+        raise ValueError(
+            f"{loss}: {names[0]} has {student.shape[-3]} heads and {names[1]} has "
+            f"{teacher.shape[-3]}; equal numbers are expected. Use match_heads on the larger."
+        )
+    same_shape(loss, **pair)
+    key_where = _key_mask(loss, student, where, key_where)
+    return _query_mask(loss, student, where), key_where
+
+
+def _key_mask(
+    loss: str, x: Tensor, where: Tensor | None, key_where: Tensor | None
+) -> Tensor | None:
     """`[*batch, key]`: the keys that count. In self-attention these are the tokens of `where`."""
     if key_where is not None:
         return _checked(loss, "key_where", key_where, x, x.shape[-1])
@@ -22,7 +52,7 @@ def key_mask(loss: str, x: Tensor, where: Tensor | None, key_where: Tensor | Non
     )
 
 
-def query_mask(loss: str, x: Tensor, where: Tensor | None) -> Tensor | None:
+def _query_mask(loss: str, x: Tensor, where: Tensor | None) -> Tensor | None:
     """`[*batch, query]`: the queries that count."""
     return where if where is None else _checked(loss, "where", where, x, x.shape[-2])
 
