@@ -225,9 +225,9 @@ def _alpha(log_p: Tensor, log_q: Tensor, alpha: Tensor) -> Tensor:
     a, b = torch.where(forward, log_p, log_q), torch.where(forward, log_q, log_p)
     e = torch.where(forward, 1 - alpha, alpha)
     divisor = torch.where(e == 0, 1.0, e)
-    ratio = torch.where(a.isneginf(), 0.0, b - a)
+    ratio = torch.where(a.exp() > 0, b - a, 0.0)  # where a underflows, expm1 may overflow
     bent = torch.where(e == 0, ratio, torch.expm1(divisor * ratio) / divisor)
-    return -(a.exp() * bent).sum(-1) / (1 - e)
+    return -cross(a.exp(), bent) / (1 - e)
 
 
 def _head_share(p: Tensor, q: Tensor, head: float | Tensor) -> Tensor:

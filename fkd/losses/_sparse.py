@@ -47,8 +47,8 @@ def top_k_kl(
 
     Example:
       >>> teacher = torch.tensor([[2.0, 1.0, 0.0]])
-      >>> top_k_kl(teacher, *top_k(teacher, 2))
-      tensor([0.])
+      >>> top_k_kl(torch.zeros(1, 3), *top_k(teacher, 2))
+      tensor([0.2662])
 
     Reference:
       Anshumann et al., Sparse Logit Sampling: Accelerating Knowledge Distillation in LLMs,
@@ -102,8 +102,8 @@ def sampled_kl(
 
     Example:
       >>> teacher = torch.tensor([[2.0, 1.0, 0.0]])
-      >>> sampled_kl(teacher, *sample(teacher, torch.tensor([[0.1, 0.9]])))
-      tensor([0.])
+      >>> sampled_kl(torch.zeros(1, 3), *sample(teacher, torch.tensor([[0.1, 0.9]])))
+      tensor([0.1910])
 
     Reference:
       Anshumann et al., arXiv:2503.16870.
