@@ -14,40 +14,20 @@ A ref is immutable, prints as the code that made it, and compares and hashes by 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+import keyword
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from ._context import Context as Context
 from ._errors import RefError
 from ._paths import name_of, pick, show, show_key
 
 ROOTS = ("student", "teacher", "batch")
 """Roots that `fkd` exports by name; any other is `fkd.ref(name)`."""
-
-
-@dataclass(frozen=True)
-class Context:
-    """What the terms of one step are computed from. Filled once, never changed.
-
-    `ctx["student"]` is what the student returned and `ctx["batch"]` is the batch.
-
-    Attributes:
-      values: outputs by model name, and the batch under `"batch"`.
-      taps: by model name, what its taps and attention captures saw.
-      params: by model name, its parameters (trainable and frozen ones).
-      modules: by model name, the module as a function of values.
-    """
-
-    values: Mapping[str, Any]
-    taps: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
-    params: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
-    modules: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-
-    def __getitem__(self, name: str) -> Any:
-        return self.values[name]
 
 
 @dataclass(frozen=True, eq=False)
@@ -175,7 +155,7 @@ class Item(Ref):
     item: Any
 
     def __repr__(self) -> str:
-        if isinstance(self.item, str) and self.item.isidentifier():
+        if isinstance(self.item, str) and _is_attribute(self.parent, self.item):
             return f"{self.parent!r}.{self.item}"
         keys = self.item if isinstance(self.item, tuple) else (self.item,)
         return f"{self.parent!r}[{', '.join(map(show_key, keys))}]"
@@ -186,6 +166,12 @@ class Item(Ref):
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         return pick(values[0], self.item, self)
+
+
+def _is_attribute(parent: Ref, name: str) -> bool:
+    """Whether `parent.name` is the ref to that output, and not something of the ref itself."""
+    own = hasattr(type(parent), name) or name in vars(parent)
+    return name.isidentifier() and not (own or name.startswith("_") or keyword.iskeyword(name))
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -381,8 +367,10 @@ def as_ref(value: Any) -> Ref:
         return Constant(value)
     if callable(value) and not isinstance(value, Module):
         return Function(value)
-    hint = f"Call it on a ref: {value.name}(student.logits)." if isinstance(value, Module) else (
-        "Pass a ref such as student.logits, a function of the context, or a tensor."
+    hint = (
+        f"Call it on a ref: {value.name}(student.logits)."
+        if isinstance(value, Module)
+        else ("Pass a ref such as student.logits, a function of the context, or a tensor.")
     )
     raise TypeError(f"{value!r} is not a ref. {hint}")
 
