@@ -144,10 +144,11 @@ def negative_mean(
     """
     mean, std = upcast(mean), upcast(std)
     z = mean / std
-    # In logarithms: far below zero both phi and Phi vanish, their ratio does not.
-    log_phi = -0.5 * z * z - 0.5 * math.log(2 * math.pi)
-    log_cdf: Tensor = torch.special.log_ndtr(-z)
-    return mean - std * (log_phi - log_cdf).exp()
+    # phi(z) / Phi(-z) = sqrt(2 / pi) / erfcx(z / sqrt 2); far out, z minus it cancels.
+    mills = math.sqrt(2 / math.pi) / torch.special.erfcx(z / math.sqrt(2))
+    w = 1 / torch.where(z > 10, z, 10.0)
+    far = -w * (1 - w**2 * (2 - w**2 * (10 - 74 * w**2)))
+    return std * torch.where(z > 10, far, z - mills)
 
 
 def mgd(

@@ -176,6 +176,7 @@ def cosine(
       `[*batch]`, in [0, 2]; 0 iff the vectors point the same way.
 
     Example:
+      >>> from fkd.losses import cosine  # not the schedule of the same name
       >>> cosine(torch.tensor([[1.0, 0.0]]), torch.tensor([[0.0, 3.0]]))
       tensor([1.])
 

@@ -65,7 +65,7 @@ def _taylor(cosine: Tensor, gamma: float | Tensor, order: int) -> Tensor:
     scale = torch.exp(torch.as_tensor(-2 * gamma, dtype=cosine.dtype, device=cosine.device))
     total = torch.ones_like(cosine)
     for p in range(1, order + 1):
-        total = total + (2 * gamma * cosine) ** p / math.factorial(p)
+        total = total + (2 * gamma * cosine) ** p / float(math.factorial(p))
     return scale * total
 
 

@@ -51,7 +51,7 @@ def sinkhorn_plan(
     """
     log_a, log_b = _log(source_mass), _log(target_mass)
     scores = -cost / epsilon
-    v = torch.zeros_like(log_b)
+    v = torch.where(target_mass > 0, torch.zeros_like(log_b), _LOG_ZERO)
     u = torch.zeros_like(log_a)
     for _ in range(iterations):
         u = log_a - (scores + v[..., None, :]).logsumexp(-1)
