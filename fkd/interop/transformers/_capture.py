@@ -37,7 +37,12 @@ class Prepared:
     def outputs(self, raw: Any) -> Any:
         """The output as a plain tree."""
         for capture, (field, layer) in self._maps.items():
-            self._store[capture] = raw[field][layer]
+            maps = raw.get(field) or ()
+            if not -len(maps) <= layer < len(maps):
+                raise ValueError(
+                    f"{capture.kind}({capture.layer}): the model gives {len(maps)} maps in {field}."
+                )
+            self._store[capture] = maps[layer]
         return plain_outputs(raw)
 
     def collect(self) -> dict[Key, Tensor]:

@@ -164,8 +164,10 @@ def _part(parts: Mapping[str, Layers], capture: Capture) -> str:
     own = [p for p in parts if p != "cross"]
     if len(own) == 1 and (capture.part is None or capture.part in own[0].split(".")):
         return own[0]
+    head = f"{capture.kind}({capture.layer}): part {capture.part!r}"
+    if len(parts) == 1:
+        raise ValueError(f"{head}; the model has one stack of attention layers. Leave out part.")
     raise ValueError(
-        f"{capture.kind}({capture.layer}): part {capture.part!r}; one of {list(parts)} is "
-        f"expected, since the model has several stacks of attention layers. "
-        f"Write {capture.kind}({capture.layer}, part={next(iter(parts))!r})."
+        f"{head}; one of {list(parts)} is expected, since the model has several stacks of "
+        f"attention layers. Write {capture.kind}({capture.layer}, part={next(iter(parts))!r})."
     )
