@@ -48,6 +48,7 @@ from ._feature_maps import attention_transfer as attention_transfer
 from ._feature_maps import cat_kd as cat_kd
 from ._feature_maps import cwd as cwd
 from ._feature_maps import hcl as hcl
+from ._feature_maps import pearson as pearson
 from ._gram import affinity as affinity
 from ._gram import fsp as fsp
 from ._gram import gram as gram
@@ -95,15 +96,15 @@ from ._neighbourhood import pkt as pkt
 from ._queue import Queue as Queue
 from ._queue import enqueue as enqueue
 from ._queue import queue_init as queue_init
-from ._ranking import adaptive_layer_kl as adaptive_layer_kl
 from ._ranking import hinge_ranking as hinge_ranking
-from ._ranking import in_batch_kl as in_batch_kl
-from ._ranking import listwise_kl as listwise_kl
 from ._ranking import logistic_ranking as logistic_ranking
 from ._ranking import margin_mse as margin_mse
 from ._relation import rkd_angle as rkd_angle
 from ._relation import rkd_distance as rkd_distance
 from ._relation import similarity_preserving as similarity_preserving
+from ._retrieval import adaptive_layer_kl as adaptive_layer_kl
+from ._retrieval import in_batch_kl as in_batch_kl
+from ._retrieval import listwise_kl as listwise_kl
 from ._sampling import Sample as Sample
 from ._sampling import TopK as TopK
 from ._sampling import sample as sample

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import equal_maps, norm, one_of, per_sample, same_space, unit
+from ._checks import counted, equal_maps, norm, one_of, per_sample, root, same_space, unit
 from ._numerics import keep
 
 
@@ -178,6 +179,55 @@ def hcl(
         total = total + 0.5**k * coarse.square().flatten(1).mean(-1)
         weights += 0.5**k
     return keep(total / weights, where)
+
+
+def pearson(
+    student_map: Float[Tensor, "batch channels *space"],
+    teacher_map: Float[Tensor, "batch channels *space"],
+    *,
+    eps: float = 1e-6,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Distance of standardised maps: Pearson correlation of every channel (PKD, detection).
+
+        x' = (x - m_c) / (sd_c + eps),   m_c, sd_c over all samples and places of a channel
+        value_b = 1/2 * mean_cp (s'_bcp - t'_bcp)^2,   mean_b value_b = 1 - mean_c r_c
+
+    r_c is the correlation of student and teacher. A sample's value depends on the batch
+    through m_c and sd_c; samples where `where` is False do not enter them.
+
+    Args:
+      student_map: `[batch, channels, *space]`.
+      teacher_map: `[batch, channels, *space]`.
+      eps: keeps constant channels at 0.
+      where: `[batch]`, True where a sample counts.
+
+    Returns:
+      `[batch]`, non-negative; the mean over the samples is at most 2.
+
+    Example:
+      >>> s = torch.tensor([[[1.0, 2.0, 3.0]]])
+      >>> bool(pearson(s, 5 * s + 1) < 1e-9), bool((pearson(s, -s) - 2).abs() < 1e-4)
+      (True, True)
+
+    Reference:
+      Cao et al., PKD: General Distillation Framework for Object Detectors via Pearson
+      Correlation Coefficient, arXiv:2207.02039.
+    """
+    student, teacher = equal_maps(
+        "pearson", where, student_map=student_map, teacher_map=teacher_map
+    )
+    weight, count = counted(where, student)
+    s, t = (_standardised(x.flatten(2), weight, count, eps) for x in (student, teacher))
+    return keep(0.5 * (s - t).square().mean((1, 2)), where)
+
+
+def _standardised(x: Tensor, weight: Tensor, count: Tensor, eps: float) -> Tensor:
+    def mean(y: Tensor) -> Tensor:
+        return (torch.einsum("b,bcp->c", weight, y) / (count * y.shape[-1]))[:, None]
+
+    centred = x - mean(x)
+    return centred / (root(mean(centred.square())) + eps)
 
 
 def common_space(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from scipy.special import rel_entr, softmax
 
-from fkd.losses import attention_transfer, cat_kd, cwd, hcl
+from fkd.losses import attention_transfer, cat_kd, cwd, hcl, pearson
 
 from .case import Case, normal, pair
 
@@ -57,6 +57,12 @@ def hcl_reference(s, t, *, levels=(4, 2, 1)):
     return total / weights
 
 
+def pearson_reference(s, t):
+    axes = (0, *range(2, s.ndim))
+    s, t = ((x - x.mean(axes, keepdims=True)) / x.std(axes, keepdims=True) for x in (s, t))
+    return ((s - t) ** 2).mean(tuple(range(1, s.ndim))) / 2
+
+
 CASES = [
     Case(attention_transfer, maps((3, 4, 2, 5), (3, 6, 2, 5)), at_reference),
     Case(attention_transfer, pair(3, 4, 5), at_reference, name="attention_transfer one axis"),
@@ -80,4 +86,5 @@ CASES = [
     Case(cat_kd, pair(3, 2, 3, 4), cat_reference, kwargs={"size": None}, name="cat_kd unpooled"),
     Case(hcl, pair(3, 2, 8, 8), hcl_reference),
     Case(hcl, pair(3, 2, 2, 2), hcl_reference, name="hcl small map"),
+    Case(pearson, pair(4, 3, 2, 3), pearson_reference, relational=True, rtol=1e-5),
 ]

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 
-from fkd.losses import attention_transfer, cat_kd, cwd, hcl, kl
+from fkd.losses import attention_transfer, cat_kd, cwd, hcl, kl, pearson
 from fkd.losses._feature_maps import pooled
 
 from .case import normal
@@ -73,6 +74,21 @@ def test_hcl_without_levels_is_the_mean_squared_error():
     s, t = maps((3, 2, 4, 4), (3, 2, 4, 4))
     close(hcl(s, t, levels=()), (s - t).square().mean((1, 2, 3)))
     close(hcl(s, s + 2), torch.full((3,), 4.0).double())
+
+
+def test_pearson_is_one_minus_the_mean_correlation_of_the_channels():
+    s, t = maps((4, 3, 2, 2), (4, 3, 2, 2))
+    r = [np.corrcoef(s[:, c].flatten(), t[:, c].flatten())[0, 1] for c in range(3)]
+    close(pearson(s, t).mean(), torch.tensor(1 - np.mean(r)), rtol=1e-5)
+    close(pearson(3 * s - 1, 0.1 * t + 2), pearson(s, t), rtol=1e-4)
+
+
+def test_pearson_of_constant_channels_is_finite():
+    s, t = torch.ones(2, 3, 4, requires_grad=True), maps((2, 3, 4))[0].float()
+    out = pearson(s, t)
+    (grad,) = torch.autograd.grad(out.sum(), s)
+    close(out.mean(), torch.tensor(0.5), rtol=1e-4)
+    assert grad.isfinite().all()
 
 
 @pytest.mark.plain
