@@ -49,7 +49,7 @@ def dist_intra(
     *,
     temperature: float | Tensor = 1.0,
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, " vocab"]:
     """One minus Pearson's correlation over the positions, class by class (DIST).
 
         dist_intra_c = 1 - rho(q_:c, p_:c)
