@@ -66,7 +66,8 @@ def torch_rows(
     with_gradient: bool,
 ) -> RowResult:
     """The rows of a chunk by PyTorch operations, on blocks that stay in a cache."""
-    size, parts = block_rows(*student.shape, student.device), []
+    size = block_rows(student.shape[0], student.shape[1], student.device)
+    parts: list[Tensor] = []
     for start in range(0, student.shape[0], size):
         cut = slice(start, start + size)
         block = None if teacher is None else teacher[cut].to(problem.dtype)

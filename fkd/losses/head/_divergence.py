@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,8 +11,12 @@ from torch import Tensor
 Phi = Callable[[Tensor, Tensor], Tensor]
 """`phi(log_p, log_q)`: what one entry of the vocabulary adds to the divergence."""
 
-Rule = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-"""`rule(log_p, log_q, p, q)`, elementwise."""
+Rule = Callable[[Tensor, Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+"""`rule(log_p, log_q, p, q)`: the summand phi and its slope, elementwise.
+
+The slope is `d phi / d log q` up to a multiple of q, which the softmax takes out again. The
+two come together since they share their logarithms.
+"""
 
 
 @dataclass(frozen=True)
@@ -21,19 +25,19 @@ class Atom:
 
     Attributes:
       name: how it prints, and its key among the metrics.
-      phi: the summand; None for a loss that is no sum over the vocabulary.
-      slope: `d phi / d log q`, up to a multiple of q, which the softmax takes out again.
+      rule: summand and slope; None for a loss that is no sum over the vocabulary.
       params: the numbers of the formula.
       square: whether the value carries the factor T^2 of a softened distribution.
       kind: which branch of the fused kernel computes it; None if the kernel has none.
+      phi: the function that the user gave, if one did.
     """
 
     name: str
-    phi: Rule | None = None
-    slope: Rule | None = None
+    rule: Rule | None = field(default=None, compare=False, repr=False)
     params: tuple[float, ...] = ()
     kind: str | None = None
     square: bool = True
+    phi: Phi | None = None
 
 
 @dataclass(frozen=True)
@@ -75,15 +79,13 @@ class Divergence:
     @property
     def needs_teacher(self) -> bool:
         """Whether any of them reads the teacher."""
-        return any(atom.phi is not None for atom in self.atoms)
+        return any(atom.rule is not None for atom in self.atoms)
 
 
-def one(
-    name: str, phi: Rule | None, slope: Rule | None, *params: float, square: bool = True
-) -> Divergence:
+def one(name: str, rule: Rule | None, *params: float, square: bool = True) -> Divergence:
     """A named divergence, of weight 1."""
     shown = f"{name}({', '.join(f'{x:g}' for x in params)})"
-    return Divergence(((1.0, Atom(shown, phi, slope, params, name, square)),))
+    return Divergence(((1.0, Atom(shown, rule, params, name, square)),))
 
 
 def elementwise(phi: Phi) -> Divergence:
@@ -107,19 +109,19 @@ def elementwise(phi: Phi) -> Divergence:
       elementwise(<lambda>)
     """
 
-    def alive(fn: Phi, log_p: Tensor, log_q: Tensor) -> Tensor:
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         dead = torch.isneginf(log_p) & torch.isneginf(log_q)
-        inputs = log_p.masked_fill(dead, 0.0), log_q.masked_fill(dead, 0.0)
-        return fn(*inputs).masked_fill(dead, 0.0)
+        log_p, log_q = log_p.masked_fill(dead, 0.0), log_q.masked_fill(dead, 0.0)
 
-    def value(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return alive(phi, log_p, log_q)
+        def total(x: Tensor) -> tuple[Tensor, Tensor]:
+            values = phi(log_p, x).masked_fill(dead, 0.0)
+            return values.sum(), values
 
-    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return torch.func.grad(lambda x: alive(phi, log_p, x).sum())(log_q)
+        slope, values = torch.func.grad(total, has_aux=True)(log_q)
+        return values, slope
 
     name = f"elementwise({getattr(phi, '__name__', repr(phi))})"
-    return Divergence(((1.0, Atom(name, value, slope)),))
+    return Divergence(((1.0, Atom(name, rule, phi=phi)),))
 
 
 def as_divergence(value: Divergence | Phi) -> Divergence:

@@ -9,8 +9,7 @@
 Everything between load and store is float32 in registers. The formulas are those of `_named`.
 """
 
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
-# ruff: noqa: PLR2004
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton
@@ -42,6 +41,9 @@ def head_rows_kernel(
     CAP_S: tl.constexpr,
     SCALE_T: tl.constexpr,
     CAP_T: tl.constexpr,
+    FORWARD: tl.constexpr,
+    REVERSE: tl.constexpr,
+    SOFT: tl.constexpr,
     SECOND: tl.constexpr,
     METRICS: tl.constexpr,
     GRADIENT: tl.constexpr,
@@ -102,9 +104,12 @@ def head_rows_kernel(
             p = tl.exp(t - safe)
             sum_p = sum_p * fade + tl.sum(p, 0)
             max_p = new_max
-            forward = forward * fade + tl.sum(tl.where(p > 0, p * (t - y), 0.0), 0)
-            reverse = reverse * decay + tl.sum(tl.where(q > 0, q * (y - t), 0.0), 0)
-            soft = soft * fade + tl.sum(tl.where(p > 0, p * y, 0.0), 0)
+            if FORWARD:
+                forward = forward * fade + tl.sum(tl.where(p > 0, p * (t - y), 0.0), 0)
+            if REVERSE:
+                reverse = reverse * decay + tl.sum(tl.where(q > 0, q * (y - t), 0.0), 0)
+            if SOFT:
+                soft = soft * fade + tl.sum(tl.where(p > 0, p * y, 0.0), 0)
             if METRICS:
                 self_p = self_p * fade + tl.sum(tl.where(p > 0, p * t, 0.0), 0)
     lse_q, lse_p, lse_1 = max_q + tl.log(sum_q), 0.0, 0.0

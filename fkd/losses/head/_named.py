@@ -1,6 +1,7 @@
 """The named divergences. p is the teacher's distribution, q the student's; 0 log 0 = 0.
 
-Every slope is `d phi / d log q` without its multiples of q: they cancel in q (g - E_q[g]).
+A rule returns the summand phi and `d phi / d log q`, the latter without its multiples of q:
+they cancel in q (g - E_q[g]).
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ import torch
 from torch import Tensor
 
 from ._divergence import Divergence, one
+
+Pair = tuple[Tensor, Tensor]
 
 
 def kl() -> Divergence:
@@ -20,7 +23,7 @@ def kl() -> Divergence:
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
-    return one("kl", _kl, lambda log_p, log_q, p, q: -p)
+    return one("kl", lambda log_p, log_q, p, q: (_product(p, log_p - log_q), -p))
 
 
 def soft_cross_entropy() -> Divergence:
@@ -32,11 +35,7 @@ def soft_cross_entropy() -> Divergence:
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
-    return one(
-        "soft_cross_entropy",
-        lambda log_p, log_q, p, q: -_product(p, log_q),
-        lambda log_p, log_q, p, q: -p,
-    )
+    return one("soft_cross_entropy", lambda log_p, log_q, p, q: (-_product(p, log_q), -p))
 
 
 def reverse_kl() -> Divergence:
@@ -49,7 +48,8 @@ def reverse_kl() -> Divergence:
     Reference:
       Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, arXiv:2306.08543.
     """
-    return one("reverse_kl", _reverse_kl, _reverse_kl)
+    # d phi / d log q = phi + q.
+    return one("reverse_kl", lambda log_p, log_q, p, q: _twice(_product(q, log_q - log_p)))
 
 
 def jsd(beta: float = 0.5) -> Divergence:
@@ -69,21 +69,19 @@ def jsd(beta: float = 0.5) -> Divergence:
     """
     _between("jsd", "beta", beta)
 
-    def phi(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        log_m = _log(beta * p + (1 - beta) * q)
-        return beta * _product(p, log_p - log_m) + (1 - beta) * _product(q, log_q - log_m)
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
+        log_m = torch.log(_mixture(q, p, beta))
+        of_q = q * (_finite(log_q) - log_m)
+        return torch.lerp(of_q, p * (_finite(log_p) - log_m), beta), (1 - beta) * of_q
 
-    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return (1 - beta) * _product(q, log_q - _log(beta * p + (1 - beta) * q))
-
-    return one("jsd", phi, slope, beta)
+    return one("jsd", rule, beta)
 
 
 def skew_kl(skew: float = 0.1) -> Divergence:
     """Skewed KL divergence, `KL(p || skew p + (1 - skew) q)`.
 
     Args:
-      skew: the teacher's share of the mixture, 0 <= skew < 1; 0 is `kl`.
+      skew: the teacher's share of the mixture, 0 < skew < 1; the limit at 0 is `kl`.
 
     Returns:
       A `Divergence`; T^2 included.
@@ -92,23 +90,21 @@ def skew_kl(skew: float = 0.1) -> Divergence:
       Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models,
       arXiv:2402.03898.
     """
-    _between("skew_kl", "skew", skew, closed_below=True)
+    _between("skew_kl", "skew", skew, "kl()")
 
-    def phi(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return _product(p, log_p - _log_mixture(log_p, log_q, skew))
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
+        m = _mixture(q, p, skew)
+        return p * (_finite(log_p) - torch.log(m)), (skew - 1) * (p * q / m)
 
-    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        m = skew * p + (1 - skew) * q
-        return -(1 - skew) * p * q / torch.where(m > 0, m, 1.0) if skew else -p
-
-    return one("skew_kl", phi, slope, skew)
+    return one("skew_kl", rule, skew)
 
 
 def skew_reverse_kl(skew: float = 0.1) -> Divergence:
     """Skewed reverse KL divergence, `KL(q || skew q + (1 - skew) p)`.
 
     Args:
-      skew: the student's share of the mixture, 0 <= skew < 1; 0 is `reverse_kl`.
+      skew: the student's share of the mixture, 0 < skew < 1; the limit at 0 is
+        `reverse_kl`.
 
     Returns:
       A `Divergence`; T^2 included.
@@ -117,16 +113,14 @@ def skew_reverse_kl(skew: float = 0.1) -> Divergence:
       Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models,
       arXiv:2402.03898.
     """
-    _between("skew_reverse_kl", "skew", skew, closed_below=True)
+    _between("skew_reverse_kl", "skew", skew, "reverse_kl()")
 
-    def phi(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        return _product(q, log_q - _log_mixture(log_q, log_p, skew))
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
+        m = _mixture(p, q, skew)
+        phi = q * (_finite(log_q) - torch.log(m))
+        return phi, phi - skew * (q * q / m)
 
-    def slope(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-        m = skew * q + (1 - skew) * p
-        return phi(log_p, log_q, p, q) - skew * q * q / torch.where(m > 0, m, 1.0)
-
-    return one("skew_reverse_kl", phi, slope, skew)
+    return one("skew_reverse_kl", rule, skew)
 
 
 def total_variation() -> Divergence:
@@ -141,8 +135,7 @@ def total_variation() -> Divergence:
     """
     return one(
         "total_variation",
-        lambda log_p, log_q, p, q: 0.5 * (p - q).abs(),
-        lambda log_p, log_q, p, q: 0.5 * q * torch.sign(q - p),
+        lambda log_p, log_q, p, q: (0.5 * (p - q).abs(), 0.5 * q * torch.sign(q - p)),
         square=False,
     )
 
@@ -165,20 +158,15 @@ def alpha_divergence(alpha: float) -> Divergence:
             f"Use {'kl()' if alpha else 'reverse_kl()'}, the limit."
         )
 
-    def power(log_p: Tensor, log_q: Tensor) -> Tensor:
-        exponent = alpha * log_p + (1 - alpha) * log_q
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
         dead = torch.isneginf(log_p) & torch.isneginf(log_q)
-        return torch.exp(torch.where(dead, 0.0, exponent)).masked_fill(dead, 0.0)
+        exponent = torch.where(dead, 0.0, alpha * log_p + (1 - alpha) * log_q)
+        power = torch.exp(exponent).masked_fill(dead, 0.0)
+        # alpha p + (1 - alpha) q sums to 1; taking it out entry by entry keeps them >= 0.
+        phi = (alpha * p + (1 - alpha) * q - power) / (alpha * (1 - alpha))
+        return phi, -power / alpha
 
-    # Subtracting alpha p + (1 - alpha) q, which sums to 1, keeps every summand >= 0.
-    return one(
-        "alpha_divergence",
-        lambda log_p, log_q, p, q: (
-            (power(log_p, log_q) - alpha * p - (1 - alpha) * q) / (alpha * (alpha - 1))
-        ),
-        lambda log_p, log_q, p, q: -power(log_p, log_q) / alpha,
-        alpha,
-    )
+    return one("alpha_divergence", rule, alpha)
 
 
 def cross_entropy() -> Divergence:
@@ -187,7 +175,7 @@ def cross_entropy() -> Divergence:
     Returns:
       A `Divergence`; needs `labels`, reads no teacher, has no factor T^2.
     """
-    return one("cross_entropy", None, None)
+    return one("cross_entropy", None)
 
 
 def z_loss() -> Divergence:
@@ -199,15 +187,11 @@ def z_loss() -> Divergence:
     Reference:
       Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, arXiv:2204.02311.
     """
-    return one("z_loss", None, None)
+    return one("z_loss", None)
 
 
-def _kl(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    return _product(p, log_p - log_q)
-
-
-def _reverse_kl(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Tensor:
-    return _product(q, log_q - log_p)
+def _twice(x: Tensor) -> Pair:
+    return x, x
 
 
 def _product(p: Tensor, x: Tensor) -> Tensor:
@@ -215,17 +199,17 @@ def _product(p: Tensor, x: Tensor) -> Tensor:
     return p * torch.where(p > 0, x, 0.0)
 
 
-def _log(m: Tensor) -> Tensor:
-    """`log m`, and 0 where m = 0: both its summands are 0 there."""
-    return torch.log(torch.where(m > 0, m, 1.0))
+def _mixture(a: Tensor, b: Tensor, share: float) -> Tensor:
+    """`(1 - share) a + share b`, above 0 so that its logarithm is finite."""
+    return torch.lerp(a, b, share).clamp(min=torch.finfo(a.dtype).tiny)
 
 
-def _log_mixture(log_a: Tensor, log_b: Tensor, skew: float) -> Tensor:
-    """`log(skew a + (1 - skew) b)`; `log b` for skew = 0, which keeps its infinities."""
-    return _log(skew * log_a.exp() + (1 - skew) * log_b.exp()) if skew else log_b
+def _finite(log_p: Tensor) -> Tensor:
+    """Log-probabilities without -inf; those changed belong to p = 0, which hides them."""
+    return log_p.clamp(min=-1e4)
 
 
-def _between(name: str, knob: str, value: float, closed_below: bool = False) -> None:
-    if not (0 < value < 1 or (closed_below and value == 0)):
-        expected = f"0 {'<=' if closed_below else '<'} {knob} < 1"
-        raise ValueError(f"{name}: {knob} {value}; {expected} is expected.")
+def _between(name: str, knob: str, value: float, limit: str = "") -> None:
+    if not 0 < value < 1:
+        hint = f" Use {limit}, the limit at 0." if limit else ""
+        raise ValueError(f"{name}: {knob} {value}; 0 < {knob} < 1 is expected.{hint}")

@@ -15,67 +15,75 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ._divergence import Divergence
-from ._problem import Number, Problem
+from ._problem import Head, Number, Problem
 
 
 class Rows(NamedTuple):
-    """A block of logits and its distributions, `[rows, vocab]` each; `normaliser` `[rows, 1]`."""
+    """A block of logits and what its values and its gradient share.
+
+    Attributes:
+      student: `[rows, vocab]`, the student's logits.
+      log_q: `[rows, vocab]`, of the student.
+      q: `[rows, vocab]`.
+      log_p: `[rows, vocab]`, of the teacher (of the student if there is no teacher).
+      p: `[rows, vocab]`.
+      pairs: summand and slope of each divergence, `[rows, vocab]`; None for a loss of the
+        student's logits alone.
+      normaliser: `[rows, 1]`, at temperature 1; meaningless if no loss reads it.
+    """
 
     student: Tensor
-    teacher: Tensor
     log_q: Tensor
     q: Tensor
     log_p: Tensor
     p: Tensor
+    pairs: list[tuple[Tensor, Tensor] | None]
     normaliser: Tensor
 
 
 def rows_of(problem: Problem, student: Tensor, teacher: Tensor | None) -> Rows:
     """Raw logits, transformed and softened once for all divergences and metrics."""
-    student = _transform(student, problem.student.scale, problem.student.softcap)
-    needed = problem.divergence.needs_teacher or problem.metrics
-    log_q = _log_softmax(student, problem.temperature) if needed else student
-    q = log_q.exp() if needed else student
-    normaliser = student[:, :1]
-    if any(atom.phi is None for atom in problem.divergence.atoms):
+    atoms, student = problem.divergence.atoms, _transform(student, problem.student)
+    log_q = q = log_p = p = normaliser = student
+    if problem.divergence.needs_teacher or problem.metrics:
+        log_q = _log_softmax(student, problem.temperature)
+        q = log_q.exp()
+    if teacher is not None and problem.teacher is not None:
+        log_p = _log_softmax(_transform(teacher, problem.teacher), problem.temperature)
+        p = log_p.exp()
+    if any(atom.rule is None for atom in atoms):
         normaliser = torch.logsumexp(student, dim=-1, keepdim=True)
-    if teacher is None or problem.teacher is None:
-        return Rows(student, student, log_q, q, log_q, q, normaliser)
-    teacher = _transform(teacher, problem.teacher.scale, problem.teacher.softcap)
-    log_p = _log_softmax(teacher, problem.temperature)
-    return Rows(student, teacher, log_q, q, log_p, log_p.exp(), normaliser)
+    pairs = [None if atom.rule is None else atom.rule(log_p, log_q, p, q) for atom in atoms]
+    return Rows(student, log_q, q, log_p, p, pairs, normaliser)
 
 
 def row_values(problem: Problem, rows: Rows, labels: Tensor | None) -> list[Tensor]:
     """The values of every divergence and metric, `[rows]` each."""
-    _, _, log_q, q, log_p, p, normaliser = rows
     columns: list[Tensor] = []
-    for atom in problem.divergence.atoms:
-        if atom.phi is not None:
-            column = atom.phi(log_p, log_q, p, q).sum(-1)
+    for atom, pair in zip(problem.divergence.atoms, rows.pairs, strict=True):
+        if pair is not None:
+            column = pair[0].sum(-1)
             columns.append(problem.temperature**2 * column if atom.square else column)
         elif atom.kind == "z_loss":
-            columns.append(normaliser[:, 0] ** 2)
+            columns.append(rows.normaliser[:, 0] ** 2)
         else:
             assert labels is not None
-            columns.append((normaliser - rows.student.gather(-1, labels[:, None]))[:, 0])
+            columns.append((rows.normaliser - rows.student.gather(-1, labels[:, None]))[:, 0])
     if problem.metrics:
-        columns.append(_entropy(q, log_q))
+        columns.append(_entropy(rows.q, rows.log_q))
         if problem.teacher is not None:
-            columns.append(_entropy(p, log_p))
-            columns.append((log_q.argmax(-1) == log_p.argmax(-1)).to(q.dtype))
+            columns.append(_entropy(rows.p, rows.log_p))
+            columns.append((rows.log_q.argmax(-1) == rows.log_p.argmax(-1)).to(rows.q.dtype))
     return columns
 
 
 def row_gradient(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
     """The derivative of the weighted sum by the student's raw logits, `[rows, vocab]`."""
-    divergence = problem.divergence
     parts: list[Tensor] = []
-    if divergence.needs_teacher:
+    if problem.divergence.needs_teacher:
         parts.append(_divergence_slope(problem, rows))
-    if any(atom.phi is None for atom in divergence.atoms):
-        parts.append(_label_slope(divergence, rows, labels))
+    if any(pair is None for pair in rows.pairs):
+        parts.append(_label_slope(problem, rows, labels))
     gradient = parts[0] if len(parts) == 1 else parts[0] + parts[1]
     scale, softcap = problem.student.scale, problem.student.softcap
     if softcap is not None:
@@ -84,29 +92,33 @@ def row_gradient(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
 
 
 def _divergence_slope(problem: Problem, rows: Rows) -> Tensor:
-    _, _, log_q, q, log_p, p, _ = rows
-    temperature = problem.temperature
-    u: Tensor | None = None
-    for weight, atom in problem.divergence.terms:
-        if atom.slope is not None:
+    temperature, u = problem.temperature, None
+    for (weight, atom), pair in zip(problem.divergence.terms, rows.pairs, strict=True):
+        if pair is not None:
             factor = weight * temperature if atom.square else weight / temperature
-            slope = factor * atom.slope(log_p, log_q, p, q)
+            slope = _scaled(pair[1], factor)
             u = slope if u is None else u + slope
     assert u is not None
-    return u - q * u.sum(-1, keepdim=True)
+    return torch.addcmul(u, rows.q, u.sum(-1, keepdim=True), value=-1)
 
 
-def _label_slope(divergence: Divergence, rows: Rows, labels: Tensor | None) -> Tensor:
-    q = torch.exp(rows.student - rows.normaliser)
-    gradient = torch.zeros_like(q)
-    for weight, atom in divergence.terms:
+def _label_slope(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
+    onto_q, onto_label = 0.0, 0.0
+    for weight, atom in problem.divergence.terms:
         if atom.kind == "z_loss":
-            gradient = gradient + 2 * weight * rows.normaliser * q
+            onto_q = onto_q + 2 * weight * rows.normaliser
         elif atom.kind == "cross_entropy":
-            assert labels is not None
-            hit = torch.zeros_like(q).scatter(-1, labels[:, None], 1.0)
-            gradient = gradient + weight * (q - hit)
-    return gradient
+            onto_q, onto_label = onto_q + weight, onto_label + weight
+    gradient = onto_q * torch.exp(rows.student - rows.normaliser)
+    if labels is None:
+        return gradient
+    label = labels[:, None]
+    return gradient.scatter(-1, label, gradient.gather(-1, label) - onto_label)
+
+
+def _scaled(x: Tensor, factor: Number) -> Tensor:
+    """`factor x`; a factor of 1.0 costs nothing."""
+    return x if not isinstance(factor, Tensor) and factor == 1 else factor * x
 
 
 def _log_softmax(logits: Tensor, temperature: Number) -> Tensor:
@@ -115,10 +127,10 @@ def _log_softmax(logits: Tensor, temperature: Number) -> Tensor:
     return torch.log_softmax(logits if plain else logits / temperature, dim=-1)
 
 
-def _transform(logits: Tensor, scale: Number | None, softcap: Number | None) -> Tensor:
+def _transform(logits: Tensor, head: Head) -> Tensor:
     """`softcap * tanh(scale * logits / softcap)`, as far as they are given."""
-    logits = logits if scale is None else logits * scale
-    return logits if softcap is None else softcap * torch.tanh(logits / softcap)
+    logits = logits if head.scale is None else logits * head.scale
+    return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
 def _entropy(p: Tensor, log_p: Tensor) -> Tensor:

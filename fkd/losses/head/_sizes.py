@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 
 _BUDGET = {"cpu": 2**27, "cuda": 2**30}
-_BLOCK = {"cpu": 2**19, "cuda": 2**25}
+_BLOCK = {"cpu": 2**18, "cuda": 2**25}
 
 
 def chunk_tokens(

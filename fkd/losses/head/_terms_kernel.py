@@ -3,7 +3,7 @@
 `sloped` covers every divergence between p and q, `phi` only those that take a second sweep.
 """
 
-# pyright: reportUnknownParameterType=false, reportMissingParameterType=false
+# pyright: basic, reportOperatorIssue=false, reportArgumentType=false
 from __future__ import annotations
 
 import triton

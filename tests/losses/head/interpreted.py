@@ -1,0 +1,114 @@
+"""Compare the fused strategy with the materialised one; prints "agree". Run as a module."""
+
+from __future__ import annotations
+
+import torch
+
+from fkd.losses import head
+from fkd.losses.head import head_divergence_and_metrics
+
+from .inputs import NAMED, Heads, heads
+
+OPTIONS = [
+    {},
+    {
+        "temperature": torch.tensor(2.5),
+        "student_logit_scale": 0.7,
+        "teacher_logit_scale": 1.3,
+        "student_softcap": 3.0,
+        "teacher_softcap": torch.tensor(4.0),
+    },
+    {"where": torch.arange(7) % 3 > 0, "temperature": 2.0},
+]
+
+
+def results(given: Heads, divergence, strategy: str, device: str, **options):
+    """Total, gradients and metrics."""
+    given = Heads(*(x.to(device) for x in given))
+    options = {k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in options.items()}
+    leaves = [x.clone().requires_grad_() for x in given[:3]]
+    mean, metrics = head_divergence_and_metrics(
+        leaves[0],
+        leaves[1],
+        given.teacher,
+        given.teacher_weight,
+        student_bias=leaves[2],
+        divergence=divergence,
+        labels=given.labels,
+        strategy=strategy,
+        chunk_size=4,
+        **options,
+    )
+    mean.total.backward()
+    return mean.total, *(x.grad for x in leaves), *metrics.values()
+
+
+def main(device: str = "cpu") -> None:
+    head_fused = __import__("fkd.losses.head._fused", fromlist=["_fused"])
+    head_fused._MAX_BLOCK = 8  # several blocks a row, the last one ragged
+    for options in OPTIONS:
+        for divergence in NAMED:
+            given = heads(tokens=7, dtype=torch.float32)
+            given.labels[1] = -100
+            got = results(given, divergence, "fused", device, **options)
+            wanted = results(given, divergence, "materialized", device, **options)
+            for x, y in zip(got, wanted, strict=True):
+                torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-5 * float(y.abs().max()))
+    shut(device)
+    half(device)
+    func(device)
+    print("agree")
+
+
+def shut(device: str) -> None:
+    """Entries that a bias of -inf excludes from both models, whole blocks of them."""
+    given = heads(tokens=7, dtype=torch.float32)
+    given.labels.clamp_(max=11)
+    bias = given.bias.masked_fill(torch.arange(23) >= 12, -torch.inf)
+    closed = given._replace(bias=bias)
+    teacher_bias = torch.zeros(23).masked_fill(torch.arange(23) >= 12, -torch.inf)
+    for divergence in NAMED:
+        got, wanted = (
+            results(closed, divergence, strategy, device, teacher_bias=teacher_bias)
+            for strategy in ("fused", "materialized")
+        )
+        for x, y in zip(got, wanted, strict=True):
+            torch.testing.assert_close(x, y, rtol=2e-4, atol=2e-5 * float(y.abs().max()))
+
+
+def half(device: str) -> None:
+    """Logits stored in bfloat16: the gradient is written over them in bfloat16."""
+    given = heads(tokens=7, dtype=torch.bfloat16)
+    for options in ({}, {"logits_dtype": torch.bfloat16}):
+        got = results(given, head.kl() + head.jsd(), "fused", device, **options)
+        wanted = results(given, head.kl() + head.jsd(), "materialized", device)
+        for x, y in zip(got[:4], wanted[:4], strict=True):
+            torch.testing.assert_close(x, y, rtol=0.03, atol=0.03 * float(y.abs().max()))
+
+
+def func(device: str) -> None:
+    """Inside torch.func.grad, and compiled."""
+    given = Heads(*(x.to(device) for x in heads(tokens=7, dtype=torch.float32)))
+
+    def total(student, weight, strategy):
+        return head.head_divergence(
+            student,
+            weight,
+            given.teacher,
+            given.teacher_weight,
+            divergence=NAMED[-1],
+            labels=given.labels,
+            strategy=strategy,
+            chunk_size=4,
+        ).total
+
+    slope = torch.func.grad(total, argnums=(0, 1))
+    wanted = slope(given.student, given.weight, "materialized")
+    compiled = torch.compile(slope, fullgraph=True, backend="aot_eager")
+    for fn in (slope, compiled):
+        for x, y in zip(fn(given.student, given.weight, "fused"), wanted, strict=True):
+            torch.testing.assert_close(x, y, rtol=2e-4, atol=1e-5)
+
+
+if __name__ == "__main__":
+    main()
