@@ -48,7 +48,7 @@ class Axis(NamedTuple):
             about *= 2
         return found
 
-    def _scaled(self, value: float) -> float:
+    def _scaled(self, value: int | float) -> float:
         return math.log10(value) if self.log else value
 
     def _decades(self) -> list[float]:
@@ -59,7 +59,7 @@ class Axis(NamedTuple):
         return [v for v in values if self.low <= v * (1 + 1e-9) and v <= self.high * (1 + 1e-9)]
 
 
-def _round_steps(low: float, high: float, about: int) -> list[float]:
+def _round_steps(low: int | float, high: int | float, about: int) -> list[float]:
     raw = (high - low) / about
     size = 10.0 ** math.floor(math.log10(raw))
     step = next(size * m for m in (1, 2, 2.5, 5, 10) if size * m >= raw * 0.999)
@@ -67,7 +67,7 @@ def _round_steps(low: float, high: float, about: int) -> list[float]:
     return [float(f"{i * step:.12g}") for i in range(first, last + 1)]
 
 
-def number(value: float, *, digits: int = 4) -> str:
+def number(value: int | float, *, digits: int = 4) -> str:
     """A number with so many digits, as short as it reads well.
 
     Example:
@@ -232,6 +232,6 @@ def _not_numbers(series: Series, x: Axis, stroke: str) -> str:
     return "".join(marks[:60])
 
 
-def label(x: float, y: float, text: str, anchor: str, kind: str = "tick") -> str:
+def label(x: int | float, y: int | float, text: str, anchor: str, kind: str = "tick") -> str:
     """A text of a chart."""
     return f'<text class="{kind}" x="{x}" y="{y}" text-anchor="{anchor}">{escape(text)}</text>'

@@ -45,7 +45,7 @@ class Checkpoint(NamedTuple):
 
     path: Path
     step: int
-    metric: float | None
+    metric: int | float | None
     fingerprint: Any
     tree: Tree
     skipped: tuple[str, ...] = ()
@@ -57,7 +57,7 @@ def save(
     *,
     step: int,
     fingerprint: Any = None,
-    metric: float | None = None,
+    metric: int | float | None = None,
     keep_last: int = 3,
     keep_best: int = 1,
     higher_is_better: bool = True,

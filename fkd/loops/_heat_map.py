@@ -10,7 +10,7 @@ from ._charts import label
 
 
 def heat_map(
-    values: Sequence[Sequence[float]], *, rows: Sequence[str], columns: Sequence[str]
+    values: Sequence[Sequence[int | float]], *, rows: Sequence[str], columns: Sequence[str]
 ) -> str:
     """Similarities in 0..1 as coloured cells, the first row at the bottom, as one `<svg>`.
 
@@ -47,11 +47,11 @@ def heat_map(
     )
 
 
-def _frame(x: float, y: float, size: int) -> str:
+def _frame(x: int | float, y: int | float, size: int) -> str:
     return f'<rect class="best" x="{x + 2}" y="{y + 2}" width="{size - 5}" height="{size - 5}"/>'
 
 
-def _cell(x: float, y: float, size: int, value: float, row: str, column: str) -> str:
+def _cell(x: int | float, y: int | float, size: int, value: float, row: str, column: str) -> str:
     title = f"<title>student {escape(row)}, teacher {escape(column)}: {value:.3f}</title>"
     box = f'x="{x}" y="{y}" width="{size - 1}" height="{size - 1}" rx="3"'
     if not math.isfinite(value):
@@ -70,7 +70,7 @@ def _cell(x: float, y: float, size: int, value: float, row: str, column: str) ->
 _HEAT = ("#e8f1fc", "#b7d3f6", "#86b6ef", "#5598e7", "#2a78d6", "#1c5cab", "#104281", "#0d2f5c")
 
 
-def heat(share: float) -> str:
+def heat(share: int | float) -> str:
     """A colour from light (0) to dark (1) of one hue."""
     at = share * (len(_HEAT) - 1)
     i = min(int(at), len(_HEAT) - 2)

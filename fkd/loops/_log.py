@@ -35,15 +35,15 @@ class Throughput(NamedTuple):
       {'examples_per_s': 32.0, 'tokens_per_s': 320.0}
     """
 
-    since: float
-    examples: float = 0
-    tokens: float = 0
+    since: int | float
+    examples: int | float = 0
+    tokens: int | float = 0
 
-    def add(self, *, examples: float = 0, tokens: float = 0) -> Throughput:
+    def add(self, *, examples: int | float = 0, tokens: int | float = 0) -> Throughput:
         """With one more batch."""
         return self._replace(examples=self.examples + examples, tokens=self.tokens + tokens)
 
-    def rates(self, *, now: float) -> dict[str, float]:
+    def rates(self, *, now: int | float) -> dict[str, float]:
         """Examples and, if there are any, tokens per second from `since` to `now`."""
         seconds = max(now - self.since, 1e-9)
         counts = {"examples_per_s": self.examples, "tokens_per_s": self.tokens}
@@ -69,11 +69,11 @@ class Log:
 
     def write(
         self,
-        values: Mapping[str, float],
+        values: Mapping[str, int | float],
         *,
         step: int,
         kind: str = "train",
-        epoch: float | None = None,
+        epoch: int | float | None = None,
     ) -> None:
         """Log the values of a step, to every place.
 
@@ -189,7 +189,7 @@ def open_log(
     return Log(folder, lines, events, bar)
 
 
-def _number(name: str, value: Any) -> float:
+def _number(name: str, value: Any) -> int | float:
     if isinstance(value, (int, float)):
         return value
     raise TypeError(

@@ -32,7 +32,7 @@ class Manifest(NamedTuple):
 
     step: int
     serial: int
-    metric: float | None
+    metric: int | float | None
     time: float
     fingerprint: Any
     tree: Any

@@ -7,60 +7,11 @@ import os
 import sys
 import time
 from collections.abc import Mapping
-from typing import Any, Protocol, TextIO
+from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
-
-class Progress(Protocol):
-    """What the log does with a progress bar."""
-
-    def advance(self, step: int) -> None:
-        """Show that this many updates are done."""
-        ...
-
-    def write(self, record: Mapping[str, Any]) -> None:
-        """Show the values of a log point."""
-        ...
-
-    def message(self, text: str) -> None:
-        """Show a line that stays."""
-        ...
-
-    def close(self) -> None:
-        """Show the end."""
-        ...
-
-
-def open_progress(
-    *, total: int | None = None, initial: int = 0, stream: TextIO | None = None
-) -> Progress:
-    """A bar in a terminal or a notebook, lines in a pipe or a file.
-
-    Args:
-      total: updates of the whole run, if known.
-      initial: updates that are done already.
-      stream: where to write; standard error if None.
-    """
-    output = sys.stderr if stream is None else stream
-    if _in_notebook():
-        from tqdm.auto import tqdm as notebook_bar
-
-        return Bar(notebook_bar(total=total, initial=initial, unit="step"))
-    if output.isatty():
-        # A terminal that says it has no columns (some CI systems) would show an empty bar.
-        width = None if os.get_terminal_size(output.fileno()).columns else 80
-        return Bar(
-            tqdm(
-                total=total,
-                initial=initial,
-                unit="step",
-                file=output,
-                ncols=width,
-                dynamic_ncols=width is None,
-            )
-        )
-    return Lines(output, total=total, initial=initial)
+Stream: TypeAlias = Any  # a text file that is written to; notebooks have classes of their own
 
 
 class Bar:
@@ -94,7 +45,12 @@ class Lines:
     """Plain lines: the first log point, one each `every` seconds, evaluations, the last."""
 
     def __init__(
-        self, stream: TextIO, *, total: int | None = None, initial: int = 0, every: float = 30.0
+        self,
+        stream: Stream,
+        *,
+        total: int | None = None,
+        initial: int = 0,
+        every: int | float = 30.0,
     ) -> None:
         self._stream, self._total, self._every = stream, total, every
         self._first = self._step = initial
@@ -136,6 +92,41 @@ class Lines:
         return text + (f", {rate:.3g} step/s" if rate else "")
 
 
+Progress: TypeAlias = Bar | Lines
+"""Both show steps, log points, lines that stay (`message`), and the end."""
+
+
+def open_progress(
+    *, total: int | None = None, initial: int = 0, stream: Stream | None = None
+) -> Progress:
+    """A bar in a terminal or a notebook, lines in a pipe or a file.
+
+    Args:
+      total: updates of the whole run, if known.
+      initial: updates that are done already.
+      stream: where to write; standard error if None.
+    """
+    output = sys.stderr if stream is None else stream
+    if _in_notebook():
+        from tqdm.auto import tqdm as notebook_bar
+
+        return Bar(notebook_bar(total=total, initial=initial, unit="step"))
+    if output.isatty():
+        # A terminal that says it has no columns (some CI systems) would show an empty bar.
+        width = None if os.get_terminal_size(output.fileno()).columns else 80
+        return Bar(
+            tqdm(
+                total=total,
+                initial=initial,
+                unit="step",
+                file=output,
+                ncols=width,
+                dynamic_ncols=width is None,
+            )
+        )
+    return Lines(output, total=total, initial=initial)
+
+
 def summary(record: Mapping[str, Any]) -> str:
     """The values that a person wants at a glance: the total loss, or an evaluation's metrics."""
     if record["kind"] == "train":
@@ -145,7 +136,7 @@ def summary(record: Mapping[str, Any]) -> str:
     return "  ".join(f"{name.removeprefix('eval/')} {record[name]:.4g}" for name in names)
 
 
-def duration(seconds: float) -> str:
+def duration(seconds: int | float) -> str:
     """Seconds as a person says them.
 
     Example:

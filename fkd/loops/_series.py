@@ -47,16 +47,16 @@ class Run(NamedTuple):
 
     series: dict[str, Series]
     kinds: set[str]
-    times: list[float]
+    times: list[int | float]
     step: int
-    epoch: float | None
+    epoch: int | float | None
 
 
 def collect(records: Iterable[Mapping[str, Any]]) -> Run:
     """The series of a log. A step that was logged twice counts once, as logged last."""
-    points: dict[str, tuple[list[int], list[float]]] = {}
-    places: dict[str, dict[str, tuple[list[int], list[float]]]] = {}  # by kind and name
-    times: list[float] = []
+    points: dict[str, tuple[list[int], list[int | float]]] = {}
+    places: dict[str, dict[str, tuple[list[int], list[int | float]]]] = {}  # by kind and name
+    times: list[int | float] = []
     last, epoch = 0, None
     for record in records:
         kind, step = str(record.get("kind", "train")), record["step"]
@@ -80,7 +80,7 @@ def _full_name(kind: str, name: str) -> str:
     return name if kind == "train" or name.startswith(f"{kind}/") else f"{kind}/{name}"
 
 
-def _series(name: str, steps: Sequence[int], values: Sequence[float]) -> Series:
+def _series(name: str, steps: Sequence[int], values: Sequence[int | float]) -> Series:
     # unique keeps the first of equals, and the last one that was logged is wanted.
     unique, index = np.unique(np.array(steps, dtype=np.float64)[::-1], return_index=True)
     return Series(name, unique, np.array(values, dtype=np.float64)[::-1][index])
@@ -107,7 +107,7 @@ def thin(series: Series, *, most: int = 400) -> Series:
     return Series(series.name, series.steps[index], series.values[index])
 
 
-def smooth(series: Series, *, span: float, most: int = 2000) -> Series:
+def smooth(series: Series, *, span: int | float, most: int = 2000) -> Series:
     """An exponential moving average over about `span` points, without a bias at the start.
 
     A long series is first averaged over stretches, to `most` points. What is not a number
@@ -137,7 +137,7 @@ def _averaged(series: Series, most: int) -> tuple[Array, Array, float]:
     return series.steps[cuts[1:] - 1], values, n / most
 
 
-def running_time(times: Sequence[float]) -> tuple[float, list[float]]:
+def running_time(times: Sequence[int | float]) -> tuple[float, list[float]]:
     """Seconds that a run was at work, and the lengths of its interruptions.
 
     An interruption is a pause between two log points of over a minute and over twenty times

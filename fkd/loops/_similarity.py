@@ -18,7 +18,7 @@ class Moments(NamedTuple):
     `linear_cka` on one batch, which holds one matrix at a time.
 
     Attributes:
-      positions: `[]`, how many positions that count.
+      positions: `[]`, how many positions count.
       student: for each layer the mean `[d]` and the squared deviations `[d, d]`.
       teacher: the same.
       cross: `cross[s][t]`, `[d_s, d_t]`, the products of deviations.

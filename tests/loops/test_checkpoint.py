@@ -527,11 +527,13 @@ def _write_for_ever(folder: Path, first: int, done: Any) -> None:
 
 def test_kill_at_any_moment_leaves_the_newest_checkpoint(tmp_path: Path):
     rng, acknowledged, step = random.Random(0), 0, 1
-    for _ in range(40):
+    for turn in range(40):
         receive, send = fork.Pipe(duplex=False)
         process = fork.Process(target=_write_for_ever, args=(tmp_path, step, send))
         process.start()
         send.close()
+        if turn % 2:
+            acknowledged = receive.recv()
         time.sleep(rng.uniform(0.0, 0.08))
         os.kill(process.pid, signal.SIGKILL)  # type: ignore[arg-type]
         process.join()
@@ -548,7 +550,7 @@ def test_kill_at_any_moment_leaves_the_newest_checkpoint(tmp_path: Path):
         assert found.tree["step"] == found.step
         assert torch.equal(found.tree["w"], torch.full((50_000,), float(found.step)))
         acknowledged, step = found.step, found.step + 1
-    assert acknowledged > 40
+    assert acknowledged >= 20
     save(tmp_path, 0, step=step, keep_last=2)
     assert names(tmp_path) == [f"step-{s:08d}" for s in (5, step - 1, step)]
 

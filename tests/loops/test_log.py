@@ -150,6 +150,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
             log.write({}, step=1)
 
 
+@pytest.mark.plain
 def test_a_tensor_is_refused_since_it_would_wait_for_the_device(tmp_path: Path):
     with quiet(tmp_path) as log, pytest.raises(TypeError, match="loss/kd is a Tensor"):
         log.write({"loss/kd": torch.tensor(1.0)}, step=1)  # type: ignore[dict-item]
