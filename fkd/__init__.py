@@ -1,12 +1,19 @@
 """fkd: a functional, JAX-style library for knowledge distillation on PyTorch."""
 
+from . import adapters as adapters
 from . import loops as loops
 from . import losses as losses
+from . import metrics as metrics
 from . import schedules as schedules
 from ._apply import ema as ema
 from ._apply import frozen as frozen
 from ._apply import trainable as trainable
 from ._check import check as check
+from ._derived import call as call
+from ._derived import module as module
+from ._derived import stop_gradient as stop_gradient
+from ._draw import Drawing as Drawing
+from ._draw import draw as draw
 from ._errors import ObjectiveError as ObjectiveError
 from ._mean import Mean as Mean
 from ._mean import mean as mean
@@ -16,10 +23,7 @@ from ._objective import Parts as Parts
 from ._refs import Context as Context
 from ._refs import Ref as Ref
 from ._refs import batch as batch
-from ._refs import call as call
-from ._refs import module as module
 from ._refs import ref as ref
-from ._refs import stop_gradient as stop_gradient
 from ._refs import student as student
 from ._refs import teacher as teacher
 from ._table import Report as Report

@@ -12,7 +12,7 @@ import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -105,6 +105,7 @@ class Applied(NamedTuple):
     buffers: dict[str, Tensor]
 
 
+@runtime_checkable
 class Apply(Protocol):
     """A module as a pure function: `apply(tensors, buffers, args, kwargs)`."""
 

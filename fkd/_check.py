@@ -6,7 +6,9 @@ mistake that shows on a batch before anything is compiled or trained.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import contextlib
+import logging
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -84,7 +86,7 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     for leaf in (p for held in parts.trainable.values() for p in held.values()):
         leaf.requires_grad_(leaf.is_floating_point())
     run = _Run(objective, map_tensors(fake, batch), [], [])
-    with mode if mode else torch.enable_grad(), torch.enable_grad():
+    with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
         ctx = _context(run, parts)
         run.values = _values(run, ctx)
         found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
@@ -94,6 +96,17 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
         raise ObjectiveError(list(dict.fromkeys(run.problems)))
     rows = [_row(run, name, found[name], batch) for name in objective.terms]
     return Report(tuple(rows), tuple(model_lines(objective)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Without torch's own log of what fails on fake tensors: that is reported here."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
 
 
 def _context(run: _Run, parts: Parts) -> Context:
@@ -201,7 +214,9 @@ def _result_problem(term: Term, found: Evaluated) -> str | None:
 
 def _mask_problem(term: Term, where: Any) -> str | None:
     if not isinstance(where, Tensor):
-        return f"where={term.where!r} is {describe(where)}; a mask is expected, bool or 0/1 integers."
+        return (
+            f"where={term.where!r} is {describe(where)}; a mask is expected, bool or 0/1 integers."
+        )
     if where.is_floating_point() or where.is_complex():
         return (
             f"where={term.where!r} has dtype {where.dtype}; bool or 0/1 integers are expected. "
@@ -257,8 +272,12 @@ def _unreached(
     if not total.requires_grad:
         return ["the loss does not depend on any trainable parameter. Is a student among the refs?"]
     grads = torch.autograd.grad(total, [p for *_, p in leaves], allow_unused=True)
-    through_weights = {n for t in objective.terms.values() if isinstance(t.weight, Ref)
-                       for n in (t.weight.roots or objective.models)}
+    through_weights = {
+        n
+        for t in objective.terms.values()
+        if isinstance(t.weight, Ref)
+        for n in (t.weight.roots or objective.models)
+    }
     problems: list[str] = []
     for model, held in parts.trainable.items():
         lost = [n for (m, n, _), g in zip(leaves, grads, strict=True) if m == model and g is None]

@@ -21,11 +21,12 @@ from ._apply import (
     skeleton,
     trainable_parameters,
 )
+from ._derived import Call, Function
 from ._errors import ObjectiveError
 from ._mean import Mean, divide
 from ._plan import Plan, bind
 from ._problems import static_problems
-from ._refs import Call, Capture, Context, Function, Param, Ref, Root, Tap, output_path
+from ._refs import Capture, Context, Param, Ref, Root, Tap, output_path
 from ._terms import Graph, Term, flatten, moves, value_at
 from ._types import Batch, Params, Scalars
 
@@ -129,12 +130,10 @@ class Objective:
 
     @property
     def knobs(self) -> dict[str, Any]:
-        """What moves during a run, by name: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
+        """What moves during a run: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
         found = {f"{n}/{k}": v for n, t in self.terms.items() for k, v in t.moving.items()}
-        found.update(
-            {f"{n}/decay": m.decay for n, m in self.models.items() if m.kind == "ema" and moves(m.decay)}
-        )
-        return found
+        followers = {n: m for n, m in self.models.items() if m.kind == "ema"}
+        return found | {f"{n}/decay": m.decay for n, m in followers.items() if moves(m.decay)}
 
     def model(self, name: str) -> Model:
         """A model by name; an EMA stands for the module that it follows."""
@@ -160,7 +159,8 @@ class Objective:
             assert model.module is not None
             taps = [r for r in self.refs if isinstance(r, Tap | Capture) and r.root == name]
             try:
-                copied = skeleton(model.module, training=model.training if training is None else training)
+                mode = model.training if training is None else training
+                copied = skeleton(model.module, training=mode)
                 applies[name] = make_apply(copied, taps, self.output_paths(name))
             except Exception as error:
                 self.problems.append(f"model {name!r}: {type(error).__name__}: {error}")
@@ -180,9 +180,7 @@ class Objective:
         with the module; all others are copies."""
         return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
 
-    def parts(
-        self, own: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]
-    ) -> Parts:
+    def parts(self, own: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]) -> Parts:
         """The modules' tensors: through `own` what a run changes, through `shared` the rest."""
         self._raise_problems()
         found = Parts({}, {}, {}, {})
@@ -293,7 +291,7 @@ class Objective:
         modules = {name: as_function(name) for name in self.models}
         return Context(values, taps, self._with_aliases(params), modules), new_buffers
 
-    def _with_aliases(self, params: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    def _with_aliases(self, params: Params) -> dict[str, dict[str, Tensor]]:
         """Parameters under the names that refs use, of which tied ones have several."""
         found: dict[str, dict[str, Tensor]] = {}
         for ref in self.refs:

@@ -9,9 +9,10 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 from ._apply import trainable_parameters
+from ._derived import Call, Function
 from ._objective import Objective
 from ._paths import name_of, show
-from ._refs import Call, Function, Ref
+from ._refs import Ref
 from ._terms import Term, moves
 from .schedules import Schedule
 

@@ -110,7 +110,11 @@ def takes(fn: Callable[..., Any], name: str) -> bool:
     return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
 
 
-def counted_positions(fn: Callable[..., Any]) -> Callable[[Sequence[Any], Mapping[str, Any]], Tensor] | None:
+Positions = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
+"""`(args, kwargs) -> mask`."""
+
+
+def counted_positions(fn: Callable[..., Any]) -> Positions | None:
     """Which positions a loss counts by itself (labels that are not `ignore_index`), if it says.
 
     See `fkd.losses.counted_where`.

@@ -10,9 +10,10 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._apply import Model, interop, trainable_parameters
+from ._derived import Call
 from ._errors import listing, nearest
 from ._paths import name_of
-from ._refs import Call, Capture, Param, Ref, Root, Tap
+from ._refs import Capture, Param, Ref, Root, Tap
 from ._terms import Term, moves, value_at
 
 
@@ -163,7 +164,7 @@ def _number(
             "or a ref is expected."
         )
         return
-    if isinstance(knob, Tensor) and knob.device.type != "cpu" or getattr(knob, "ndim", 0):
+    if (isinstance(knob, Tensor) and knob.device.type != "cpu") or getattr(knob, "ndim", 0):
         return  # reading it would wait for the device, or it is one value for each position
     try:
         value = float(value_at(knob, 0)) if moves(knob) else knob

@@ -15,16 +15,15 @@ from __future__ import annotations
 
 import dataclasses
 import keyword
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 
 from ._context import Context as Context
 from ._errors import RefError
-from ._paths import name_of, pick, show, show_key
+from ._paths import pick, show_key
 
 ROOTS = ("student", "teacher", "batch")
 """Roots that `fkd` exports by name; any other is `fkd.ref(name)`."""
@@ -239,87 +238,6 @@ class Param(Ref):
         return ctx.params[self.root][self.parameter]
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Constant(Ref):
-    """A tensor that does not depend on the step."""
-
-    tensor: Tensor
-
-    def __repr__(self) -> str:
-        return f"<tensor {tuple(self.tensor.shape)} at {id(self.tensor):#x}>"
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return self.tensor
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Function(Ref):
-    """Any callable of the context."""
-
-    fn: Callable[[Context], Any]
-
-    def __repr__(self) -> str:
-        return name_of(self.fn)
-
-    def __hash__(self) -> int:
-        return hash(self.fn)
-
-    @property
-    def roots(self) -> None:
-        return None
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return self.fn(ctx)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Call(Ref):
-    """A function, or a named module, applied to refs and constants."""
-
-    fn: Callable[..., Any] | None
-    name: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...] = ()
-
-    def __repr__(self) -> str:
-        shown = [show(a) for a in self.args] + [f"{k}={show(v)}" for k, v in self.kwargs]
-        if self.fn is None:
-            return f"{self.name}({', '.join(shown)})"
-        if self.fn is torch.detach:
-            return f"stop_gradient({', '.join(shown)})"
-        return f"call({', '.join([name_of(self.fn), *shown])})"
-
-    @property
-    def children(self) -> tuple[Ref, ...]:
-        everything = (*self.args, *(v for _, v in self.kwargs))
-        return tuple(a for a in everything if isinstance(a, Ref))
-
-    @property
-    def roots(self) -> frozenset[str] | None:
-        below = super().roots
-        return below if self.fn is not None or below is None else below | {self.name}
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        given = iter(values)
-        args = [next(given) if isinstance(a, Ref) else a for a in self.args]
-        kwargs = {k: next(given) if isinstance(v, Ref) else v for k, v in self.kwargs}
-        fn = ctx.modules[self.name] if self.fn is None else self.fn
-        return fn(*args, **kwargs)
-
-
-@dataclass(frozen=True)
-class Module:
-    """A named module of the objective; calling it on refs gives a ref."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return f"module({self.name!r})"
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Ref:
-        return Call(None, self.name, tuple(map(_operand, args)), tuple(kwargs.items()))
-
-
 def ref(name: str) -> ModelRoot:
     """The root of a model (or of `"batch"`) by the name that `Objective` is given.
 
@@ -328,55 +246,6 @@ def ref(name: str) -> ModelRoot:
       ref('roberta').hidden_states[3]
     """
     return ModelRoot(name)
-
-
-def module(name: str) -> Module:
-    """A learnable adapter (or any module), named here and given to `Objective` by that name.
-
-    Example:
-      >>> project = module("project")
-      >>> project(student.hidden_states[3])
-      project(student.hidden_states[3])
-    """
-    return Module(name)
-
-
-def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Ref:
-    """A ref to `fn(*args, **kwargs)`, where any argument may be a ref.
-
-    Positional callables count as refs (functions of the context); everything else is passed
-    as it is.
-
-    Example:
-      >>> call(torch.softmax, student.logits, dim=-1)
-      call(softmax, student.logits, dim=-1)
-    """
-    return Call(fn, "", tuple(map(_operand, args)), tuple(kwargs.items()))
-
-
-def stop_gradient(value: Ref | Callable[[Context], Any]) -> Ref:
-    """The same value, through which no gradient flows (self-distillation, say)."""
-    return Call(torch.detach, "", (as_ref(value),))
-
-
-def as_ref(value: Any) -> Ref:
-    """A ref from a ref, a callable of the context, or a tensor."""
-    if isinstance(value, Ref):
-        return value
-    if isinstance(value, Tensor):
-        return Constant(value)
-    if callable(value) and not isinstance(value, Module):
-        return Function(value)
-    hint = (
-        f"Call it on a ref: {value.name}(student.logits)."
-        if isinstance(value, Module)
-        else ("Pass a ref such as student.logits, a function of the context, or a tensor.")
-    )
-    raise TypeError(f"{value!r} is not a ref. {hint}")
-
-
-def _operand(value: Any) -> Any:
-    return Function(value) if callable(value) and not isinstance(value, Ref | Module) else value
 
 
 def walk(value: Ref) -> Iterator[Ref]:

@@ -47,11 +47,10 @@ def model_lines(objective: Objective) -> Iterator[str]:
         assert module is not None
         count = sum(p.numel() for p in module.parameters())
         moving = sum(p.numel() for p in trainable_parameters(model).values())
-        taken = [repr(r) for r in objective.refs if r.roots == {name}]
-        shown = [r for r in taken if not any(other != r and other.startswith(r) for other in taken)]
         what = f"ema of {model.of}" if model.kind == "ema" else model.kind
         parameters = f"{count:,} parameters"
         if 0 < moving < count:
             parameters += f", {moving:,} of them trainable"
-        unread = "" if shown or any(name in (r.roots or {name}) for r in objective.refs) else ", unused"
-        yield f"{name}: {type(module).__name__}, {what}, {parameters}{unread}"
+        read = any(name in (ref.roots or {name}) for ref in objective.refs)
+        unread = "" if read else ", unused"
+        yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"

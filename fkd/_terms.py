@@ -9,8 +9,9 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
+from ._derived import as_ref
 from ._paths import name_of, show
-from ._refs import Ref, as_ref
+from ._refs import Ref
 from ._types import Loss
 from .schedules import Schedule
 
@@ -121,7 +122,8 @@ def _takes_one_argument(value: Any) -> bool:
     except (TypeError, ValueError):  # a builtin such as torch.relu: a function, not a schedule
         return False
     required = [
-        p for p in parameters
+        p
+        for p in parameters
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return len(required) == 1

@@ -31,6 +31,7 @@ class Schedule:
     fn: Scheduled
 
     def __call__(self, step: int) -> float:
+        """The value at a step."""
         return float(self.fn(int(step)))
 
     def __repr__(self) -> str:

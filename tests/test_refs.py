@@ -11,7 +11,8 @@ import torch
 import fkd
 from fkd import Context, batch, call, module, ref, stop_gradient, student, teacher
 from fkd._errors import RefError
-from fkd._refs import as_ref, output_path, walk
+from fkd._derived import as_ref
+from fkd._refs import output_path, walk
 
 project = module("project")
 NAMES = {**vars(fkd), "project": project, "softmax": torch.softmax}

@@ -1,0 +1,1 @@
+"""Boundaries: transformers, the KnowledgeDistillation package, other people's loops."""

@@ -12,6 +12,7 @@ from ._events import Event as Event
 from ._events import Result as Result
 from ._export import export as export
 from ._optimizer import param_groups as param_groups
+from ._report import report as report
 from ._run import fit as fit
 from ._run import run as run
 from ._save import restore as restore

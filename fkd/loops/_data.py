@@ -97,5 +97,3 @@ def structure_change(first: Any, now: Any) -> str | None:
 
 def _form(found: tuple[torch.dtype, int]) -> str:
     return f"{str(found[0]).removeprefix('torch.')} with {found[1]} axes"
-
-

@@ -2,22 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
 import torch
-import torch._dynamo
 from torch import Tensor
 
+from fkd._derived import as_ref
 from fkd._mean import Mean
 from fkd._objective import Objective
-from fkd._refs import Context, Ref, as_ref, output_path
+from fkd._refs import Context, Ref, output_path
 from fkd._terms import Term, metric
 from fkd._types import Batch
 from fkd.metrics import agreement
 
-from ._batch import map_tensors, tensors_only
+from ._batch import map_tensors, tensors_only, unlimited_recompilation
 from ._state import State, fold_in, seeded
 
 
@@ -62,6 +62,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
     ) -> None:
         given = dict(metrics or {})
+        self.metrics = given
         self.collected = {n: m for n, m in given.items() if isinstance(m, Collect)}
         means = {n: _as_term(m) for n, m in given.items() if not isinstance(m, Collect)}
         self.metric_names = {f"metric/{n}": n for n in means}
@@ -72,7 +73,8 @@ class Evaluator:
         }
         terms = {**objective.terms, **{f"metric/{n}": t for n, t in means.items()}, **kept}
         if "agreement" not in given:
-            terms.update({"metric/agreement": t for t in _agreements(objective)[:1]})
+            compared = _agreement(objective)
+            terms |= {} if compared is None else {"metric/agreement": compared}
             self.metric_names["metric/agreement"] = "agreement"
         self.objective = Objective(terms, **objective.models).evaluating()
         self.autocast = autocast
@@ -89,7 +91,7 @@ class Evaluator:
         with (
             seeded(fold_in(state.seed, -1), device),
             torch.no_grad(),
-            torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000),
+            unlimited_recompilation(),
         ):
             for batch in loader:
                 batch = tensors_only(batch, device)
@@ -118,15 +120,14 @@ class Evaluator:
     def _summary(
         self, merged: Mapping[str, Mean], weights: Mapping[str, Tensor], kept: Mapping[str, Any]
     ) -> dict[str, float]:
-        names = list(merged)
-        values = dict(zip(names, torch.stack([merged[n].value.double() for n in names]).tolist()))
+        fetched = torch.stack([m.value.double() for m in merged.values()]).tolist()
+        values = dict(zip(merged, fetched, strict=True))
         found = {f"loss/{n}": v for n, v in values.items() if n not in self.metric_names}
         # A weight that a ref computes is that of the last batch.
         found["loss/total"] = sum(float(w) * values[n] for n, w in weights.items())
         found.update({self.metric_names[n]: v for n, v in values.items() if n in self.metric_names})
-        for name, metric in self.collected.items():
-            columns = [list(column) for column in zip(*kept[name], strict=True)]
-            result = metric.fn(*columns)
+        for name, whole in self.collected.items():
+            result = whole.fn(*map(list, zip(*kept[name], strict=True)))
             if isinstance(result, Mapping):
                 found.update({f"{name}/{k}": float(v) for k, v in result.items()})
             else:
@@ -184,12 +185,11 @@ def _nothing(value: Any) -> Mean:
     return Mean(torch.zeros(()), torch.zeros(()))
 
 
-def _agreements(objective: Objective) -> Sequence[Term]:
-    """The comparison of first choices, for a term that compares the logits of two models."""
-    found: list[Term] = []
+def _agreement(objective: Objective) -> Term | None:
+    """The comparison of first choices, if a term compares the logits of two models."""
     for term in objective.terms.values():
         paths = [output_path(ref) for ref in term.args[:2]]
         roots = [p[0] for p in paths if p is not None and p[1][-1:] == ("logits",)]
         if len(roots) == 2 and "batch" not in roots and roots[0] != roots[1]:
-            found.append(metric(agreement, *term.args[:2], where=term.where))
-    return found
+            return metric(agreement, *term.args[:2], where=term.where)
+    return None

@@ -17,7 +17,6 @@ from fkd._types import Batch
 from ._checkpoint import load_latest, save
 from ._data import Loader, epoch_batches, examples_in, structure, structure_change, tokens_in
 from ._errors import LoopError, NonFiniteError
-from ._evaluate import Evaluator
 from ._events import Event, Options
 from ._lock import lock
 from ._log import Log, Throughput, open_log
@@ -51,7 +50,6 @@ class Run:
     fingerprint: Any
     stop: Stop = field(default_factory=Stop)
     log: Log | None = None
-    evaluator: Evaluator | None = None
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
@@ -217,14 +215,8 @@ def _evaluate(run: Run) -> Iterator[Event]:
     options = run.options
     if options.dev is None or run.evaluated_at == run.state.step:
         return
-    if run.evaluator is None:
-        run.evaluator = Evaluator(
-            run.step.objective,
-            options.metrics,
-            compile=run.step.options,
-            autocast=run.step.autocast,
-        )
-    values = run.evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
+    evaluator = run.step.evaluator(options.metrics)
+    values = evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
     run.evaluated_at = run.state.step

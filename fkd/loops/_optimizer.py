@@ -113,7 +113,8 @@ class Updater:
 
 
 def _tensors(optimizer: Optimizer) -> list[Tensor]:
-    return [x for state in optimizer.state.values() for x in state.values() if isinstance(x, Tensor)]
+    held = [x for state in optimizer.state.values() for x in state.values()]
+    return [x for x in held if isinstance(x, Tensor)]
 
 
 def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
@@ -137,8 +138,9 @@ def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
 def _use_fused(optimizer: Optimizer) -> None:
     """Switch to the fused kernels, faster on CPU and GPU, where the user left the choice open."""
     groups = optimizer.param_groups
-    able = all("fused" in g for g in groups) and all(
-        p.is_floating_point() and p.device.type in ("cpu", "cuda") for g in groups for p in g["params"]
+    params: list[Tensor] = [p for group in groups for p in group["params"]]
+    able = all("fused" in group for group in groups) and all(
+        p.is_floating_point() and p.device.type in ("cpu", "cuda") for p in params
     )
     # Adagrad has no fused kernel on CUDA.
     if not able or isinstance(optimizer, torch.optim.Adagrad):

@@ -94,6 +94,7 @@ def fit(
         raise ValueError("fit: neither epochs nor steps is given, so the run would never end.")
     if patience is not None and dev is None:
         raise ValueError("fit: patience needs dev, the batches to evaluate on.")
+    higher = not best.startswith("loss") if higher_is_better is None else higher_is_better
     installed = importlib.util.find_spec("tensorboard") is not None
     options = Options(
         epochs=epochs,
@@ -102,7 +103,7 @@ def fit(
         metrics=dict(metrics or {}),
         evaluate_every=evaluate_every,
         best=best,
-        higher_is_better=not best.startswith("loss") if higher_is_better is None else higher_is_better,
+        higher_is_better=higher,
         patience=patience,
         log_dir=None if log_dir is None else Path(log_dir),
         log_every=log_every,

@@ -72,8 +72,11 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     optimizer = Updater(step.make_optimizer, state.trainable, {}).optimizer
     names = {id(p): f"{m}.{n}" for m, held in state.trainable.items() for n, p in held.items()}
     groups = [
-        {k: [names[id(p)] for p in v] if k == "params" else show(v) for k, v in g.items()}
-        for g in ({k: v for k, v in g.items() if k != "param_names"} for g in optimizer.param_groups)
+        {
+            **{k: show(v) for k, v in g.items() if k not in ("params", "param_names")},
+            "params": [names[id(p)] for p in g["params"]],
+        }
+        for g in optimizer.param_groups
     ]
     return {
         "terms": {name: repr(term) for name, term in objective.terms.items()},

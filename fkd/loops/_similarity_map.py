@@ -23,7 +23,8 @@ from ._state import State
 def save_similarity(objective: Objective, state: State, dev: Loader, folder: Path) -> None:
     """Write `similarity.json` for the first dev batch, if the objective compares hidden states
     of a trained model and a teacher."""
-    roots = [p[0] for r in objective.refs if (p := output_path(r)) and p[1][:1] == ("hidden_states",)]
+    paths = [p for p in map(output_path, objective.refs) if p is not None]
+    roots = [root for root, keys in paths if keys[:1] == ("hidden_states",)]
     kinds = {name: objective.models[name].kind for name in roots if name in objective.models}
     students = [n for n, kind in kinds.items() if kind == "trainable"]
     teachers = [n for n, kind in kinds.items() if kind != "trainable"]
@@ -36,7 +37,10 @@ def save_similarity(objective: Objective, state: State, dev: Loader, folder: Pat
     device = state.skipped.device
     with torch.no_grad():
         ctx, _ = probe.evaluating().context(
-            state.trainable, state.frozen, state.buffers, tensors_only(batch, device),
+            state.trainable,
+            state.frozen,
+            state.buffers,
+            tensors_only(batch, device),
             names=[root.name for root in pair],
         )
     student, teacher = (list(root.hidden_states(ctx)) for root in pair)

@@ -1,22 +1,22 @@
-"""The train step: objective, gradient, clipping and update, as `state, metrics = step(state, batch)`."""
+"""The train step: objective, gradient, clipping and update, in one call."""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
-import torch._dynamo
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from fkd._check import check
 from fkd._mean import Mean
-from fkd._objective import Objective
-from fkd._types import Batch
+from fkd._objective import Objective, Parts
+from fkd._types import Batch, Params
 
-from ._batch import signature, split, tensors_only
+from ._batch import signature, split, tensors_only, unlimited_recompilation
+from ._evaluate import Evaluator, Metric
 from ._optimizer import MakeOptimizer, Updater
 from ._state import State, fold_in, seeded
 
@@ -63,15 +63,24 @@ class TrainStep:
         self._finish = self._compiled(self._finished)
         self._seen: set[Any] = set()
         self._updater: Updater | None = None
+        self._evaluators: dict[Any, Evaluator] = {}
 
-    def init(self, seed: int = 0, *, device: torch.device | str | None = None) -> State:
+    def init(
+        self,
+        seed: int = 0,
+        *,
+        device: torch.device | str | None = None,
+        modules: Mapping[str, nn.Module] | None = None,
+    ) -> State:
         """The state before the first step, from the modules' own parameters (copied).
 
         Args:
           seed: from which all randomness of the run follows.
           device: where to train; by default where the parameters are.
+          modules: by name, modules of the same structure whose parameters and buffers to begin
+            with instead. A sweep over initialisations compiles once that way.
         """
-        parts = self.objective.init()
+        parts = self._replaced(self.objective.init(), modules or {})
         if device is not None:
             # A copy even where nothing has to move: the state's tensors are its own.
             parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
@@ -87,6 +96,20 @@ class TrainStep:
             seed=seed,
         )
 
+    def _replaced(self, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:
+        for name, module in modules.items():
+            given = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+            followers = [n for n, m in self.objective.models.items() if m.of == name]
+            for tree in parts[:3]:
+                for held in (tree[n] for n in (name, *followers) if n in tree):
+                    if any(k not in given or given[k].shape != held[k].shape for k in held):
+                        raise ValueError(
+                            f"init: modules[{name!r}] is a {type(module).__name__} of another "
+                            "structure than the one in the objective."
+                        )
+                    held.update({k: given[k].detach().clone() for k in held})
+        return parts
+
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The given state is used up: its tensors are updated in place.
 
@@ -96,13 +119,23 @@ class TrainStep:
         device = _device(state.trainable)
         batch = tensors_only(batch, device)
         scalars = self.objective.scalars(state.step, device)
-        with self._unlimited_recompilation(batch), seeded(fold_in(state.seed, state.step), device):
+        with self._ready_for(batch), seeded(fold_in(state.seed, state.step), device):
             with torch.no_grad():
                 if self.accumulate == 1:
                     found, norms, finite = self._whole(*_tensors_of(state), scalars, batch)
                 else:
                     found, norms, finite = self._accumulated(state, scalars, batch)
         return self._updated(state, scalars, found, norms, finite)
+
+    def evaluator(self, metrics: Mapping[str, Metric] | None = None) -> Evaluator:
+        """What evaluates the objective, compiled as the step is; the same one every time."""
+        key = tuple((name, id(m)) for name, m in (metrics or {}).items())
+        if key not in self._evaluators:
+            # Kept with its metrics, whose ids would otherwise be given to others.
+            self._evaluators[key] = Evaluator(
+                self.objective, metrics, compile=self.options, autocast=self.autocast
+            )
+        return self._evaluators[key]
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rate of each parameter group at the next step."""
@@ -112,13 +145,25 @@ class TrainStep:
     # What is compiled. Pure functions of tensors.
 
     def _gradients(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any,
+        self,
+        trainable: Any,
+        frozen: Any,
+        buffers: Any,
+        loss_state: Any,
+        scalars: Any,
+        batch: Any,
         counts: Mapping[str, Tensor] | None,
     ) -> Gradients:
         def loss_of(moving: Any) -> tuple[Tensor, Any]:
             return self.objective(
-                moving, frozen, buffers, batch,
-                loss_state=loss_state, scalars=scalars, counts=counts, autocast=self.autocast,
+                moving,
+                frozen,
+                buffers,
+                batch,
+                loss_state=loss_state,
+                scalars=scalars,
+                counts=counts,
+                autocast=self.autocast,
             )
 
         grads, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(trainable)
@@ -132,8 +177,15 @@ class TrainStep:
         return self._finished(found, trainable, buffers, loss_state)
 
     def _part_of_batch(
-        self, grads: Any, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any,
-        batch: Any, counts: Any,
+        self,
+        grads: Any,
+        trainable: Any,
+        frozen: Any,
+        buffers: Any,
+        loss_state: Any,
+        scalars: Any,
+        batch: Any,
+        counts: Any,
     ) -> Gradients:
         found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, counts)
         return found._replace(grads=[a + b for a, b in zip(grads, found.grads, strict=True)])
@@ -143,8 +195,13 @@ class TrainStep:
     ) -> dict[str, Tensor]:
         """How many positions each term counts. Compiled, everything else is dead code."""
         _, aux = self.objective(
-            trainable, frozen, buffers, batch,
-            loss_state=loss_state, scalars=scalars, autocast=self.autocast,
+            trainable,
+            frozen,
+            buffers,
+            batch,
+            loss_state=loss_state,
+            scalars=scalars,
+            autocast=self.autocast,
         )
         return {name: mean.count for name, mean in aux.terms.items()}
 
@@ -216,10 +273,8 @@ class TrainStep:
             "skipped": skipped.clone(),
             "finite": finite.to(skipped.dtype),
         }
-        state = state._replace(
-            optimizer=updater.tree, loss_state=found.loss_state, skipped=skipped, step=state.step + 1
-        )
-        return state, metrics
+        now = state._replace(optimizer=updater.tree, loss_state=found.loss_state)
+        return now._replace(skipped=skipped, step=state.step + 1), metrics
 
     def _follow(self, state: State, scalars: Any, finite: Tensor) -> None:
         """Move the EMA models towards what they follow: e = decay e + (1 - decay) student."""
@@ -252,7 +307,8 @@ class TrainStep:
         dtype = self.autocast
 
         def cast(name: str, p: Tensor) -> Tensor:
-            return p.to(dtype) if kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32 else p
+            matrix = kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32
+            return p.to(dtype) if matrix else p
 
         return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
 
@@ -262,7 +318,7 @@ class TrainStep:
         return torch.compile(fn, **{"fullgraph": True, "dynamic": False, **self.options})
 
     @contextlib.contextmanager
-    def _unlimited_recompilation(self, batch: Any):
+    def _ready_for(self, batch: Any) -> Iterator[None]:
         """Check the first batch; compile for every new shape, however many there are."""
         shape = signature(batch)
         if shape in self._seen:
@@ -270,7 +326,7 @@ class TrainStep:
             return
         if not self._seen:
             check(self.objective, batch)
-        with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+        with unlimited_recompilation():
             yield
         self._seen.add(shape)
 
@@ -322,8 +378,13 @@ def train_step(
             "is expected: lambda params: torch.optim.AdamW(params, lr=1e-4)."
         )
     return TrainStep(
-        objective, optimizer,
-        compile=compile, accumulate=accumulate, precision=precision, clip=clip, lr=lr,
+        objective,
+        optimizer,
+        compile=compile,
+        accumulate=accumulate,
+        precision=precision,
+        clip=clip,
+        lr=lr,
     )
 
 
@@ -331,11 +392,11 @@ def _tensors_of(state: State) -> tuple[Any, Any, Any, Any]:
     return state.trainable, state.frozen, state.buffers, state.loss_state
 
 
-def _device(tree: Mapping[str, Mapping[str, Tensor]]) -> torch.device:
+def _device(tree: Params) -> torch.device:
     return next(p.device for held in tree.values() for p in held.values())
 
 
-def _norms(grads: Sequence[Tensor], trainable: Mapping[str, Mapping[str, Tensor]]) -> dict[str, Tensor]:
+def _norms(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
     """The norm of the gradient of each model, in float32."""
     flat = iter(grads)
     return {
@@ -344,8 +405,10 @@ def _norms(grads: Sequence[Tensor], trainable: Mapping[str, Mapping[str, Tensor]
     }
 
 
-def _copy_into(old: Mapping[str, Mapping[str, Tensor]], new: Mapping[str, Mapping[str, Tensor]]) -> None:
+def _copy_into(old: Params, new: Params) -> None:
     """Into the state's own tensors: those of a captured graph are overwritten by its next run."""
-    pairs = [(x, new[m][n]) for m, held in old.items() for n, x in held.items() if new[m][n] is not x]
-    if pairs:
-        torch._foreach_copy_([x for x, _ in pairs], [y for _, y in pairs])
+    targets = [x for held in old.values() for x in held.values()]
+    sources = [new[m][n] for m, held in old.items() for n in held]
+    changed = [(x, y) for x, y in zip(targets, sources, strict=True) if x is not y]
+    if changed:
+        torch._foreach_copy_([x for x, _ in changed], [y for _, y in changed])
