@@ -43,7 +43,14 @@ def _fill(x: Tensor, where: Tensor, value: float) -> Tensor:
 
 def keep(values: Tensor, where: Tensor | None) -> Tensor:
     """The values where a position counts, 0 elsewhere."""
-    return values if where is None else values.masked_fill(~where.bool(), 0.0)
+    if where is None:
+        return values
+    if where.shape != values.shape:
+        raise ValueError(
+            f"where {tuple(where.shape)} must have the shape of the values "
+            f"{tuple(values.shape)}: one True or False for every position."
+        )
+    return values.masked_fill(~where.bool(), 0.0)
 
 
 def same_shape(loss: str, **pair: Tensor) -> None:
