@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 KINDS = ("attention", "attention_scores", "query", "key", "value")
 STATES = KINDS[2:]
@@ -29,6 +29,7 @@ class Capture(NamedTuple):
     part: str | None = None
 
 
+@runtime_checkable
 class CaptureLike(Protocol):
     """Anything with the fields of a `Capture` (a ref, say)."""
 
