@@ -271,7 +271,8 @@ def _unreached(
     leaves = [(m, n, p) for m, held in parts.trainable.items() for n, p in held.items()]
     if not total.requires_grad:
         return ["the loss does not depend on any trainable parameter. Is a student among the refs?"]
-    grads = torch.autograd.grad(total, [p for *_, p in leaves], allow_unused=True)
+    wanted = [p for *_, p in leaves]
+    grads: Sequence[Tensor | None] = torch.autograd.grad(total, wanted, allow_unused=True)
     through_weights = {
         n
         for t in objective.terms.values()

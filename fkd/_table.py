@@ -52,5 +52,4 @@ def model_lines(objective: Objective) -> Iterator[str]:
         if 0 < moving < count:
             parameters += f", {moving:,} of them trainable"
         read = any(name in (ref.roots or {name}) for ref in objective.refs)
-        unread = "" if read else ", unused"
         yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import torch
-import torch._dynamo
 from torch import Tensor
 
 from fkd._trees import map_tensors
@@ -56,13 +54,6 @@ def leaves(batch: Any, path: str = "batch") -> list[tuple[str, Tensor]]:
 def signature(batch: Any) -> tuple[Any, ...]:
     """Structure, shapes and dtypes: what a compiled step is compiled for."""
     return tuple((place, tuple(x.shape), x.dtype) for place, x in leaves(batch))
-
-
-@contextlib.contextmanager
-def unlimited_recompilation() -> Iterator[None]:
-    """Compile for every new shape, however many there are; torch would give up after eight."""
-    with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
-        yield
 
 
 def batch_size(batch: Any) -> int:

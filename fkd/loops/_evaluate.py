@@ -17,7 +17,8 @@ from fkd._terms import Term, metric
 from fkd._types import Batch
 from fkd.metrics import agreement
 
-from ._batch import map_tensors, tensors_only, unlimited_recompilation
+from ._batch import map_tensors, tensors_only
+from ._compile import compiled, unlimited_recompilation
 from ._state import State, fold_in, seeded
 
 
@@ -78,8 +79,7 @@ class Evaluator:
             self.metric_names["metric/agreement"] = "agreement"
         self.objective = Objective(terms, **objective.models).evaluating()
         self.autocast = autocast
-        options = {"fullgraph": True, "dynamic": False, **(compile or {})}
-        self._forward = self._means if compile is None else torch.compile(self._means, **options)
+        self._forward = compiled(self._means, compile)
 
     def __call__(self, state: State, loader: Iterable[Batch]) -> dict[str, float]:
         """The mean of every term (`loss/<name>`), their total, and every metric, by name."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Generator
 from types import FrameType
 
 INTERRUPTED = 75
@@ -34,7 +34,7 @@ class Stop:
 
 
 @contextlib.contextmanager
-def listening() -> Iterator[Stop]:
+def listening() -> Generator[Stop]:
     """Turn the two signals into a request, while inside (in the main thread only)."""
     stop = Stop()
     if threading.current_thread() is not threading.main_thread():

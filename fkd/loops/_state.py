@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Generator
 from typing import Any, NamedTuple
 
 import torch
@@ -59,7 +59,7 @@ def _mix(x: int) -> int:
 
 
 @contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Iterator[None]:
+def seeded(seed: int, device: torch.device) -> Generator[None]:
     """Random numbers from `seed` inside, and the generators as they were afterwards."""
     generators = [torch.default_generator]
     if device.type == "cuda":

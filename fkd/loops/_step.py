@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -15,7 +15,8 @@ from fkd._mean import Mean
 from fkd._objective import Objective, Parts
 from fkd._types import Batch, Params
 
-from ._batch import signature, split, tensors_only, unlimited_recompilation
+from ._batch import signature, split, tensors_only
+from ._compile import compiled, unlimited_recompilation
 from ._evaluate import Evaluator, Metric
 from ._optimizer import MakeOptimizer, Updater
 from ._state import State, fold_in, seeded
@@ -57,10 +58,10 @@ class TrainStep:
         self.clip = clip
         self.lr = lr
         self.options = None if compile is False else {} if compile is True else dict(compile)
-        self._whole = self._compiled(self._whole_batch)
-        self._part = self._compiled(self._part_of_batch)
-        self._counts = self._compiled(self._count)
-        self._finish = self._compiled(self._finished)
+        self._whole = compiled(self._whole_batch, self.options)
+        self._part = compiled(self._part_of_batch, self.options)
+        self._counts = compiled(self._count, self.options)
+        self._finish = compiled(self._finished, self.options)
         self._seen: set[Any] = set()
         self._updater: Updater | None = None
         self._evaluators: dict[Any, Evaluator] = {}
@@ -312,13 +313,8 @@ class TrainStep:
 
         return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
 
-    def _compiled(self, fn: Callable[..., Any]) -> Callable[..., Any]:
-        if self.options is None:
-            return fn
-        return torch.compile(fn, **{"fullgraph": True, "dynamic": False, **self.options})
-
     @contextlib.contextmanager
-    def _ready_for(self, batch: Any) -> Iterator[None]:
+    def _ready_for(self, batch: Any) -> Generator[None]:
         """Check the first batch; compile for every new shape, however many there are."""
         shape = signature(batch)
         if shape in self._seen:
@@ -411,4 +407,5 @@ def _copy_into(old: Params, new: Params) -> None:
     sources = [new[m][n] for m, held in old.items() for n in held]
     changed = [(x, y) for x, y in zip(targets, sources, strict=True) if x is not y]
     if changed:
-        torch._foreach_copy_([x for x, _ in changed], [y for _, y in changed])
+        pairs = [x for x, _ in changed], [y for _, y in changed]
+        torch._foreach_copy_(*pairs)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

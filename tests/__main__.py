@@ -1,0 +1,34 @@
+"""All tests, in two processes: with shapes and types checked at run time, and compiled.
+
+    python -m tests              everything
+    python -m tests -k resume    arguments are passed to pytest
+
+torch.compile cannot trace through the run-time check, so what compiles runs without it.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+CHECKED = ["--jaxtyping-packages=fkd,tests.typecheck.checker", "-m", "not compile and not plain"]
+COMPILED = ["-m", "compile or plain", "-p", "no:doctest"]
+NO_TESTS = 5
+
+
+def main(arguments: list[str]) -> int:
+    """The worst exit code of the two."""
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    codes: list[int] = []
+    for selection in (CHECKED, COMPILED):
+        command = [sys.executable, "-m", "pytest", "-n", "auto", *selection, *arguments]
+        print("+", " ".join(command), flush=True)
+        codes.append(subprocess.run(command, env=environment, check=False).returncode)
+    # A selection (-k) may leave one of the two without a test, but not both.
+    found = [code for code in codes if code != NO_TESTS] or [NO_TESTS]
+    return max(found)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
