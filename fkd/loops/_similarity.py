@@ -108,7 +108,7 @@ def linear_cka(
 
     Example:
       >>> x = torch.tensor([[0.0, 1.0], [2.0, 3.0], [5.0, 4.0]])
-      >>> linear_cka([x], [x.flip(-1), 3 * x]).tolist()
+      >>> linear_cka([x], [x.flip(-1), 3 * x]).round(decimals=6).tolist()
       [[1.0, 1.0]]
 
     Reference:

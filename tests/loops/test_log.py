@@ -250,27 +250,46 @@ except ImportError as error:
 
 # -- the progress bar -----------------------------------------------------------------------
 
-SCRIPT = """
-import sys, time
-from fkd.loops._log import open_log
-with open_log(sys.argv[1], tensorboard=False, total_steps=300) as log:
-    for step in range(1, 301):
-        time.sleep(0.002)
-        log.advance(step)
-        if step % 50 == 0:
-            log.write({"loss/total": 1 / step}, step=step)
-        if step % 100 == 0:
-            log.write({"eval/accuracy": step / 300}, step=step, kind="eval")
-    log.message("the end")
-"""
+
+def _run(folder: Path, descriptor: int) -> None:
+    sys.stderr = open(descriptor, "w", encoding="utf-8")
+    with open_log(folder, tensorboard=False, total_steps=300) as log:
+        for step in range(1, 301):
+            time.sleep(0.002)
+            log.advance(step)
+            if step % 50 == 0:
+                log.write({"loss/total": 1 / step}, step=step)
+            if step % 100 == 0:
+                log.write({"eval/accuracy": step / 300}, step=step, kind="eval")
+        log.message("the end")
+    sys.stderr.flush()
+    os._exit(0)
+
+
+def _output(folder: Path, reading: int, writing: int) -> str:
+    """What a run in a process of its own writes to a pipe or a terminal."""
+    process = fork.Process(target=_run, args=(folder, writing))
+    process.start()
+    os.close(writing)
+    output = b""
+    while True:
+        try:
+            part = os.read(reading, 4096)
+        except OSError:  # the other end of a terminal is closed
+            break
+        if not part:
+            break
+        output += part
+    process.join()
+    os.close(reading)
+    assert process.exitcode == 0
+    return output.decode()
 
 
 def test_a_pipe_gets_few_plain_lines(tmp_path: Path):
-    done = subprocess.run(
-        [sys.executable, "-c", SCRIPT, tmp_path], capture_output=True, text=True, check=True
-    )
-    assert done.stdout == "" and "\r" not in done.stderr and "\x1b" not in done.stderr
-    lines = done.stderr.splitlines()
+    shown = _output(tmp_path, *os.pipe())
+    assert "\r" not in shown and "\x1b" not in shown
+    lines = shown.splitlines()
     patterns = [
         r"step 50/300 \(17 %\), .* left, .* step/s  loss/total 0\.02",
         r"step 100/300 \(33 %\), .* left, .* step/s  accuracy 0\.3333",
@@ -285,21 +304,9 @@ def test_a_pipe_gets_few_plain_lines(tmp_path: Path):
 
 @pytest.mark.parametrize("columns", [0, 100])
 def test_a_terminal_gets_a_bar(tmp_path: Path, columns: int):
-    main, worker = pty.openpty()
-    termios.tcsetwinsize(worker, (30, columns))
-    process = subprocess.Popen(
-        [sys.executable, "-c", SCRIPT, tmp_path], stdout=worker, stderr=worker, close_fds=True
-    )
-    os.close(worker)
-    output = b""
-    while True:
-        try:
-            output += os.read(main, 4096)
-        except OSError:  # the other end is closed
-            break
-    assert process.wait() == 0
-    os.close(main)
-    shown = output.decode().replace("\r\n", "\n")
+    reading, writing = pty.openpty()
+    termios.tcsetwinsize(writing, (30, columns))
+    shown = _output(tmp_path, reading, writing).replace("\r\n", "\n")
     assert shown.count("\n") == 5  # three evaluations, the message, the bar
     assert re.search(r"\r100%\|.*\| 300/300 \[.*loss/total 0\.003333\]", shown)
     assert "step 100  accuracy 0.3333\n" in shown and "the end\n" in shown
