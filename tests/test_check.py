@@ -155,7 +155,8 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
         ["model 'slow'", "decay is 1.5", "from 0 to 1"],
     ),
     "a weight that is no number": (
-        {"kd": logits(weight="0.5")}, TOKENS, {}, ["term 'kd'", "weight is '0.5'", "a str", "schedule"],
+        {"kd": logits(weight="0.5")}, TOKENS, {},
+        ["term 'kd'", "weight is '0.5'", "a str", "schedule"],
     ),
     "a weight that is not finite": (
         {"kd": logits(weight=float("nan"))}, TOKENS, {}, ["term 'kd'", "weight is nan"],
