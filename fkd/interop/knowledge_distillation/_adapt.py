@@ -1,0 +1,169 @@
+"""What the user's adaptors give and take: outputs as `{layer: {output: tensor}}`, inputs as
+dicts or tuples."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from fkd._derived import call
+from fkd._paths import describe, name_of
+from fkd._refs import Ref
+
+OutputAdaptor = Callable[[Any], Any]
+
+
+class Adapted(nn.Module):
+    """A model that returns what an output adaptor makes of its output.
+
+    With it a model can be a student or a teacher of `terms_from_config`.
+
+    Args:
+      model: any module, called as it is.
+      adaptor: output -> `{layer: {output: tensor}}`.
+      as_tuple: give the adaptor the output of a transformers model as a plain tuple, for
+        adaptors that unpack it, as in `last_hidden_state, pooler_output, ... = output`.
+
+    Example:
+      >>> model = Adapted(torch.nn.Linear(2, 3), lambda output: {"head": {"logits": output}})
+      >>> model(torch.zeros(1, 2))["head"]["logits"].shape
+      torch.Size([1, 3])
+    """
+
+    def __init__(
+        self, model: nn.Module, adaptor: OutputAdaptor | None, *, as_tuple: bool = False
+    ) -> None:
+        super().__init__()
+        self.model = model
+        self.adaptor = adaptor
+        self.as_tuple = as_tuple
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """The adapted output for the arguments of the model."""
+        output = self.model(*args, **kwargs)
+        if self.as_tuple:
+            output = plain_tuple(output)
+        return output if self.adaptor is None else self.adaptor(output)
+
+
+def plain_tuple(output: Mapping[str, Any]) -> tuple[Any, ...]:
+    """The output of a transformers model as the tuple of old: what it holds, without the cache
+    and without collections that are empty (cross-attention maps of an encoder)."""
+    return tuple(
+        value
+        for name, value in output.items()
+        if isinstance(value, Tensor) or (value and name != "past_key_values")
+    )
+
+
+def wants_tuple(adaptor: OutputAdaptor, output: Any) -> bool:
+    """Whether an adaptor only works with the plain tuple of a transformers output."""
+    if not hasattr(output, "to_tuple"):
+        return False
+    try:
+        return not _is_adapted(adaptor(output))
+    except Exception:
+        return True
+
+
+def adapt(adaptor: OutputAdaptor, output: Any, *, whose: str) -> Mapping[str, Mapping[str, Any]]:
+    """The adapted output, refused if it is no `{layer: {output: value}}`."""
+    given = plain_tuple(output) if wants_tuple(adaptor, output) else output
+    try:
+        adapted = adaptor(given)
+    except Exception as error:
+        raise ValueError(
+            f"{whose}_output_adaptor ({name_of(adaptor)}) failed on the model's output, "
+            f"{describe(output)}: {type(error).__name__}: {error}."
+        ) from error
+    if not _is_adapted(adapted):
+        raise ValueError(
+            f"{whose}_output_adaptor ({name_of(adaptor)}) gave {describe(adapted)}; a dict "
+            "{layer: {output: tensor}} is expected."
+        )
+    return adapted
+
+
+def _is_adapted(value: Any) -> bool:
+    """`{layer: {output: value}}` without text: what unpacking a mapping by mistake gives."""
+    return isinstance(value, Mapping) and all(
+        isinstance(layer, Mapping) and not any(isinstance(v, str) for v in layer.values())
+        for layer in value.values()
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """What an input (a dict, or a tuple of arguments) holds besides tensors.
+
+    Tensors travel through the compiled step as arguments; everything else (flags, None,
+    strings) is a constant of it.
+
+    Attributes:
+      keys: the names of the fields; None if they are positions.
+      constants: the fields that hold no tensor, by name or position.
+      size: the number of fields.
+    """
+
+    keys: tuple[str, ...] | None
+    constants: Mapping[str, Any]
+    size: int
+
+    def join(self, tensors: Mapping[str, Any]) -> Any:
+        """The input again, from its tensors."""
+        fields = {**self.constants, **tensors}
+        if self.keys is None:
+            return tuple(fields[str(i)] for i in range(self.size))
+        return {key: fields[key] for key in self.keys}
+
+    def same(self, other: Layout) -> bool:
+        """Whether another input has the same fields and the same constants."""
+        try:
+            equal = bool(self.constants == other.constants)
+        except (RuntimeError, ValueError):  # arrays, which have no one truth value
+            equal = False
+        return equal and self.keys == other.keys and self.size == other.size
+
+
+def split(given: Any) -> tuple[dict[str, Any], Layout]:
+    """The tensors of an input by name (or position), and the rest."""
+    if isinstance(given, Mapping):
+        fields = {str(key): value for key, value in given.items()}
+        keys: tuple[str, ...] | None = tuple(fields)
+    else:
+        given = given if isinstance(given, tuple | list) else (given,)
+        fields, keys = {str(i): value for i, value in enumerate(given)}, None
+    tensors = {key: value for key, value in fields.items() if _has_tensor(value)}
+    constants = {key: value for key, value in fields.items() if key not in tensors}
+    return tensors, Layout(keys, constants, len(fields))
+
+
+def _has_tensor(value: Any) -> bool:
+    if isinstance(value, Mapping):
+        return any(_has_tensor(v) for v in value.values())
+    if isinstance(value, tuple | list):
+        return any(_has_tensor(v) for v in value)
+    return isinstance(value, Tensor)
+
+
+def joined(layout: Layout, tensors: Ref) -> Ref:
+    """Ref to an input as the adaptor gave it, from the ref to its tensors."""
+    return call(layout.join, tensors)
+
+
+def mask_of(model: nn.Module, layout: Layout, tensors: Ref) -> Ref:
+    """Ref to the attention mask of an input: by name, or by its place among the arguments."""
+    if layout.keys is not None:
+        return tensors["attention_mask"]
+    names = list(inspect.signature(model.forward).parameters)
+    if "attention_mask" not in names[: layout.size]:
+        raise ValueError(
+            "a loss with a mask needs 'attention_mask' in the teacher's input; the data adaptor "
+            f"gave a tuple of {layout.size}, and the first arguments of {type(model).__name__} "
+            f"are {names[: layout.size]}. Give a dict."
+        )
+    return tensors[str(names.index("attention_mask"))]
