@@ -1,0 +1,238 @@
+"""The structure of the package: who imports whom, how large things are, what is documented."""
+
+from __future__ import annotations
+
+import ast
+import graphlib
+import inspect
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import fkd
+
+ROOT = Path(fkd.__file__).parent
+FILES = sorted(ROOT.rglob("*.py"))
+TREES = {path: ast.parse(path.read_text(encoding="utf-8")) for path in FILES}
+NAMES = [str(path.relative_to(ROOT)) for path in FILES]
+
+
+def module_name(path: Path) -> str:
+    parts = ["fkd", *path.relative_to(ROOT).with_suffix("").parts]
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+MODULES = {module_name(path): path for path in FILES}
+
+
+def imports(path: Path, *, inside: bool = True) -> Iterator[tuple[str, str]]:
+    """`(function it stands in, module)` of every import; `inside=False`: of the file's own."""
+    package = module_name(path).split(".")
+    if path.name != "__init__.py":
+        package = package[:-1]
+
+    def visit(node: ast.AST, function: str) -> Iterator[tuple[str, str]]:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, ast.If) and "TYPE_CHECKING" in ast.unparse(child.test):
+                continue
+            if isinstance(child, ast.Import):
+                yield from ((function, alias.name) for alias in child.names)
+            elif isinstance(child, ast.ImportFrom):
+                base = package[: len(package) - child.level + 1] if child.level else []
+                source = ".".join([*base, *([child.module] if child.module else [])])
+                for alias in child.names:
+                    whole = f"{source}.{alias.name}"
+                    yield function, whole if whole in MODULES else source
+            elif isinstance(child, ast.FunctionDef | ast.AsyncFunctionDef):
+                if inside:
+                    yield from visit(child, child.name)
+            else:
+                yield from visit(child, function)
+
+    return visit(TREES[path], "")
+
+
+def area(module: str) -> str:
+    """losses, loops, interop, adapters; core for everything else of fkd; or the library."""
+    parts = module.split(".")
+    if parts[0] != "fkd":
+        return parts[0]
+    areas = ("losses", "loops", "interop", "adapters")
+    return parts[1] if len(parts) > 1 and parts[1] in areas else "core"
+
+
+INWARD = {
+    "losses": {"losses"},
+    "adapters": {"adapters", "losses"},
+    "core": {"core"},
+    "loops": {"loops", "core"},
+    "interop": {"interop", "core", "losses", "loops", "adapters"},
+}
+"""What each area may import of fkd itself, `fkd._mean` apart, which every area may."""
+
+OUTWARD = {
+    "losses": {"torch", "jaxtyping"},
+    "adapters": {"torch", "jaxtyping"},
+    "core": {"torch", "jaxtyping"},
+    "loops": {"torch", "jaxtyping", "numpy", "safetensors", "tqdm"},
+    "interop": {"torch", "jaxtyping", "safetensors"},
+}
+"""What each area may import of other libraries."""
+
+DOORS = {
+    ("fkd", "", "loops"),  # the public names
+    ("fkd", "", "losses"),
+    ("fkd", "", "adapters"),
+    ("fkd._apply", "interop", "interop"),  # for models of transformers
+    ("fkd.loops._tensorboard", None, "tensorboard"),
+}
+"""`(module, function, area)` of the imports that are allowed all the same."""
+
+
+def allowed(module: str, function: str, target: str) -> bool:
+    own, other = area(module), area(target)
+    if target == "fkd._mean" or (target == "fkd" and own in ("loops", "interop")):
+        return True
+    if (module, function, other) in DOORS or (module, None, other) in DOORS:
+        return True
+    if other == "triton":
+        return module.startswith("fkd.losses.head.") and module.endswith("_kernel")
+    if other == "transformers":
+        return module.startswith("fkd.interop.")
+    if other in INWARD:
+        return other in INWARD[own]
+    return other in OUTWARD[own] or other in sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_imports_run_one_way(name):
+    path = ROOT / name
+    module = module_name(path)
+    wrong = [(f, t) for f, t in imports(path) if not allowed(module, f, t)]
+    assert not wrong, f"{module} imports {wrong}"
+
+
+def test_no_two_files_import_each_other():
+    graph = {
+        module: {t for _, t in imports(path, inside=False) if t in MODULES and t != module}
+        for module, path in MODULES.items()
+    }
+    # A package's own file only gathers names, so that what it gathers may use its parts.
+    for module, path in MODULES.items():
+        if path.name == "__init__.py":
+            for other in graph:
+                if other.startswith(module + "."):
+                    graph[other].discard(module)
+    order = list(graphlib.TopologicalSorter(graph).static_order())
+    assert len(order) == len(MODULES)
+
+
+LAYERS = ["_types", "_mean", "_refs", "_terms", "_plan", "_objective", "_check"]
+
+
+def test_the_core_is_in_layers():
+    for low, name in enumerate(LAYERS):
+        seen = {t for _, t in imports(ROOT / f"{name}.py")}
+        above = {f"fkd.{n}" for n in LAYERS[low + 1 :]}
+        assert not seen & above, f"{name} imports {seen & above}"
+
+
+def test_only_these_files_of_the_core_know_modules():
+    """What a `torch.nn.Module` is, only `_apply` needs to know; `_problems` asks what it was
+    given."""
+    core = [p for p in FILES if area(module_name(p)) == "core"]
+    using = {p.stem for p in core if "nn.Module" in _code(TREES[p])}
+    assert using <= {"_apply", "_problems"}
+
+
+def _code(tree: ast.Module) -> str:
+    """The code of a file without its docstrings and messages."""
+    return "\n".join(
+        ast.unparse(node)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+    )
+
+
+# Sizes
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_file_is_read_in_one_sitting(name):
+    lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+    gathers = name.endswith("__init__.py")
+    limit = 100 if gathers and name != "losses/__init__.py" else 400
+    assert len(lines) <= limit
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("__init__.py")])
+def test_a_package_file_only_gathers_names(name):
+    for node in TREES[ROOT / name].body:
+        docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+        named = isinstance(node, ast.Assign | ast.AnnAssign)
+        assert docstring or named or isinstance(node, ast.Import | ast.ImportFrom)
+    assert "import *" not in (ROOT / name).read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_function_fits_on_a_screen(name):
+    functions = [n for n in ast.walk(TREES[ROOT / name]) if isinstance(n, ast.FunctionDef)]
+    # A Triton kernel is one function: what it calls is inlined, and its pointers are many.
+    functions = [f for f in functions if not f.name.endswith("_kernel")]
+    long = {f.name: length for f in functions if (length := body_length(f)) > 40}
+    assert not long
+
+
+def body_length(function: ast.FunctionDef) -> int:
+    """The lines of a body without its docstring and the functions defined in it."""
+    body = function.body[1:] if ast.get_docstring(function) is not None else function.body
+    if not body:
+        return 0
+    inner = [n for n in ast.walk(function) if isinstance(n, ast.FunctionDef) and n is not function]
+    nested = sum(n.end_lineno - n.lineno + 1 for n in inner if n.end_lineno is not None)
+    return (body[-1].end_lineno or 0) - body[0].lineno + 1 - nested
+
+
+# Documentation
+
+VALUES = {"batch", "student", "teacher"}
+"""Public names that are values, not functions or classes."""
+
+WITHOUT_EXAMPLE = {
+    # What another name makes or gives, shown there.
+    *("fkd.Aux", "fkd.Parts", "fkd.Context", "fkd.Ref", "fkd.Term", "fkd.Report", "fkd.Drawing"),
+    *("fkd.ObjectiveError", "fkd.ema", "fkd.frozen", "fkd.trainable", "fkd.stop_gradient"),
+    *("fkd.losses.CRDState", "fkd.losses.DINOState", "fkd.losses.Queue"),
+    *("fkd.losses.Sample", "fkd.losses.TopK"),
+}
+
+
+def public(module: ModuleType) -> dict[str, object]:
+    return {
+        f"{module.__name__}.{n}": v
+        for n, v in vars(module).items()
+        if not n.startswith("_") and not isinstance(v, ModuleType) and n not in VALUES
+    }
+
+
+@pytest.mark.parametrize("name", public(fkd) | public(fkd.losses))
+def test_public_names_are_documented_with_an_example(name):
+    value = (public(fkd) | public(fkd.losses))[name]
+    text = inspect.getdoc(value) or ""
+    assert len(text.splitlines()[0]) > 10
+    assert ">>>" in text or name in WITHOUT_EXAMPLE
+
+
+@pytest.mark.parametrize("name", public(fkd.loops) | public(fkd.adapters))
+def test_names_of_loops_and_adapters_are_documented(name):
+    value = (public(fkd.loops) | public(fkd.adapters))[name]
+    assert len((inspect.getdoc(value) or "").splitlines()[0]) > 10
+
+
+def test_the_exceptions_exist():
+    known = public(fkd) | public(fkd.losses)
+    assert set(known) >= WITHOUT_EXAMPLE
+    assert not [n for n in WITHOUT_EXAMPLE if ">>>" in (inspect.getdoc(known[n]) or "")]
