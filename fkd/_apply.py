@@ -158,9 +158,11 @@ def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence
     """
     seen: dict[Any, Any] = {}
     _install(copied, [t for t in taps if isinstance(t, Tap)], seen)
-    library = interop(copied)
     captures = [t for t in taps if isinstance(t, Capture)]
-    prepared = library.prepare(copied, captures, paths) if library else None
+    library, inner, direct = _host(copied)
+    prepared = library.prepare(inner, captures, paths if direct else []) if library else None
+    if library is not None and not direct:
+        library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
 
     def apply(
         params: Mapping[str, Tensor],
@@ -172,12 +174,12 @@ def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence
         # Cloned, since modules update buffers in place; what they assign anew is written back
         # into the dict by functional_call itself.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
-        flags = {} if prepared is None else prepared.flags
+        flags = prepared.flags if prepared is not None and direct else {}
         output = torch.func.functional_call(copied, tensors, tuple(args), {**kwargs, **flags})
         found = dict(seen)
         seen.clear()
         if prepared is not None:
-            output = prepared.outputs(output)
+            output = prepared.outputs(output) if direct else output
             found.update(prepared.collect())
         return Applied(output, found, {name: tensors[name] for name in buffers})
 
@@ -240,10 +242,10 @@ def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[s
         return (given, {}) if isinstance(given, (tuple, list)) else ((given,), {})
     module = model.module
     assert module is not None
-    library = interop(module)
     if isinstance(batch, Mapping):
-        if library is not None:
-            return (), library.default_inputs(module, batch)
+        library, inner, direct = _host(module)
+        if library is not None and direct:
+            return (), library.default_inputs(inner, batch)
         return (), _accepted(module, batch)
     if isinstance(batch, (tuple, list)):
         return batch[: _positional(module)], {}
@@ -266,6 +268,20 @@ def _positional(module: nn.Module) -> int:
     return max(len(required), 1)
 
 
+def _host(module: nn.Module) -> tuple[ModuleType | None, nn.Module, bool]:
+    """The boundary that a module needs, the model of that library that it is or wraps, and
+    whether the two can be called alike (a wrapper such as PEFT's, which hands all keywords on)."""
+    library = interop(module)
+    if library is not None:
+        return library, module, True
+    for inner in module.modules():
+        library = interop(inner)
+        if library is not None and library.is_transformers(inner):
+            parameters = inspect.signature(module.forward).parameters.values()
+            return library, inner, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return None, module, True
+
+
 def interop(module: nn.Module) -> ModuleType | None:
     """The boundary to the library that a module comes from, if it needs one.
 
@@ -277,3 +293,8 @@ def interop(module: nn.Module) -> ModuleType | None:
 
         return transformers
     return None
+
+
+def has_attention_captures(module: nn.Module) -> bool:
+    """Whether attention maps, queries, keys and values of its layers can be asked for."""
+    return _host(module)[0] is not None

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from ._apply import Model, interop, trainable_parameters
+from ._apply import Model, has_attention_captures, trainable_parameters
 from ._derived import Call
 from ._errors import listing, nearest
 from ._paths import name_of
@@ -207,7 +207,7 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         names = [n for n, _ in model.module.named_parameters(remove_duplicate=False)]
         if ref.parameter not in names:
             yield _unknown(ref, name, "parameter", ref.parameter, names)
-    elif isinstance(ref, Capture) and interop(model.module) is None:
+    elif isinstance(ref, Capture) and not has_attention_captures(model.module):
         yield (
             f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
             f"Take the output of the submodule: {name}.tap('...')."

@@ -130,7 +130,11 @@ class ModelRoot(Root):
         return Capture(self.name, "attention", layer, part)
 
     def attention_scores(self, layer: int, *, part: str | None = None) -> Ref:
-        """Scaled attention scores (before mask and softmax) of one layer, as in TinyBERT."""
+        """Scaled attention scores of one layer, of which the softmax is taken, as in TinyBERT.
+
+        `[batch, heads, query, key]`. Pairs that the model masks hold about the lowest number of
+        the dtype; the losses of `fkd.losses` leave them out.
+        """
         return Capture(self.name, "attention_scores", layer, part)
 
     def query(self, layer: int, *, part: str | None = None) -> Ref:
