@@ -133,3 +133,6 @@ from ._transport import sinkhorn_plan as sinkhorn_plan
 from ._vocabulary import multi_level_ot as multi_level_ot
 from ._vocabulary import sinkhorn_ot as sinkhorn_ot
 from ._vocabulary import uld as uld
+from .head import head_divergence as head_divergence
+from .head import head_divergence_and_metrics as head_divergence_and_metrics
+from .head import head_metrics as head_metrics

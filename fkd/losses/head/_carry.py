@@ -25,7 +25,9 @@ def carry(total: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tenso
     if not inputs:
         return total
     if not torch.compiler.is_compiling():
-        return _Carry.apply(total, len(inputs), *inputs, *gradients)  # type: ignore[no-any-return]
+        # One entry connects the gradients to an input, so that a second derivative is noticed.
+        link = inputs[0].reshape(-1)[:1]
+        return _Carry.apply(total, link, len(inputs), *inputs, *gradients)  # type: ignore[no-any-return]
     # A compiler cannot trace an autograd.Function inside torch.func.grad: it returned a gradient
     # of zero (torch 2.13). The product below has the same derivative and reads inputs once.
     for x, gradient in zip(inputs, gradients, strict=True):
@@ -35,23 +37,22 @@ def carry(total: Tensor, inputs: list[Tensor], gradients: list[Tensor]) -> Tenso
 
 
 class _Carry(torch.autograd.Function):
-    """`forward(total, n, *inputs, *gradients) = total`."""
+    """`forward(total, link, n, *inputs, *gradients) = total`."""
 
     @staticmethod
-    def forward(total: Tensor, n: int, *tensors: Tensor) -> Tensor:
+    def forward(total: Tensor, link: Tensor, n: int, *tensors: Tensor) -> Tensor:
         return total.clone()
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        _, ctx.n, *tensors = inputs
-        # One entry connects the gradient to the inputs, so that a second derivative is noticed.
-        ctx.save_for_backward(tensors[0].reshape(-1)[:1], *tensors[ctx.n :])
+        _, link, n, *tensors = inputs
+        ctx.save_for_backward(link, *tensors[n:])
 
     @staticmethod
     def backward(ctx: Any, *cotangents: Tensor) -> tuple[Tensor | None, ...]:
         link, *gradients = ctx.saved_tensors
         scaled = [_Scale.apply(cotangents[0], gradient, link) for gradient in gradients]
-        return None, None, *scaled, *(None for _ in gradients)
+        return None, None, None, *scaled, *(None for _ in gradients)
 
 
 class _Scale(torch.autograd.Function):

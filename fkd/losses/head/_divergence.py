@@ -57,8 +57,12 @@ class Divergence:
     def __add__(self, other: Divergence) -> Divergence:
         return Divergence(self.terms + other.terms)
 
-    def __mul__(self, weight: float | Tensor) -> Divergence:
+    def scaled(self, weight: float | Tensor) -> Divergence:
+        """`weight * self`; the form that compiled code takes for a weight that is a tensor."""
         return Divergence(tuple((weight * w, atom) for w, atom in self.terms))
+
+    def __mul__(self, weight: float | Tensor) -> Divergence:
+        return self.scaled(weight)
 
     __rmul__ = __mul__
 

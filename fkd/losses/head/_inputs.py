@@ -55,10 +55,14 @@ def problem_of(
         )
     if not (divergence.needs_teacher or metrics):
         teacher = teacher._replace(hidden=None)
+    if teacher.hidden is not None and student.hidden.shape[:-1] != teacher.hidden.shape[:-1]:
+        raise ValueError(
+            f"head_divergence: student_hidden {tuple(student.hidden.shape)} and teacher_hidden "
+            f"{tuple(teacher.hidden.shape)} must have the same positions."
+        )
     heads = _head("student", student, keep), _head("teacher", teacher, keep)
-    if heads[0] is None:
-        raise AssertionError
-    _check_pair(heads[0], heads[1], student.hidden, teacher.hidden)
+    assert heads[0] is not None
+    _same_vocabulary(heads[0], heads[1])
     dtype = logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     if not divergence.needs_labels:
         labels = None
@@ -99,17 +103,8 @@ def _head(name: str, side: Side, keep: Tensor) -> Head | None:
     return Head(flat, weight, bias, side.scale, side.softcap)
 
 
-def _check_pair(
-    student: Head, teacher: Head | None, student_hidden: Tensor, teacher_hidden: Tensor | None
-) -> None:
-    if teacher is None or teacher_hidden is None:
-        return
-    if student_hidden.shape[:-1] != teacher_hidden.shape[:-1]:
-        raise ValueError(
-            f"head_divergence: student_hidden {tuple(student_hidden.shape)} and teacher_hidden "
-            f"{tuple(teacher_hidden.shape)} must have the same positions."
-        )
-    if student.weight.shape[0] != teacher.weight.shape[0]:
+def _same_vocabulary(student: Head, teacher: Head | None) -> None:
+    if teacher is not None and student.weight.shape[0] != teacher.weight.shape[0]:
         raise ValueError(
             f"head_divergence: student_weight has {student.weight.shape[0]} entries and "
             f"teacher_weight {teacher.weight.shape[0]}; one shared vocabulary is expected. "

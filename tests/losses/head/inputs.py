@@ -30,6 +30,7 @@ NAMED: list[Divergence] = [
     head.z_loss(),
     0.7 * head.kl() + 0.2 * head.cross_entropy() + 0.01 * head.z_loss() + head.jsd(0.5),
 ]
+MIXED = NAMED[-1]
 ALL = [*NAMED, head.elementwise(hellinger)]
 
 
