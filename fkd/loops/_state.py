@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fkd._types import Params
 
 MASK = (1 << 64) - 1
 
@@ -72,3 +74,27 @@ def seeded(seed: int, device: torch.device) -> Generator[None]:
     finally:
         for generator, state in zip(generators, before, strict=True):
             generator.set_state(state)
+
+
+def device_of(tree: Params) -> torch.device:
+    """Where the tensors of a tree are."""
+    return next(p.device for held in tree.values() for p in held.values())
+
+
+def norms_of(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
+    """The norm of the gradient of each model, in float32."""
+    flat = iter(grads)
+    return {
+        name: torch.stack([next(flat).float().square().sum() for _ in held]).sum().sqrt()
+        for name, held in trainable.items()
+    }
+
+
+def copy_into(old: Params, new: Params) -> None:
+    """Into the state's own tensors: those of a captured graph are overwritten by its next run."""
+    targets = [x for held in old.values() for x in held.values()]
+    sources = [new[m][n] for m, held in old.items() for n in held]
+    changed = [(x, y) for x, y in zip(targets, sources, strict=True) if x is not y]
+    if changed:
+        pairs = [x for x, _ in changed], [y for _, y in changed]
+        torch._foreach_copy_(*pairs)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

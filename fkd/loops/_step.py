@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -13,13 +13,13 @@ from torch.utils import _pytree as pytree
 from fkd._check import check
 from fkd._mean import Mean
 from fkd._objective import Objective, Parts
-from fkd._types import Batch, Params
+from fkd._types import Batch
 
 from ._batch import signature, split, tensors_only
 from ._compile import compiled, unlimited_recompilation
 from ._evaluate import Evaluator, Metric
 from ._optimizer import MakeOptimizer, Updater
-from ._state import State, fold_in, seeded
+from ._state import State, copy_into, device_of, fold_in, norms_of, seeded
 
 Precision = Literal["fp32", "bf16"]
 Metrics = dict[str, Tensor]
@@ -85,7 +85,7 @@ class TrainStep:
         if device is not None:
             # A copy even where nothing has to move: the state's tensors are its own.
             parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
-        where = _device(parts.trainable)
+        where = device_of(parts.trainable)
         return State(
             trainable=parts.trainable,
             frozen=self._inference_precision(parts.frozen),
@@ -117,7 +117,7 @@ class TrainStep:
         Raises:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
         """
-        device = _device(state.trainable)
+        device = device_of(state.trainable)
         batch = tensors_only(batch, device)
         scalars = self.objective.scalars(state.step, device)
         with self._ready_for(batch), seeded(fold_in(state.seed, state.step), device):
@@ -208,7 +208,7 @@ class TrainStep:
 
     def _finished(self, found: Gradients, trainable: Any, buffers: Any, loss_state: Any) -> Any:
         """Clip, and keep the old buffers and loss state if anything is not finite."""
-        norms = _norms(found.grads, trainable)
+        norms = norms_of(found.grads, trainable)
         total = torch.stack([n**2 for n in norms.values()]).sum().sqrt()
         finite = torch.isfinite(total) & torch.isfinite(found.loss)
         grads = found.grads
@@ -234,7 +234,7 @@ class TrainStep:
         parts = split(batch, self.accumulate)
         trainable, frozen, buffers, loss_state = _tensors_of(state)
         seeds = [fold_in(fold_in(state.seed, state.step), i + 1) for i in range(len(parts))]
-        device = _device(trainable)
+        device = device_of(trainable)
         counts: dict[str, Tensor] = {}
         for part, seed in zip(parts, seeds, strict=True):
             with seeded(seed, device):
@@ -262,7 +262,7 @@ class TrainStep:
         updater = self._bound(state)
         factor = 1.0 if self.lr is None else float(self.lr(state.step))
         updater.update(found.grads, finite, factor)
-        _copy_into(state.buffers, found.buffers)
+        copy_into(state.buffers, found.buffers)
         self._follow(state, scalars, finite)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
         metrics = {
@@ -386,26 +386,3 @@ def train_step(
 
 def _tensors_of(state: State) -> tuple[Any, Any, Any, Any]:
     return state.trainable, state.frozen, state.buffers, state.loss_state
-
-
-def _device(tree: Params) -> torch.device:
-    return next(p.device for held in tree.values() for p in held.values())
-
-
-def _norms(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
-    """The norm of the gradient of each model, in float32."""
-    flat = iter(grads)
-    return {
-        name: torch.stack([next(flat).float().square().sum() for _ in held]).sum().sqrt()
-        for name, held in trainable.items()
-    }
-
-
-def _copy_into(old: Params, new: Params) -> None:
-    """Into the state's own tensors: those of a captured graph are overwritten by its next run."""
-    targets = [x for held in old.values() for x in held.values()]
-    sources = [new[m][n] for m, held in old.items() for n in held]
-    changed = [(x, y) for x, y in zip(targets, sources, strict=True) if x is not y]
-    if changed:
-        pairs = [x for x, _ in changed], [y for _, y in changed]
-        torch._foreach_copy_(*pairs)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
