@@ -13,7 +13,7 @@ Accelerate) and any optimizer works as before.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -102,7 +102,10 @@ class Bound(nn.Module):
         for i, leaf in enumerate(leaves):
             self.register_buffer(f"loss_state_{i}", leaf)
         self._loss_state_size = len(leaves)
-        self._options = None if compile is False else {} if compile is True else dict(compile)
+        self._options: dict[str, Any] | None = None
+        if compile is not False:
+            self._options = {"fullgraph": True, "dynamic": False}
+            self._options.update({} if compile is True else compile)
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._frozen: dict[torch.device, tuple[Any, Any]] = {}
         self._seen: set[Any] = set()
@@ -157,7 +160,7 @@ class Bound(nn.Module):
                 return fn(objective, parts, scalars, batch, dtype)
 
             if self._options is not None:
-                run = torch.compile(run, **{"fullgraph": True, "dynamic": False, **self._options})
+                run = torch.compile(run, **self._options)
             self._functions[key] = run
         return self._functions[key]
 
@@ -228,7 +231,7 @@ class Bound(nn.Module):
             getattr(self, f"loss_state_{i}").copy_(leaf)
 
     @contextlib.contextmanager
-    def _first(self, batch: Any, key: Any) -> Iterator[None]:
+    def _first(self, batch: Any, key: Any) -> Generator[None, None, None]:
         """Check the first batch; compile for every new shape, however many there are."""
         shape = (signature(batch), key, torch.is_grad_enabled())
         if shape in self._seen:

@@ -160,7 +160,7 @@ def _item(place: str, entry: Mapping[str, Any], known: Losses, teachers: Sequenc
         raise ValueError(f"{place}: no {listing(missing)}; it has {listing(map(str, entry))}.")
     loss = entry["loss"]
     loss = loss if isinstance(loss, Mapping) else {"loss_function": loss}
-    fn = loss.get("loss_function")
+    fn: Any = loss.get("loss_function")
     if not callable(fn) and fn not in known:
         raise ValueError(
             f"{place}: unknown loss {fn!r}. {nearest(str(fn), list(known))}Available: "

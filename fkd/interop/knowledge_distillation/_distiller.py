@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
+from torch._dynamo.exc import TorchDynamoException
 
 from fkd._apply import frozen, trainable
 from fkd._derived import call, module
@@ -26,7 +26,7 @@ from ._unreached import unreached
 
 logger = logging.getLogger(__name__)
 
-DataAdaptor = Callable[[Any, Any], tuple[Any, Any]]
+DataAdaptor = Callable[[Any, Any], Any]
 
 _MOST_VARIANTS = 8
 
@@ -139,7 +139,7 @@ class KnowledgeDistiller:
         if self.compile is not False:
             try:
                 return bound.backward(fields, count)[0]
-            except torch._dynamo.exc.TorchDynamoException as error:
+            except TorchDynamoException as error:
                 self._give_up_compiling(error)
                 bound = self._bind(layouts, given, fields)
         # Plain autograd: the user's functions may look at values, which function transforms
@@ -312,7 +312,7 @@ def _named_teachers(given: Any) -> dict[str, nn.Module]:
 def _for_each(given: Any, names: Sequence[str]) -> dict[str, Any]:
     """The input of each teacher: its own, where there are several inputs, or the one there is."""
     if len(names) > 1:
-        if isinstance(given, Mapping) and given.keys() == set(names):
+        if isinstance(given, Mapping) and set(given) == set(names):
             return {name: given[name] for name in names}
         several = isinstance(given, tuple | list) and len(given) == len(names)
         if several and all(isinstance(x, Mapping | tuple | list) for x in given):

@@ -45,7 +45,7 @@ def _unreached(
         loss, _ = objective(*parts[:3], map_tensors(fake, batch))
         if not loss.requires_grad:
             return {}  # the check says what is wrong
-        grads = torch.autograd.grad(loss, [p for *_, p in leaves], allow_unused=True)
+        grads: Any = torch.autograd.grad(loss, [p for *_, p in leaves], allow_unused=True)
     found: dict[str, list[str]] = {}
     for (model, name, _), grad in zip(leaves, grads, strict=True):
         if grad is None:
