@@ -46,7 +46,7 @@ def make_model(width: int) -> nn.Module:
 
 def main() -> list[float]:
     torch.manual_seed(0)
-    wide, deep, project = ref("wide"), ref("other"), module("project")
+    wide, other, project = ref("wide"), ref("other"), module("project")
     ensemble = call(lambda a, b: (a + b) / 2, wide.logits, other.logits)
     terms = {
         "labels": term(cross_entropy, student.logits, batch[1]),
@@ -64,8 +64,7 @@ def main() -> list[float]:
         other=fkd.frozen(make_model(32)),
         project=fkd.trainable(nn.Linear(8, 32)),
     )
-    x = torch.randn(64, 8)
-    pair = (x, x[:, :3].argmax(-1))
+    pair = (x := torch.randn(64, 8), x[:, :3].argmax(-1))
     print(fkd.check(objective, pair))
     step = fkd.loops.train_step(objective, lambda p: torch.optim.Adam(p, lr=1e-2), compile=False)
     state, losses = step.init(seed=0), []
