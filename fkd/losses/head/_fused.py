@@ -88,7 +88,15 @@ def _stack(numbers: list[Number], device: torch.device) -> Tensor:
     return torch.stack([x.float() for x in full])
 
 
-@torch.library.custom_op("fkd::head_rows", mutates_args=("student",))
+@torch.library.custom_op(
+    "fkd::head_rows",
+    mutates_args=("student",),
+    # Written out, since the run-time type check hides the annotations.
+    schema=(
+        "(Tensor(a0!) student, Tensor? teacher, Tensor? labels, Tensor keep, Tensor scalars, "
+        "SymInt[] kinds, bool[] present, SymInt columns, bool metrics, bool gradient) -> Tensor"
+    ),
+)
 def _head_rows(
     student: Tensor,
     teacher: Tensor | None,

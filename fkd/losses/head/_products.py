@@ -45,7 +45,12 @@ def add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
         torch.ops.fkd.head_add_outer(total, gradient, hidden)
 
 
-@torch.library.custom_op("fkd::head_add_outer", mutates_args=("total",))
+@torch.library.custom_op(
+    "fkd::head_add_outer",
+    mutates_args=("total",),
+    # Written out, since the run-time type check hides the annotations.
+    schema="(Tensor(a0!) total, Tensor gradient, Tensor hidden) -> ()",
+)
 def _add_outer(total: Tensor, gradient: Tensor, hidden: Tensor) -> None:
     if total.dtype == torch.float32 and gradient.dtype == hidden.dtype and widens(hidden):
         torch.addmm(total, gradient.t(), hidden, out_dtype=total.dtype, out=total)
