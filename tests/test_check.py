@@ -49,7 +49,7 @@ def logits(**options: Any) -> fkd.Term:
 
 SHARED = MLP()
 
-WRONG: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
+WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
     "unknown output": (
         {"kd": term(kl, student.logit, teacher.logits)}, TOKENS, {},
         ["term 'kd'", "student.logit:", "Did you mean 'logits'?", "hidden_states"],
@@ -126,7 +126,9 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
         ["model 'teacher' is a MLP", "fkd.frozen(module)"],
     ),
     "a model that is no module": (
-        {"kd": logits()}, TOKENS, {"student": trainable(MLP()), "teacher": frozen(MLP)},
+        {"kd": logits()}, TOKENS,
+        # Made in the test: the run-time type check refuses it.
+        lambda: {"student": trainable(MLP()), "teacher": frozen(MLP)},
         ["model 'teacher'", "not a torch.nn.Module"],
     ),
     "a model that is called batch": (
@@ -249,7 +251,7 @@ WRONG: dict[str, tuple[Any, Any, dict[str, Any], list[str]]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_is_reported(name):
     terms, data, named, expected = WRONG[name]
-    message = report(terms, data, **named)
+    message = report(terms, data, **(named() if callable(named) else named))
     missing = [part for part in expected if part not in message]
     assert not missing, message
 
