@@ -1,0 +1,221 @@
+"""The run of the two text examples: prepare, train, measure.
+
+A `Task` is what differs between classifying texts and classifying words.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import sys
+import time
+from argparse import Namespace
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from _batches import Batches
+from _models import adjust, is_classifier, load, make_student, names_of, size
+from _terms import labels_objective, objective
+from _text import UNLABELLED, DataError, Example, label_names
+from torch import nn
+from transformers import AutoConfig, AutoTokenizer
+from transformers.utils import logging
+
+import fkd
+
+
+class Task(NamedTuple):
+    """A kind of classification.
+
+    Attributes:
+      auto: the class of transformers that loads a model for it.
+      read: `(source, args) -> examples`.
+      rows: `(examples, tokenizer, names, args) -> rows` for `Batches`.
+      metrics: `examples -> metrics` of `fkd.loops.fit`.
+      best: the metric that counts.
+      positions: ref to the mask of the logits that count.
+    """
+
+    auto: Any
+    read: Callable[[str, Namespace], list[Example]]
+    rows: Callable[[Sequence[Example], Any, Sequence[str], Namespace], list[dict[str, Any]]]
+    metrics: Callable[[Sequence[Example], Sequence[str]], dict[str, Any]]
+    best: str
+    positions: fkd.Ref
+
+
+class Prepared(NamedTuple):
+    """A split, ready to use."""
+
+    batches: Batches
+    metrics: dict[str, Any]
+
+
+def train(
+    args: Namespace,
+    goal: fkd.Objective,
+    data: Batches,
+    dev: Prepared | None,
+    best: str,
+    tokenizer: Any,
+) -> tuple[nn.Module, dict[str, Any]]:
+    """Train, keep the best student in `out/student`, and say what was measured."""
+    steps = min(args.max_steps or math.inf, args.epochs * data.count)
+    ramp = min(round(args.warmup * steps), steps - 1)
+    rate = fkd.schedules.warmup(ramp, fkd.schedules.linear(1.0, 0.0, steps=steps - ramp))
+    rates = {name: args.adapter_lr for name in goal.models if name.startswith("fit_")}
+
+    def optimizer(params: Any) -> torch.optim.Optimizer:
+        groups = fkd.loops.param_groups(params, weight_decay=args.weight_decay, lr=rates)
+        return torch.optim.AdamW(groups, lr=args.lr)
+
+    step = fkd.loops.train_step(
+        goal, optimizer, compile=args.compile, precision=args.precision, clip=args.clip, lr=rate
+    )
+    kept, record = args.out / "student", args.out / "best.json"
+    seen: dict[str, Any] = {"value": -math.inf}
+    events = fkd.loops.fit(
+        step, step.init(args.seed, device=args.device), data.train, epochs=args.epochs, steps=steps,
+        dev=None if dev is None else dev.batches.all(), metrics={} if dev is None else dev.metrics,
+        best="loss/total" if dev is None else best, evaluate_every=args.evaluate_every,
+        log_dir=args.out / "log", log_every=args.log_every, tensorboard=args.tensorboard,
+        checkpoint_dir=args.out / "checkpoints", keep_last=1, resume=args.resume,
+        progress=sys.stderr.isatty(), config=_plain(args),
+    )  # fmt: skip
+    start = time.perf_counter()
+    for event in events:
+        if event.kind == "start":
+            print(event.message)
+            begun = event.step
+            if begun and record.exists():
+                seen = json.loads(record.read_text())
+        if event.kind == "log":
+            print(f"step {event.step}/{steps}  loss {event.values['loss/total']:.4f}", flush=True)
+        if event.kind == "evaluate":
+            print(f"step {event.step}  dev {best} {event.values[best]:.4f}", flush=True)
+            if args.keep == "best" and event.values[best] > seen["value"]:
+                seen = {"value": event.values[best], "step": event.step}
+                fkd.loops.export(goal, event.state, "student", kept)
+                record.write_text(json.dumps(seen))
+        if event.kind != "end":
+            seconds = time.perf_counter() - start
+    if dev is None or args.keep == "last":
+        fkd.loops.export(goal, event.state, "student", kept)
+    tokenizer.save_pretrained(kept)
+    done = {"steps": event.step, "seconds": round(seconds, 1), "best_step": seen.get("step")}
+    if begun:
+        done["resumed_at"] = begun
+    return kept, done
+
+
+def measure(model: nn.Module, split: Prepared, device: str | None) -> dict[str, float]:
+    """Loss and metrics of a model by itself."""
+    goal = labels_objective(model)
+    state = fkd.loops.train_step(goal, lambda p: torch.optim.SGD(p, lr=0.0), compile=False).init(
+        device=device
+    )
+    return fkd.loops.evaluate(goal, state, split.batches.all(), metrics=split.metrics)
+
+
+def run(
+    args: Namespace, task: Task, tokenizer_options: Mapping[str, Any] | None = None
+) -> dict[str, Any]:
+    """What the flags ask for. Returns, prints and writes what was measured."""
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if args.train is None and not args.evaluate_only:
+        raise DataError("--train is missing: the file to learn from.")
+    if args.evaluate_only and not (args.dev or args.test):
+        raise DataError("--evaluate-only: --dev or --test is missing.")
+    torch.manual_seed(args.seed)
+    source = args.student if args.evaluate_only and args.student else args.teacher
+    sources = {s: getattr(args, s) for s in ("train", "dev", "test") if getattr(args, s)}
+    if args.evaluate_only:
+        sources.pop("train", None)
+    found = {split: task.read(path, args) for split, path in sources.items()}
+    config = AutoConfig.from_pretrained(source)
+    trained = is_classifier(config, task.auto)
+    if not trained and not (args.finetune or args.labels_only):
+        raise DataError(
+            f"{source} is no trained classifier of this kind (it is {config.architectures}). "
+            "Train it first: --finetune."
+        )
+    names = args.label_names or (names_of(config) if trained else _names(found["train"]))
+    if trained and len(names) != config.num_labels:
+        raise DataError(
+            f"--label-names: {len(names)} names; {source} has {config.num_labels} classes."
+        )
+    tokenizer = AutoTokenizer.from_pretrained(source, **(tokenizer_options or {}))
+    limit = getattr(config, "max_position_embeddings", args.max_length)
+    if args.max_length > limit:
+        raise DataError(f"--max-length {args.max_length}: the model takes at most {limit} tokens.")
+    splits = {
+        split: Prepared(
+            Batches(task.rows(examples, tokenizer, names, args), size=args.batch_size,
+                    buckets=args.buckets, pad=tokenizer.pad_token_id or 0),
+            task.metrics(examples, names),
+        )
+        for split, examples in found.items()
+    }  # fmt: skip
+    _check_labels(args, splits)
+    for split, data in splits.items():
+        print(f"{split}: {len(found[split])} examples, padded to {data.batches.edges}")
+
+    large = load(task.auto, source, names)
+    done: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "seed": args.seed}
+    if not args.evaluate_only:
+        small = adjust(large if args.finetune else make_student(args, task.auto, large), args)
+        alone = args.finetune or args.labels_only
+        goal = labels_objective(small) if alone else objective(args, task.positions, small, large)
+        print(f"{size(small):,} parameters (teacher {size(large):,}), classes {', '.join(names)}")
+        kept, more = train(
+            args, goal, splits["train"].batches, splits.get("dev"), task.best, tokenizer
+        )
+        done |= more | {"parameters": size(small)}
+        large = load(task.auto, str(kept))
+    for split in ("dev", "test"):
+        if split in splits:
+            values = measure(large, splits[split], args.device)
+            done[split] = {n: v for n, v in values.items() if n != "loss/total"}
+            print(f"{split}: " + ", ".join(f"{n} {v:.4f}" for n, v in done[split].items()))
+    args.out.mkdir(parents=True, exist_ok=True)
+    name = "evaluation.json" if args.evaluate_only else "result.json"
+    (args.out / name).write_text(json.dumps(done, indent=2) + "\n")
+    return done
+
+
+def _names(examples: Sequence[Example]) -> list[str]:
+    flat = (e.label if isinstance(e.label, list) else [e.label] for e in examples)
+    names = label_names([label for labels in flat for label in labels])
+    if len(names) < 2:
+        raise DataError(
+            f"{examples[0].place.rpartition(':')[0]}: the labels are {names}; at least two classes "
+            "are expected. Is it the right column (--label-column)?"
+        )
+    return names
+
+
+def _check_labels(args: Namespace, splits: Mapping[str, Prepared]) -> None:
+    """Every split that needs labels has some; without any, the term of the labels is left out."""
+    for split, data in splits.items():
+        if any(_labelled(row["labels"]) for row in data.batches.rows):
+            continue
+        if split != "train" or args.finetune or args.labels_only:
+            raise DataError(
+                f"{getattr(args, split)}: not one row has a label. Which column has them? "
+                "(--label-column)"
+            )
+        print(f"{args.train}: no labels; the student learns from its teacher alone")
+        args.labels = 0.0
+
+
+def _labelled(labels: int | list[int]) -> bool:
+    return (
+        any(n != UNLABELLED for n in labels) if isinstance(labels, list) else labels != UNLABELLED
+    )
+
+
+def _plain(args: Namespace) -> dict[str, Any]:
+    return {n: v for n, v in vars(args).items() if isinstance(v, int | float | str)}

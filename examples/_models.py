@@ -1,0 +1,95 @@
+"""Teacher and student of the text examples: loading, cutting layers, resizing."""
+
+from __future__ import annotations
+
+import copy
+from argparse import Namespace
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from _text import DataError
+from torch import nn
+from transformers import AutoConfig
+
+import fkd
+from fkd.interop.transformers import init_from_layers
+
+
+def is_classifier(config: Any, auto: Any) -> bool:
+    """Whether a saved model has a trained head of the kind that `auto` loads."""
+    head = auto.__name__.removeprefix("AutoModel")
+    return any(name.endswith(head) for name in config.architectures or [])
+
+
+def load(auto: Any, source: str, names: Sequence[str] | None = None) -> nn.Module:
+    """A model from a directory or the hub; with names, one that has these classes."""
+    config = AutoConfig.from_pretrained(source)
+    if names is not None:
+        config.id2label = dict(enumerate(names))
+        config.label2id = {name: i for i, name in enumerate(names)}
+    return auto.from_pretrained(
+        source, config=config, dtype=torch.float32, ignore_mismatched_sizes=names is not None
+    )
+
+
+def names_of(config: Any) -> list[str]:
+    """The names of a model's classes; numbers where it has none of its own."""
+    names = [config.id2label[i] for i in range(config.num_labels)]
+    generic = all(name == f"LABEL_{i}" for i, name in enumerate(names))
+    return [str(i) for i in range(len(names))] if generic else names
+
+
+def make_student(args: Namespace, auto: Any, large: nn.Module) -> nn.Module:
+    """The student before its training: from a directory, from layers of the teacher, or fresh."""
+    depth = large.config.num_hidden_layers
+    if args.student:
+        return load(auto, args.student, names_of(large.config))
+    chosen = args.init_layers
+    layers = args.student_layers or (len(chosen) if chosen else max(depth // 2, 1))
+    fresh = args.fresh or args.student_hidden not in (None, large.config.hidden_size)
+    if not fresh and layers > depth:
+        raise DataError(
+            f"--student-layers {layers}: the teacher has {depth} layers to start from. Take at "
+            f"most {depth}, or start at random: --fresh (with --hidden 0, or --layer-map giving a "
+            "teacher layer for each of the student's)."
+        )
+    config = copy.deepcopy(large.config)
+    config.num_hidden_layers = layers
+    if args.student_hidden:
+        _resize(config, args.student_hidden)
+    made = auto.from_config(config)
+    if fresh:
+        return made
+    if chosen is None:
+        chosen = [t - 1 for _, t in fkd.layer_map(student=layers, teacher=depth)]
+    return init_from_layers(made, large, chosen)
+
+
+def _resize(config: Any, hidden: int) -> None:
+    """Another hidden size, with heads of the same size and the same shape of layers."""
+    each = config.hidden_size // config.num_attention_heads
+    if hidden % each:
+        raise DataError(
+            f"--student-hidden {hidden}: a multiple of {each}, the size of a head, is expected."
+        )
+    config.intermediate_size = config.intermediate_size * hidden // config.hidden_size
+    config.num_attention_heads = hidden // each
+    config.hidden_size = hidden
+
+
+def adjust(model: nn.Module, args: Namespace) -> nn.Module:
+    """Dropout and frozen embeddings, as the flags say."""
+    if args.dropout is not None:
+        for module in model.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = args.dropout
+            elif hasattr(module, "dropout_prob"):
+                module.dropout_prob = args.dropout
+    if args.freeze_embeddings:
+        model.get_input_embeddings().weight.requires_grad_(False)
+    return model
+
+
+def size(module: nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
