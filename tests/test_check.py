@@ -127,7 +127,6 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
     ),
     "a model that is no module": (
         {"kd": logits()}, TOKENS,
-        # Made in the test: the run-time type check refuses it.
         lambda: {"student": trainable(MLP()), "teacher": frozen(MLP)},
         ["model 'teacher'", "not a torch.nn.Module"],
     ),
@@ -191,7 +190,7 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
         ["term 'kd'", "kl(", "too many positional"],
     ),
     "a loss that is no function": (
-        {"kd": term("kl", student.logits, teacher.logits)}, TOKENS, {},
+        lambda: {"kd": term("kl", student.logits, teacher.logits)}, TOKENS, {},
         ["term 'kd'", "'kl'", "a function is expected", "from fkd.losses import"],
     ),
     "a loss that returns no tensor": (
@@ -251,7 +250,9 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
 @pytest.mark.parametrize("name", WRONG)
 def test_wrong_input_is_reported(name):
     terms, data, named, expected = WRONG[name]
-    message = report(terms, data, **(named() if callable(named) else named))
+    # What the run-time type check refuses is made here, not above.
+    terms, named = (made() if callable(made) else made for made in (terms, named))
+    message = report(terms, data, **named)
     missing = [part for part in expected if part not in message]
     assert not missing, message
 
