@@ -42,12 +42,24 @@ class Adapted(nn.Module):
         self.adaptor = adaptor
         self.as_tuple = as_tuple
 
-    def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """The adapted output for the arguments of the model."""
-        output = self.model(*args, **kwargs)
+    def forward(self, given: Any) -> Any:
+        """The adapted output.
+
+        Args:
+          given: what the model is called with: keyword arguments (a dict), positional arguments
+            (a tuple or list), or its one argument.
+        """
+        output = call_with(self.model, given)
         if self.as_tuple:
             output = plain_tuple(output)
         return output if self.adaptor is None else self.adaptor(output)
+
+
+def call_with(model: nn.Module, given: Any) -> Any:
+    """A model called with a dict of keyword arguments, a tuple of arguments, or one argument."""
+    if isinstance(given, Mapping):
+        return model(**given)
+    return model(*given) if isinstance(given, tuple | list) else model(given)
 
 
 def plain_tuple(output: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -65,7 +65,9 @@ def terms_from_config(
     """The terms that a distill config stands for, to go on in fkd's own style.
 
     Models are `student`, and `teacher` or the names in `teachers`; each gives what its output
-    adaptor makes of its output: `fkd.trainable(Adapted(model, output_adaptor), inputs=...)`.
+    adaptor makes of its output:
+
+        fkd.trainable(Adapted(model, output_adaptor), inputs=lambda batch: (keywords,))
 
     Args:
       config: the list of dicts. With several teachers an item says which by `"teacher"`, a name
@@ -158,7 +160,7 @@ def _item(place: str, entry: Mapping[str, Any], known: Losses, teachers: Sequenc
     missing = [key for key in needed if key not in entry]
     if missing:
         raise ValueError(f"{place}: no {listing(missing)}; it has {listing(map(str, entry))}.")
-    loss = entry["loss"]
+    loss: Any = entry["loss"]
     loss = loss if isinstance(loss, Mapping) else {"loss_function": loss}
     fn: Any = loss.get("loss_function")
     if not callable(fn) and fn not in known:
@@ -174,7 +176,7 @@ def _item(place: str, entry: Mapping[str, Any], known: Losses, teachers: Sequenc
         student=(entry[_STUDENT_KEYS[0]], entry[_STUDENT_KEYS[1]]),
         teacher=None if kind == KINDS[1] else (entry[_TEACHER_KEYS[0]], entry[_TEACHER_KEYS[1]]),
         teacher_name="" if kind == KINDS[1] else _teacher(place, entry, teachers),
-        loss=fn,
+        loss=fn,  # pyright: ignore[reportArgumentType]
         args=dict(loss.get("args") or {}),
         weight=entry.get("weight", 1.0),
         label=entry.get("batch_data_to_label"),

@@ -19,7 +19,7 @@ from fkd._terms import Term, term
 from fkd.interop.modules import Bound, bind
 from fkd.loops._batch import tensors_only
 
-from ._adapt import Adapted, Layout, adapt, joined, mask_of, split, wants_tuple
+from ._adapt import Adapted, Layout, adapt, call_with, joined, mask_of, split, wants_tuple
 from ._config import MASKED, Item, check_outputs, parse, terms_from_config
 from ._loss_model import MultiLayerBasedDistillationLoss
 from ._unreached import unreached
@@ -218,7 +218,7 @@ class KnowledgeDistiller:
         unused: Mapping[str, Sequence[str]],
     ) -> Objective:
         def inputs(name: str) -> Callable[[Any], Any]:
-            return lambda fields: layouts[name].join(fields[name])
+            return lambda fields: (layouts[name].join(fields[name]),)
 
         models = {n: frozen(wrapped[n], inputs=inputs(n)) for n in self._teachers}
         models["student"] = trainable(
@@ -338,7 +338,7 @@ def _evaluated(model: nn.Module, given: Any) -> Any:
     try:
         with torch.no_grad():
             model.eval()
-            return model(**given) if isinstance(given, Mapping) else model(*given)
+            return call_with(model, given)
     finally:
         for part, mode in training.items():
             part.training = mode

@@ -1,0 +1,230 @@
+"""An objective bound to modules: gradients land in them, as from a loss written by hand."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import fkd
+from fkd import batch, module, student, teacher, term
+from fkd.interop.modules import bind
+from fkd.losses import cross_entropy, dino, dino_init, kl, mse
+
+COMPILE = {"backend": "aot_eager"}
+
+
+class Net(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        # No bias: batch statistics cancel it, and Adam would follow the rounding of its gradient.
+        self.first = nn.Linear(4, width, bias=False)
+        self.norm = nn.BatchNorm1d(width)
+        self.head = nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> Any:
+        hidden = torch.relu(self.norm(self.first(x)))
+        return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+class Setting:
+    """Two models, an adapter, an objective over them, batches, and the loss written by hand."""
+
+    def __init__(self) -> None:
+        torch.manual_seed(0)
+        self.student, self.teacher = Net(6), Net(10)
+        self.project = nn.Linear(6, 10)
+        self.batches = [
+            {"x": torch.randn(8, 4), "labels": torch.randint(3, (8,)), "mask": torch.rand(8) > 0.3}
+            for _ in range(5)
+        ]
+        terms = {
+            "kd": term(
+                kl, student.logits, teacher.logits, temperature=fkd.schedules.linear(4.0, 1.0, 4)
+            ),
+            "labels": term(cross_entropy, student.logits, batch.labels, weight=0.5),
+            "hidden": term(
+                mse, module("project")(student.hidden), teacher.hidden, where=batch.mask
+            ),
+        }
+        self.objective = fkd.Objective(
+            terms,
+            student=fkd.trainable(self.student, inputs=lambda b: b["x"]),
+            teacher=fkd.frozen(self.teacher, inputs=lambda b: b["x"]),
+            project=fkd.trainable(self.project),
+        )
+
+    @property
+    def trained(self) -> list[nn.Module]:
+        return [self.student, self.project]
+
+    def by_hand(self, fields: Any, step: int) -> Tensor:
+        s, t = self.student(fields["x"]), self.teacher.eval()(fields["x"])
+        temperature = 4.0 - 3.0 * min(step / 4, 1.0)
+        p = (t["logits"] / temperature).softmax(-1)
+        q = (s["logits"] / temperature).log_softmax(-1)
+        soft = temperature**2 * F.kl_div(q, p, reduction="batchmean")
+        squares = ((self.project(s["hidden"]) - t["hidden"]) ** 2).mean(-1)
+        hidden = squares[fields["mask"]].mean()
+        return soft + 0.5 * F.cross_entropy(s["logits"], fields["labels"]) + hidden
+
+
+def tensors(setting: Setting) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    for i, part in enumerate(setting.trained):
+        found |= {f"{i}.{n}": x for n, x in part.state_dict().items()}
+    return found
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("compile", [False, COMPILE], ids=["eager", "compiled"])
+@pytest.mark.parametrize("call", ["forward", "backward"])
+def test_training_agrees_with_a_loop_by_hand(compile: Any, call: str) -> None:
+    ours, plain = Setting(), Setting()
+    teacher_before = copy.deepcopy(ours.teacher.state_dict())
+    loss_fn = bind(ours.objective, compile=compile)
+    optimizer = torch.optim.Adam(loss_fn.parameters(), lr=1e-2)
+    for step, fields in enumerate(ours.batches):
+        if call == "forward":
+            loss, _ = loss_fn(fields, step)
+            loss.backward()
+        else:
+            loss, _ = loss_fn.backward(fields, step)
+        optimizer.step()
+        optimizer.zero_grad()
+    reference = torch.optim.Adam([p for m in plain.trained for p in m.parameters()], lr=1e-2)
+    for step, fields in enumerate(plain.batches):
+        plain.by_hand(fields, step).backward()
+        reference.step()
+        reference.zero_grad()
+    expected = tensors(plain)
+    for name, value in tensors(ours).items():
+        torch.testing.assert_close(value, expected[name], atol=1e-5, rtol=1e-4, msg=name)
+    for name, value in ours.teacher.state_dict().items():
+        assert torch.equal(value, teacher_before[name]), name
+    assert all(p.grad is None for p in ours.teacher.parameters())
+
+
+def test_gradients_accumulate_like_those_of_a_module() -> None:
+    setting = Setting()
+    loss_fn = bind(setting.objective)
+    loss_fn(setting.batches[0])[0].backward()
+    loss_fn.backward(setting.batches[1])
+    found = [p.grad.clone() for m in setting.trained for p in m.parameters() if p.grad is not None]
+    plain = Setting()
+    for fields in plain.batches[:2]:
+        plain.by_hand(fields, 0).backward()
+    expected = [p.grad for m in plain.trained for p in m.parameters()]
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
+
+
+def test_eval_mode_uses_running_statistics_and_leaves_them() -> None:
+    setting = Setting()
+    loss_fn = bind(setting.objective)
+    loss_fn(setting.batches[0])
+    setting.student.eval()
+    before = copy.deepcopy(setting.student.state_dict())
+    loss, _ = loss_fn(setting.batches[1], 4)
+    torch.testing.assert_close(loss, setting.by_hand(setting.batches[1], 4))
+    for name, value in setting.student.state_dict().items():
+        assert torch.equal(value, before[name]), name
+
+
+def test_the_value_has_no_graph_but_through_the_loss() -> None:
+    setting = Setting()
+    loss, aux = bind(setting.objective)(setting.batches[0])
+    assert loss.requires_grad
+    assert not any(m.total.requires_grad for m in aux.terms.values())
+
+
+def test_modules_given_by_name_take_the_place_of_the_objectives() -> None:
+    setting = Setting()
+    other = copy.deepcopy(setting.student)
+    loss_fn = bind(setting.objective, student=other)
+    loss_fn(setting.batches[0])[0].backward()
+    assert other.head.weight.grad is not None
+    assert setting.student.head.weight.grad is None
+
+
+def test_only_trainable_models_are_submodules() -> None:
+    loss_fn = bind(Setting().objective)
+    assert {name.split(".")[1] for name, _ in loss_fn.named_parameters()} == {"student", "project"}
+
+
+def test_parameters_frozen_later_get_no_gradient() -> None:
+    setting = Setting()
+    loss_fn = bind(setting.objective)
+    setting.student.first.requires_grad_(False)
+    loss_fn(setting.batches[0])[0].backward()
+    assert setting.student.first.weight.grad is None
+    assert setting.student.head.weight.grad is not None
+
+
+def test_autocast_holds_for_models_and_losses_stay_in_float32() -> None:
+    setting = Setting()
+    seen: list[torch.dtype] = []
+
+    def spy(student_x: Tensor, teacher_x: Tensor) -> Tensor:
+        seen.append(student_x.dtype)
+        return (student_x.float() - teacher_x.float()).square().mean(-1)
+
+    objective = fkd.Objective(
+        term(spy, student.logits, teacher.logits),
+        student=fkd.trainable(setting.student, inputs=lambda b: b["x"]),
+        teacher=fkd.frozen(Net(10), inputs=lambda b: b["x"]),
+    )
+    with torch.autocast("cpu", torch.bfloat16):
+        loss, _ = bind(objective)(setting.batches[0])
+    assert seen[-1] is torch.bfloat16 and loss.dtype is torch.float32
+
+
+def test_the_state_of_a_stateful_loss_lives_in_the_bound_module() -> None:
+    torch.manual_seed(0)
+    objective = fkd.Objective(
+        term(dino, student.logits, teacher.logits, state=dino_init(3)),
+        student=fkd.trainable(nn.Linear(4, 3)),
+        teacher=fkd.frozen(nn.Linear(4, 3)),
+    )
+    loss_fn = bind(objective)
+    before = copy.deepcopy(loss_fn.state_dict())
+    loss_fn(torch.randn(8, 4))
+    changed = [n for n, x in loss_fn.state_dict().items() if not torch.equal(x, before[n])]
+    assert changed and all(n.startswith("loss_state") for n in changed)
+
+
+def test_mistakes_are_reported_by_name() -> None:
+    setting = Setting()
+    with pytest.raises(ValueError, match=r"no model \['pupil'\]; the objective has"):
+        bind(setting.objective, pupil=Net(6))
+    with pytest.raises(fkd.ObjectiveError, match="lables"):
+        broken = fkd.Objective(
+            term(cross_entropy, student.logits, batch.lables),
+            student=fkd.trainable(setting.student, inputs=lambda b: b["x"]),
+        )
+        bind(broken)(setting.batches[0])
+    followed = fkd.Objective(
+        term(kl, student.logits, teacher.logits),
+        student=fkd.trainable(nn.Linear(4, 3)),
+        teacher=fkd.ema("student"),
+    )
+    with pytest.raises(ValueError, match=r"\['teacher'\] are ema models"):
+        bind(followed)
+
+
+@pytest.mark.compile
+def test_one_compilation_for_a_whole_run() -> None:
+    setting = Setting()
+    compiled: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        compiled.append(graph)
+        return graph
+
+    loss_fn = bind(setting.objective, compile={"backend": counting})
+    for step, fields in enumerate(setting.batches):
+        loss_fn(fields, step)[0].backward()
+    assert len(compiled) == 1
