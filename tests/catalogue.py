@@ -1,0 +1,187 @@
+"""The catalogue of losses, `fkd/losses/README.md`, made from their docstrings.
+
+python -m tests.catalogue            write the page
+python -m tests.catalogue --check    fail if the page is out of date
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import fkd.adapters
+import fkd.losses
+import fkd.losses.head
+
+from . import recipes
+from .catalogue_data import ADAPTERS, COSTS, FAMILIES, INTRODUCTION, NO_FORMULA
+
+PAGE = Path(__file__).parent.parent / "fkd" / "losses" / "README.md"
+HEADS = "fkd.losses.head"
+SECTION = re.compile(r"^(Args|Attributes|Shape|Returns|Raises|Example|Reference):$", re.M)
+
+
+def public(module: ModuleType) -> dict[str, Any]:
+    """The functions and classes that a package exports, by name."""
+    return {
+        name: value
+        for name, value in sorted(vars(module).items(), key=lambda item: item[0].lower())
+        if not name.startswith("_") and callable(value)
+    }
+
+
+def sections(value: Any) -> dict[str, str]:
+    """The docstring cut at its headings; what stands before the first is under ""."""
+    parts = SECTION.split(inspect.getdoc(value) or "")
+    return {"": parts[0], **dict(zip(parts[1::2], map(inspect.cleandoc, parts[2::2]), strict=True))}
+
+
+def summary(value: Any) -> str:
+    """The first line."""
+    return sections(value)[""].split("\n", 1)[0]
+
+
+def formula(value: Any) -> list[str]:
+    """The lines of the first indented block."""
+    found = re.search(r"\n\n((?:    .*\n?)+)", sections(value)[""])
+    return [line.strip() for line in found.group(1).splitlines()] if found else []
+
+
+def paper(value: Any) -> str:
+    """The references, on one line, with links to arXiv."""
+    return _links(" ".join(sections(value).get("Reference", "").split()))
+
+
+def _links(text: str) -> str:
+    return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
+
+
+def takes(fn: Callable[..., Any]) -> tuple[str, str]:
+    """The positional arguments with their shapes, and the knobs with their defaults."""
+    tensors: list[str] = []
+    knobs: list[str] = []
+    for name, parameter in inspect.signature(fn).parameters.items():
+        shape = re.search(r"""Tensor, ["']([^"']*)["']""", str(parameter.annotation))
+        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
+        if parameter.kind is not parameter.KEYWORD_ONLY:
+            tensors.append(f"{name} [{', '.join(shape[1].split())}]" if shape else name + default)
+        elif name != "where":
+            knobs.append(name + default)
+        else:
+            knobs.append("where")
+    return ", ".join(tensors), ", ".join(knobs)
+
+
+def _code(lines: list[str]) -> str:
+    """Lines of code in one cell of a table."""
+    return "<br>".join(f"`{' '.join(line.split())}`".replace("|", "\\|") for line in lines)
+
+
+def _row(*cells: str) -> str:
+    return "| " + " | ".join(cells) + " |"
+
+
+def _loss_row(name: str, fn: Any) -> str:
+    tensors, knobs = takes(fn)
+    taken = _code([part for part in (tensors, knobs) if part])
+    pairs = ", ".join(f"[{a}](#adapters)" for a in ADAPTERS.get(name, ()))
+    extra = "<br>".join(part for part in (COSTS.get(name, ""), pairs) if part)
+    return _row(f"**{name}**", summary(fn), _code(formula(fn)), taken, extra, paper(fn))
+
+
+def _families() -> Iterator[str]:
+    functions = {n: v for n, v in public(fkd.losses).items() if inspect.isfunction(v)}
+    left = {n: v for n, v in functions.items() if not v.__module__.startswith(HEADS)}
+    for title, modules in FAMILIES.items():
+        rows = [
+            _loss_row(name, left.pop(name))
+            for module in modules
+            for name, value in list(left.items())
+            if value.__module__ == f"fkd.losses.{module}"
+        ]
+        yield f"## {title}\n"
+        yield _row("name", "what it is", "formula", "takes", "cost, adapter", "paper")
+        yield _row(*["---"] * 6)
+        yield from rows
+        yield ""
+    if left:
+        raise LookupError(f"add the modules of {sorted(left)} to FAMILIES in catalogue_data.py")
+
+
+def _records() -> Iterator[str]:
+    yield "## States and records\n"
+    for name, value in public(fkd.losses).items():
+        if inspect.isclass(value):
+            fields = ", ".join(inspect.signature(value).parameters)
+            yield f"- **{name}** (`{fields}`): {summary(value)}"
+    yield ""
+
+
+def _heads() -> Iterator[str]:
+    yield "## Language-model heads: `fkd.losses.head`\n"
+    yield (
+        "The same divergences from hidden states and output matrices: the logits are never\n"
+        "stored. `head_divergence(...)` computes any sum of them.\n"
+    )
+    for name, value in public(fkd.losses.head).items():
+        yield f"- **{name}**: {summary(value)}"
+    yield ""
+
+
+def _adapters() -> Iterator[str]:
+    yield "## Adapters\n"
+    yield "Learnable modules of `fkd.adapters`, given to an objective by name.\n"
+    yield _row("name", "what it is", "formula", "made with", "input and output", "paper")
+    yield _row(*["---"] * 6)
+    for name, value in public(fkd.adapters).items():
+        made, knobs = takes(value.__init__)
+        arguments = [part for part in (made.removeprefix("self").strip(", "), knobs) if part]
+        shape = " ".join(sections(value).get("Shape", "").split()).replace("|", "\\|")
+        cells = (summary(value), _code(formula(value)), _code(arguments), shape, paper(value))
+        yield _row(f"**{name}**", *cells)
+    yield ""
+
+
+def _recipes() -> Iterator[str]:
+    yield "## Recipes\n"
+    yield recipes.INTRODUCTION
+    for recipe in recipes.RECIPES:
+        yield f"### {recipe.title}\n\n{_links(recipe.note)}\n"
+        yield f"```python\n{recipe.source}\n```\n"
+
+
+def page() -> str:
+    """The whole page."""
+    parts = (_families(), _records(), _heads(), _adapters(), _recipes())
+    return INTRODUCTION + "\n" + "\n".join(line for part in parts for line in part)
+
+
+def faults() -> list[str]:
+    """What is missing in the docstrings."""
+    found: list[str] = []
+    for module in (fkd.losses, fkd.adapters):
+        for name, value in public(module).items():
+            headings = sections(value)
+            needed = [] if name in NO_FORMULA or name.startswith("head_") else ["Reference"]
+            needed += ["Example"] if name not in NO_FORMULA or inspect.isfunction(value) else []
+            found += [f"{name}: no {h} section" for h in needed if h not in headings]
+            if name not in NO_FORMULA and not formula(value):
+                found.append(f"{name}: no formula (an indented block after the summary)")
+    return found
+
+
+def main(arguments: list[str]) -> int:
+    """Write the page, or compare it."""
+    if "--check" in arguments:
+        return int(not PAGE.exists() or PAGE.read_text() != page())
+    PAGE.write_text(page())
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
