@@ -100,6 +100,7 @@ def cross_entropy(student_logits: Tensor, target: Tensor, **args: Any) -> Tensor
       `[*batch]` for logits; a `Mean` over the labels that count.
 
     Example:
+      >>> from fkd.interop.knowledge_distillation import cross_entropy
       >>> cross_entropy(torch.zeros(1, 2), torch.tensor([1])).value
       tensor(0.6931)
       >>> cross_entropy(torch.zeros(1, 2), torch.zeros(1, 2))
