@@ -13,16 +13,18 @@ from fkd._trees import map_tensors
 from fkd._types import Batch
 
 
-def tensors_only(batch: Batch, device: torch.device) -> Any:
+def tensors_only(batch: Batch, device: torch.device | None = None) -> Any:
     """The batch on a device, without what is no tensor (text, ids as strings, None).
 
-    Numbers and arrays become tensors; a compiled step would otherwise be compiled anew for
-    every value. Host memory that is pinned is copied without waiting.
+    Without a device, everything stays where it is. Numbers and arrays become tensors; a compiled
+    step would otherwise be compiled anew for every value. Host memory that is pinned is copied
+    without waiting.
     """
     if isinstance(batch, Tensor):
-        return batch.to(device, non_blocking=True)
+        # Not towards the host, which would read the copy before it is there.
+        return batch if device is None else batch.to(device, non_blocking=device.type != "cpu")
     if isinstance(batch, np.ndarray | np.generic):
-        return torch.as_tensor(batch).to(device) if batch.dtype.kind in "biuf" else None
+        return torch.as_tensor(batch, device=device) if batch.dtype.kind in "biuf" else None
     if isinstance(batch, bool | int | float):
         return torch.tensor(batch, device=device)
     if isinstance(batch, Mapping):

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -12,6 +13,7 @@ import torch
 from fkd._types import Batch
 
 from ._batch import leaves
+from ._errors import LoopError
 from ._state import fold_in, seeded
 
 Loader: TypeAlias = Iterable[Batch] | Callable[[int], Iterable[Batch]]
@@ -24,29 +26,49 @@ _CPU = torch.device("cpu")
 def epoch_batches(loader: Loader, seed: int, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
     """The batches of an epoch, from number `skip` on.
 
-    The generators of torch are seeded from (seed, epoch, number of the batch) while a batch is
-    made, those of Python and NumPy from (seed, epoch) when the epoch begins, and those that a
-    sampler or loader owns likewise; so shuffling and augmentation are the same in a run that
-    was resumed. Batches before `skip` are made and dropped.
+    The global generators of torch, Python and NumPy are seeded from (seed, epoch, number of the
+    batch) before a batch is made; those that a sampler or loader owns, from (seed, epoch) when
+    the epoch begins. So shuffling and augmentation are the same in a run that was resumed.
+    Batches before `skip` are made and dropped.
+
+    The generator of torch is put back after each batch. Those of Python and NumPy are not, so
+    that a model that draws from them draws the same after a resume; `fit` puts them back at its
+    end. What has a generator of its own and keeps it from one epoch to the next (NumPy's
+    `default_rng` in a dataset, a `DataLoader` with `persistent_workers=True`) is out of reach:
+    its numbers depend on all that was drawn before.
+
+    Raises:
+      LoopError: the epoch ends before `skip`.
     """
     own = fold_in(seed, epoch)
-    random.seed(own)
-    np.random.seed(own % 2**32)
     if callable(loader) and not isinstance(loader, Iterable):
         loader = loader(own)
     _tell_epoch(loader, own, epoch)
     index = 0
-    with seeded(fold_in(own, 0), _CPU):
+    with _all_seeded(fold_in(own, 0)):
         batches = iter(loader)
     while True:
-        with seeded(fold_in(own, index + 1), _CPU):
+        with _all_seeded(fold_in(own, index + 1)):
             try:
                 made = next(batches)
             except StopIteration:
-                return
+                break
         if index >= skip:
             yield made
         index += 1
+    if index < skip:
+        raise LoopError(
+            f"the loader gave {index} batches, and the run was at batch {skip} of the epoch when "
+            "it was saved. Give it the same data."
+        )
+
+
+@contextlib.contextmanager
+def _all_seeded(seed: int) -> Generator[None]:
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    with seeded(seed, _CPU):
+        yield
 
 
 def _tell_epoch(loader: Any, seed: int, epoch: int) -> None:
@@ -72,7 +94,7 @@ def tokens_in(batch: Batch) -> int:
     found = {place: x for place, x in leaves(batch) if x.ndim >= 2}
     for place, x in found.items():
         if "attention_mask" in place and x.device.type == "cpu":
-            return int(x.sum())
+            return int(np.count_nonzero(x.numpy()))
     return next((x.numel() for place, x in found.items() if "input_ids" in place), 0)
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from fkd._derived import as_ref
+from fkd._errors import listing, nearest
 from fkd._mean import Mean
 from fkd._objective import Objective
 from fkd._refs import Context, Ref, output_path
@@ -19,6 +20,7 @@ from fkd.metrics import agreement
 
 from ._batch import map_tensors, tensors_only
 from ._compile import compiled, unlimited_recompilation
+from ._data import Loader, epoch_batches
 from ._state import State, fold_in, seeded
 
 
@@ -81,6 +83,17 @@ class Evaluator:
         self.autocast = autocast
         self._forward = compiled(self._means, compile)
 
+    def expect(self, name: str) -> None:
+        """Refuse a name that is not measured, so far as that is known before."""
+        losses = [f"loss/{n}" for n in self.objective.terms if not n.startswith("collect/")]
+        known = {"loss/total", *losses} - {f"loss/{n}" for n in self.metric_names}
+        known |= {*self.metric_names.values(), *self.collected}
+        if name not in known and not any(name.startswith(f"{n}/") for n in self.collected):
+            raise ValueError(
+                f"fit: best={name!r} is not measured. {nearest(name, known)}"
+                f"Measured: {listing(sorted(known))}."
+            )
+
     def __call__(self, state: State, loader: Iterable[Batch]) -> dict[str, float]:
         """The mean of every term (`loss/<name>`), their total, and every metric, by name."""
         device = next(p.device for held in state.trainable.values() for p in held.values())
@@ -98,11 +111,15 @@ class Evaluator:
                 means, weights, values = self._forward(
                     state.trainable, state.frozen, state.buffers, state.loss_state, scalars, batch
                 )
-                merged = {n: m.merge(merged[n]) if n in merged else m for n, m in means.items()}
+                means = {n: _wide(m) for n, m in means.items()}
+                merged = {n: merged[n].merge(m) if n in merged else m for n, m in means.items()}
                 for name, held in values.items():
                     kept[name].append(map_tensors(lambda x: x.detach().cpu(), held))
         if not merged:
-            raise ValueError("evaluate: the loader gave no batch.")
+            raise ValueError(
+                "evaluate: the loader gave no batch. It is empty, or an iterator that can be used "
+                "only once: pass a DataLoader, a list, or a function that makes the batches."
+            )
         return self._summary(merged, weights, kept)
 
     def _means(
@@ -138,7 +155,7 @@ class Evaluator:
 def evaluate(
     objective: Objective,
     state: State,
-    loader: Iterable[Batch],
+    loader: Loader,
     *,
     metrics: Mapping[str, Metric] | None = None,
     compile: bool | Mapping[str, Any] = False,
@@ -151,7 +168,7 @@ def evaluate(
     Args:
       objective: as trained.
       state: the parameters; not changed.
-      loader: batches.
+      loader: batches, as for `fit`.
       metrics: by name: `fkd.metric(fn, ref, ...)` for means, `collect(fn, ref, ...)` for scores
         of the whole set, or a function of the context that returns one value per example.
       compile: as in `train_step`.
@@ -161,7 +178,8 @@ def evaluate(
       student and teacher have the same first choice, is there if a term compares logits.
     """
     options = None if compile is False else {} if compile is True else dict(compile)
-    return Evaluator(objective, metrics, compile=options)(state, loader)
+    batches = epoch_batches(loader, state.seed, -1)
+    return Evaluator(objective, metrics, compile=options)(state, batches)
 
 
 def _as_term(given: Metric) -> Term:
@@ -177,6 +195,13 @@ def _as_term(given: Metric) -> Term:
 
 def _as_given(values: Any) -> Any:
     return values if isinstance(values, Mean) else torch.as_tensor(values).float()
+
+
+def _wide(mean: Mean) -> Mean:
+    """In float64, where the device has it: float32 cannot count beyond 16.8 million."""
+    if mean.total.device.type == "mps":
+        return mean
+    return Mean(mean.total.double(), mean.count.double())
 
 
 def _nothing(value: Any) -> Mean:

@@ -132,7 +132,8 @@ def summary(record: Mapping[str, Any]) -> str:
     if record["kind"] == "train":
         names = [n for n in ("loss/total", "loss") if n in record]
     else:
-        names = [n for n in record if n not in ("step", "time", "kind", "epoch")][:6]
+        names = [n for n in record if n not in ("step", "time", "kind", "epoch")]
+        names = sorted(names, key=lambda n: "loss/" in n)[:6]  # metrics before losses
     return "  ".join(f"{name.removeprefix('eval/')} {record[name]:.4g}" for name in names)
 
 

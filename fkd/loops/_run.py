@@ -127,22 +127,19 @@ def run(step: TrainStep, state: State, loader: Loader, **options: Any) -> Result
     Returns:
       A `Result`: the last state, and what the evaluations measured.
     """
-    chosen = options.get("best", "loss/total")
-    higher = options.get("higher_is_better")
-    higher = not chosen.startswith("loss") if higher is None else higher
     evaluations: list[dict[str, float]] = []
-    message = ""
+    message, best = "", {}
     for event in fit(step, state, loader, **options):
         state, message = event.state, event.message or message
         if event.kind == "evaluate":
             evaluations.append({"step": float(event.step), **event.values})
-    ranked = sorted(evaluations, key=lambda v: v[chosen], reverse=higher)
-    best = ranked[0] if ranked else None
+        best = event.values if event.kind == "end" else best
+    at = best.get("best_step")
     return Result(
         state=state,
         evaluations=tuple(evaluations),
-        best=None if best is None else best[chosen],
-        best_step=None if best is None else int(best["step"]),
+        best=best.get("best"),
+        best_step=None if at is None else int(at),
         message=message,
     )
 

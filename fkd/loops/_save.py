@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import os
+import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +17,7 @@ from torch.utils import _pytree as pytree
 
 from fkd._objective import Objective
 from fkd._paths import show
+from fkd._terms import Term
 from fkd._types import Params
 
 from ._checkpoint import load, load_latest
@@ -73,29 +78,77 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     names = {id(p): f"{m}.{n}" for m, held in state.trainable.items() for n, p in held.items()}
     groups = [
         {
-            **{k: show(v) for k, v in g.items() if k not in ("params", "param_names")},
+            **{k: _shown(v) for k, v in g.items() if k not in ("params", "param_names")},
             "params": [names[id(p)] for p in g["params"]],
         }
         for g in optimizer.param_groups
     ]
     return {
-        "terms": {name: repr(term) for name, term in objective.terms.items()},
+        "terms": {name: _term(term) for name, term in objective.terms.items()},
         "models": {name: _described(objective, name) for name in objective.models},
         "optimizer": {"class": type(optimizer).__name__, "groups": groups},
         "step": {
             "accumulate": step.accumulate,
             "autocast": str(step.autocast),
             "clip": step.clip,
-            "lr": None if step.lr is None else show(step.lr),
+            "lr": None if step.lr is None else _shown(step.lr),
         },
     }
 
 
 def _described(objective: Objective, name: str) -> dict[str, Any]:
-    module = objective.model(name).module
-    assert module is not None
-    shapes = {n: f"{tuple(p.shape)} {p.dtype}" for n, p in module.named_parameters()}
-    return {"model": repr(objective.models[name]), "parameters": shapes}
+    model = objective.model(name)
+    assert model.module is not None
+    parameters = dict(model.module.named_parameters())
+    found: dict[str, Any] = {
+        "model": repr(objective.models[name]),
+        "parameters": {n: f"{tuple(p.shape)} {p.dtype}" for n, p in parameters.items()},
+        "unused": list(model.unused),
+    }
+    if model.kind == "frozen":
+        found["values"] = _sample_digest(parameters)
+    return found | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
+
+
+def _term(term: Term) -> str:
+    """A term as code. A 0-d tensor is a knob, whose value may have moved."""
+    kwargs = {k: _knob(v) for k, v in term.kwargs.items()}
+    shown = replace(term, kwargs=kwargs, weight=_knob(term.weight))
+    bound = term.loss
+    extra = ""
+    if isinstance(bound, functools.partial):
+        extra = f" with {show(bound.args)} {show(bound.keywords)}"
+    return _ADDRESS.sub("", repr(shown) + extra)
+
+
+def _knob(value: Any) -> Any:
+    return _TENSOR if isinstance(value, Tensor) and value.ndim == 0 else value
+
+
+class _Tensor:
+    def __repr__(self) -> str:
+        return "tensor"
+
+
+_TENSOR = _Tensor()
+_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+
+
+def _shown(value: Any) -> str:
+    return _ADDRESS.sub("", show(_knob(value)))
+
+
+def _sample_digest(parameters: Mapping[str, Tensor]) -> str:
+    """Of some values of each parameter: whether a frozen model is another than before."""
+    sha256 = hashlib.sha256()
+    samples: dict[torch.dtype, list[Tensor]] = {}
+    for p in parameters.values():
+        flat = p.detach().reshape(-1)
+        samples.setdefault(p.dtype, []).append(flat[:: max(1, flat.numel() // 16)][:16])
+    for held in samples.values():
+        joined = torch.cat([x.to(held[0].device) for x in held]).cpu()
+        sha256.update(bytes(joined.contiguous().view(torch.uint8).tolist()))
+    return sha256.hexdigest()[:16]
 
 
 def _own(objective: Objective, params: Params) -> dict[str, Any]:

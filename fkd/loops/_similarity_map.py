@@ -18,11 +18,13 @@ from ._data import Loader, epoch_batches
 from ._files import replace_file
 from ._similarity import linear_cka
 from ._state import State
+from ._step import TrainStep
 
 
-def save_similarity(objective: Objective, state: State, dev: Loader, folder: Path) -> None:
+def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) -> None:
     """Write `similarity.json` for the first dev batch, if the objective compares hidden states
     of a trained model and a teacher."""
+    objective = step.objective
     paths = [p for p in map(output_path, objective.refs) if p is not None]
     roots = [root for root, keys in paths if keys[:1] == ("hidden_states",)]
     kinds = {name: objective.models[name].kind for name in roots if name in objective.models}
@@ -42,6 +44,7 @@ def save_similarity(objective: Objective, state: State, dev: Loader, folder: Pat
             state.buffers,
             tensors_only(batch, device),
             names=[root.name for root in pair],
+            autocast=step.autocast,
         )
     student, teacher = (list(root.hidden_states(ctx)) for root in pair)
     values = linear_cka(student, teacher, where=_mask(batch, student[0]))

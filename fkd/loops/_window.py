@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,6 +39,18 @@ class Window:
 
     def __len__(self) -> int:
         return len(self._rows)
+
+    def to_tree(self) -> dict[str, Any]:
+        """What a checkpoint keeps: a resumed run logs the same means, and counts the same."""
+        return {"names": list(self._names), "rows": list(self._rows)}
+
+    @staticmethod
+    def from_tree(tree: Mapping[str, Any], device: torch.device) -> Window:
+        """The window that a checkpoint kept."""
+        window = Window()
+        window._names = tuple(tree["names"])
+        window._rows = [row.to(device) for row in tree["rows"]]
+        return window
 
     def fetch(self) -> Fetched:
         """Wait for the steps, and begin a new window."""
