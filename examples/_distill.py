@@ -63,7 +63,9 @@ def train(
     """Train, keep the best student in `out/student`, and say what was measured."""
     steps = min(args.max_steps or math.inf, args.epochs * data.count)
     ramp = min(round(args.warmup * steps), steps - 1)
-    rate = fkd.schedules.warmup(ramp, fkd.schedules.linear(1.0, 0.0, steps=steps - ramp))
+    rate = fkd.schedules.linear(1.0, 0.0, steps=steps - ramp)
+    if ramp:
+        rate = fkd.schedules.warmup(ramp, rate)
     rates = {name: args.adapter_lr for name in goal.models if name.startswith("fit_")}
 
     def optimizer(params: Any) -> torch.optim.Optimizer:
@@ -118,9 +120,30 @@ def measure(model: nn.Module, split: Prepared, device: str | None) -> dict[str, 
     return fkd.loops.evaluate(goal, state, split.batches.all(), metrics=split.metrics)
 
 
-def run(
-    args: Namespace, task: Task, tokenizer_options: Mapping[str, Any] | None = None
-) -> dict[str, Any]:
+def prepared(args: Namespace, task: Task, large: nn.Module) -> tuple[nn.Module, fkd.Objective]:
+    """What is trained, and on what."""
+    try:
+        if args.finetune:
+            return adjust(large, args), labels_objective(large)
+        small = adjust(make_student(args, task.auto, large), args)
+        if args.labels_only:
+            return small, labels_objective(small)
+        return small, objective(args, task.positions, small, large)
+    except ValueError as error:  # flags that do not go together
+        raise DataError(str(error)) from error
+
+
+def command(args: Namespace, task: Task) -> dict[str, Any]:
+    """`run`, with what a user can mend as a message."""
+    try:
+        return run(args, task)
+    except fkd.loops.CheckpointError as error:
+        raise SystemExit(f"error: {error}\nTo begin anew in this folder: --no-resume.") from None
+    except (DataError, OSError, fkd.ObjectiveError) as error:
+        raise SystemExit(f"error: {error}") from None
+
+
+def run(args: Namespace, task: Task) -> dict[str, Any]:
     """What the flags ask for. Returns, prints and writes what was measured."""
     logging.set_verbosity_error()
     logging.disable_progress_bar()
@@ -147,7 +170,7 @@ def run(
         raise DataError(
             f"--label-names: {len(names)} names; {source} has {config.num_labels} classes."
         )
-    tokenizer = AutoTokenizer.from_pretrained(source, **(tokenizer_options or {}))
+    tokenizer = AutoTokenizer.from_pretrained(source)
     limit = getattr(config, "max_position_embeddings", args.max_length)
     if args.max_length > limit:
         raise DataError(f"--max-length {args.max_length}: the model takes at most {limit} tokens.")
@@ -166,9 +189,7 @@ def run(
     large = load(task.auto, source, names)
     done: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "seed": args.seed}
     if not args.evaluate_only:
-        small = adjust(large if args.finetune else make_student(args, task.auto, large), args)
-        alone = args.finetune or args.labels_only
-        goal = labels_objective(small) if alone else objective(args, task.positions, small, large)
+        small, goal = prepared(args, task, large)
         print(f"{size(small):,} parameters (teacher {size(large):,}), classes {', '.join(names)}")
         kept, more = train(
             args, goal, splits["train"].batches, splits.get("dev"), task.best, tokenizer

@@ -80,6 +80,9 @@ def _resize(config: Any, hidden: int) -> None:
 
 def adjust(model: nn.Module, args: Namespace) -> nn.Module:
     """Dropout and frozen embeddings, as the flags say."""
+    if args.precision == "bf16" and args.device == "cpu" and args.dropout != 0:
+        # torch's own attention on the CPU has no gradient for dropout in bfloat16.
+        model.set_attn_implementation("eager")
     if args.dropout is not None:
         for module in model.modules():
             if isinstance(module, nn.Dropout):

@@ -25,9 +25,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from _batches import encode
-from _distill import Task, run
+from _distill import Task, command
 from _flags import flags
-from _text import UNLABELLED, Columns, DataError, Example, label_id, read
+from _text import UNLABELLED, Columns, Example, label_id, read
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -107,11 +107,7 @@ TASK = Task(
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    args = arguments().parse_args(argv)
-    try:
-        return run(args, TASK)
-    except (DataError, OSError, fkd.ObjectiveError, fkd.loops.CheckpointError) as error:
-        raise SystemExit(f"error: {error}") from None
+    return command(arguments().parse_args(argv), TASK)
 
 
 if __name__ == "__main__":
