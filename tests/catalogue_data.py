@@ -107,6 +107,7 @@ COSTS: dict[str, str] = {
     "dino": "student views * teacher views cross-entropies a sample",
     "hinge_ranking": "memory candidates^2 a position",
     "logistic_ranking": "memory candidates^2 a position",
+    "fgd_weight": "boxes * places a sample",
     "jacobian_matching": "linear here; its inputs need a second derivative of the student",
 }
 """Where the cost is not linear in the inputs, or worth a word."""
@@ -115,7 +116,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "kl": ("LearnableTemperature", "InstanceTemperature", "StudentTemperature"),
     "mse": (
         "LinearProjection", "MLPProjection", "LayerAttention", "ConvRegressor", "SimKDProjector",
-        "SRRLConnector",
+        "SRRLConnector", "GlobalContext",
     ),
     "smooth_l1": ("OrthogonalProjector",),
     "cosine": ("LinearProjection",),
@@ -123,6 +124,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "log_distance": ("LinearProjection",),
     "crd": ("LinearProjection",),
     "queue_kl": ("MLPProjection",),
+    "l2": ("NonLocal",),
     "semckd": ("SemCKDAttention", "PairProjections"),
     "afd": ("AFDAttention",),
     "afds": ("ChannelAttention",),

@@ -32,6 +32,9 @@ from fkd.losses import (
     dist_channel,
     dist_spatial,
     dkd,
+    fgd_attention,
+    fgd_focal,
+    fgd_weight,
     hcl,
     kl,
     logit_mse,
@@ -117,6 +120,11 @@ def words() -> dict[str, torch.Tensor]:
         "attention_mask": (ids > 0).long(),
         "labels": torch.tensor([[-100, 4, -100, -100, 7], [8, -100, -100, -100, -100]]),
     }
+
+
+def boxed() -> dict[str, torch.Tensor]:
+    boxes = torch.tensor([[1.0, 1.0, 4.0, 3.0], [0.0, 5.0, 2.0, 8.0]])
+    return images() | {"boxes": boxes.expand(4, 2, 4), "valid": torch.tensor([[1, 0]] * 4)}
 
 
 def adapter(make: Callable[[], Any]) -> Callable[[], Any]:
@@ -311,6 +319,23 @@ def vkd():
     }
 
 
+def detection():
+    project = module("project")(student.maps[-1])
+    weight = call(
+        fgd_weight, batch.boxes, size=(8, 8), foreground=1e-3, background=5e-4, valid=batch.valid
+    )
+    contexts = [
+        call(torch.movedim, module("student_context")(project), 1, -1),
+        call(torch.movedim, module("teacher_context")(teacher.maps[-1]), 1, -1),
+    ]
+    return {
+        "labels": term(cross_entropy, student.logits, batch.labels),
+        "focal": term(fgd_focal, project, teacher.maps[-1], place_weight=weight),
+        "attention": term(fgd_attention, project, teacher.maps[-1], weight=1e-3),
+        "global": term(mse, *contexts, weight=5e-6 * 6 * 8 * 8),
+    }
+
+
 def teacher_free():
     virtual = call(virtual_teacher, batch.labels, 5, correct=0.99)
     return {
@@ -397,6 +422,12 @@ RECIPES = [
            pictures(fusion=adapter(lambda: ReviewFusion((4, 4), (6, 6), middle=4))), images),
     Recipe("VkD", "Of arXiv:2403.06213, with `OrthogonalProjector`.", vkd,
            pictures(project=adapter(lambda: OrthogonalProjector(4, 6))), images),
+    Recipe("FGD, for detectors", "Of arXiv:2111.11837: `project` is a 1x1 convolution, each "
+           "`GlobalContext` belongs to one model. Weights of one-stage detectors; the last is "
+           "lambda times the number of features.", detection,
+           pictures(project=adapter(lambda: torch.nn.Conv2d(4, 6, 1)),
+                    student_context=adapter(lambda: GlobalContext(6)),
+                    teacher_context=adapter(lambda: GlobalContext(6))), boxed),
     Recipe("Teacher-free distillation", "Of arXiv:1909.11723: no teacher at all.", teacher_free,
            lambda: {"student": fkd.trainable(CNN(4))}, images),
     Recipe("Deep mutual learning", "Of arXiv:1706.00384: `peer=fkd.trainable(...)`.", mutual,

@@ -3,6 +3,8 @@
 Give one to an objective with `fkd.trainable(...)` and name it with `fkd.module(...)`.
 """
 
+from ._context import GlobalContext as GlobalContext
+from ._context import NonLocal as NonLocal
 from ._convolution import ConvRegressor as ConvRegressor
 from ._convolution import SimKDProjector as SimKDProjector
 from ._convolution import SRRLConnector as SRRLConnector

@@ -6,6 +6,7 @@ from ._activation import margin_relu as margin_relu
 from ._activation import mgd as mgd
 from ._activation import negative_mean as negative_mean
 from ._activation import partial_l2 as partial_l2
+from ._adaptive import ofa as ofa
 from ._attended import afd as afd
 from ._attended import afds as afds
 from ._attended import fbkd_attention as fbkd_attention
@@ -36,6 +37,9 @@ from ._correlation import dist_spatial as dist_spatial
 from ._counted import counted_where as counted_where
 from ._decoupled import dkd as dkd
 from ._decoupled import nkd as nkd
+from ._detection import fgd_attention as fgd_attention
+from ._detection import fgd_focal as fgd_focal
+from ._detection import fgd_weight as fgd_weight
 from ._dino import DINOState as DINOState
 from ._dino import dino as dino
 from ._dino import dino_init as dino_init
@@ -63,6 +67,7 @@ from ._hidden import l2 as l2
 from ._hidden import mse as mse
 from ._hidden import pkd as pkd
 from ._hidden import smooth_l1 as smooth_l1
+from ._instance_graph import irg_transformation as irg_transformation
 from ._labels import cross_entropy as cross_entropy
 from ._labels import focal as focal
 from ._labels import hard_label as hard_label
@@ -93,6 +98,7 @@ from ._neighbourhood import correlation_congruence as correlation_congruence
 from ._neighbourhood import infonce as infonce
 from ._neighbourhood import irg_edge as irg_edge
 from ._neighbourhood import pkt as pkt
+from ._on_policy import sampled_reverse_kl as sampled_reverse_kl
 from ._queue import Queue as Queue
 from ._queue import enqueue as enqueue
 from ._queue import queue_init as queue_init
@@ -109,6 +115,7 @@ from ._sampling import Sample as Sample
 from ._sampling import TopK as TopK
 from ._sampling import sample as sample
 from ._sampling import top_k as top_k
+from ._selection import least_wrong as least_wrong
 from ._soft_labels import uskd_others as uskd_others
 from ._soft_labels import uskd_soft_label as uskd_soft_label
 from ._soft_labels import uskd_target as uskd_target

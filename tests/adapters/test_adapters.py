@@ -163,6 +163,15 @@ CASES = [
         lambda y: mse(2, 6)(y.mean((2, 3))),
     ),
     *[
+        Case(make, lambda: (torch.randn(2, 4, 6, 6),), [(2, 4, 6, 6)], mse(2, 4, 6, 6), name)
+        for name, make in {
+            "GlobalContext": lambda: adapters.GlobalContext(4),
+            "GlobalContext middle": lambda: adapters.GlobalContext(4, 3),
+            "NonLocal": lambda: adapters.NonLocal(4),
+            "NonLocal pool": lambda: adapters.NonLocal(4, 3, pool=2),
+        }.items()
+    ],
+    *[
         Case(
             lambda s=s: adapters.MaskedGenerator(s, 6),
             lambda s=s, keep=keep: (torch.randn(2, s, 4, 4), torch.rand(keep) > 0.4),

@@ -1,0 +1,75 @@
+"""Laws of the losses for detectors."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fkd.losses import fbkd_attention, fgd_attention, fgd_focal, fgd_weight, irg_transformation
+
+
+def test_every_object_weighs_the_same_and_so_does_the_background():
+    boxes = torch.tensor([[[0.0, 0.0, 2.0, 3.0], [4.2, 4.7, 4.9, 4.9]]])
+    weight = fgd_weight(boxes, (6, 5), foreground=2.0, background=0.5)
+    torch.testing.assert_close(weight[0, :3, :2].sum(), torch.tensor(2.0))
+    torch.testing.assert_close(weight[0, 4, 4], torch.tensor(2.0))  # smaller than one cell
+    torch.testing.assert_close(weight.sum(), torch.tensor(2.0 + 2.0 + 0.5))
+
+
+def test_the_smallest_of_overlapping_boxes_counts():
+    boxes = torch.tensor([[[0.0, 0.0, 4.0, 4.0], [1.0, 1.0, 2.0, 2.0]]])
+    weight = fgd_weight(boxes, (4, 4))
+    assert weight[0, 1, 1] == 1.0 and weight[0, 0, 0] == 1 / 16
+
+
+def test_padding_boxes_do_not_count():
+    boxes = torch.tensor([[[0.0, 0.0, 2.0, 2.0], [0.0, 0.0, 9.0, 9.0]]])
+    one = fgd_weight(boxes[:, :1], (3, 3))
+    assert torch.equal(fgd_weight(boxes, (3, 3), valid=torch.tensor([[1, 0]])), one)
+
+
+def test_no_boxes_is_background_only():
+    weight = fgd_weight(torch.zeros(2, 1, 4), (2, 2), valid=torch.zeros(2, 1).bool())
+    torch.testing.assert_close(weight, torch.full((2, 2, 2), 0.5 / 4))
+
+
+def test_focal_of_uniform_attention_is_the_weighted_square():
+    torch.manual_seed(0)
+    t = torch.randn(2, 3, 4).sign()  # magnitudes are equal
+    s, w = torch.randn(2, 3, 4), torch.rand(2, 4)
+    expected = ((s - t).square() * w[:, None]).sum((1, 2))
+    torch.testing.assert_close(fgd_focal(s, t, place_weight=w), expected)
+
+
+def test_attention_does_not_see_signs_or_fbkd_magnitudes():
+    torch.manual_seed(0)
+    t = torch.randn(2, 3, 4)
+    assert fgd_attention(-t, t).max() == 0
+    # A constant added to all magnitudes changes what FBKD compares, and not a softmax.
+    s = t + 2 * t.sign()
+    assert fbkd_attention(s, t).min() > 1
+    torch.testing.assert_close(fgd_attention(s, t), torch.zeros(2), atol=1e-5, rtol=0)
+
+
+def test_transformation_is_blind_to_scale_and_shift():
+    torch.manual_seed(0)
+    a, b = torch.randn(5, 6), torch.randn(5, 6)
+    values = irg_transformation(a, b, 3 * a + 1, 3 * b + 1)
+    torch.testing.assert_close(values, torch.zeros(5), atol=1e-12, rtol=0)
+    still = irg_transformation(a, a, b, b)
+    assert torch.equal(still, torch.zeros(5))
+
+
+def test_messages():
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match="place_weight"):
+        fgd_focal(x, x, place_weight=torch.ones(2, 3))
+    with pytest.raises(ValueError, match="student_second"):
+        irg_transformation(x, x[:, :2], x, x)
+
+
+@pytest.mark.plain
+def test_batches_must_agree():
+    x = torch.zeros(2, 3, 4)
+    with pytest.raises(ValueError, match="same batch size"):
+        irg_transformation(x, x, x[:1], x[:1])
