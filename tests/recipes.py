@@ -13,6 +13,7 @@ import torch
 import fkd
 from fkd import batch, call, module, ref, student, teacher, term
 from fkd.adapters import (
+    GlobalContext,
     LearnableTemperature,
     LinearProjection,
     OrthogonalProjector,
