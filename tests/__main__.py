@@ -13,7 +13,7 @@ import subprocess
 import sys
 
 CHECKED = ["--jaxtyping-packages=fkd,tests.typecheck.checker", "-m", "not compile and not plain"]
-COMPILED = ["-m", "compile or plain", "-p", "no:doctest"]
+COMPILED = ["-m", "compile or plain"]
 NO_TESTS = 5
 
 
