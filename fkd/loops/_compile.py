@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Generator, Mapping
+import functools
+import types
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
 
 import torch
-import torch._dynamo.config
+import torch._dynamo.config as dynamo_config
 
 
 def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
     """A function as one graph for each input shape; as it is if `options` is None.
+
+    The function may call `torch.autograd.grad`, which becomes a part of the graph. What it
+    reads from the object that it is a method of is read once, while tracing, as in `jax.jit`.
 
     Args:
       fn: a pure function of tensors.
@@ -19,12 +24,53 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
     """
     if options is None:
         return fn
+    graph = torch.compile(_of_its_own(fn), **_arguments(options))
+
+    @functools.wraps(fn)
+    def call(*args: Any, **kwargs: Any) -> Any:
+        # Read only while tracing, but any call may trace. `config.patch` is six times as slow.
+        before = dynamo_config.trace_autograd_ops
+        dynamo_config.trace_autograd_ops = True
+        try:
+            return graph(*args, **kwargs)
+        finally:
+            dynamo_config.trace_autograd_ops = before
+
+    return call
+
+
+def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of `torch.compile`, which takes a mode or options, and not both."""
     chosen: dict[str, Any] = {"fullgraph": True, "dynamic": False, **options}
-    return torch.compile(fn, **chosen)
+    mode = chosen.pop("mode", None)
+    given: dict[str, Any] = {} if mode is None else torch._inductor.list_mode_options(mode)
+    given.update(chosen.pop("options", None) or {})
+    return {**chosen, "options": {"guard_filter_fn": unguarded_self, **given}}
+
+
+def unguarded_self(guards: Sequence[Any]) -> list[bool]:
+    """Which guards to keep: not those on what `self` holds, which never changes.
+
+    They are thousands (every module of every model), and would be evaluated at every step.
+    """
+    return ["L['self']" not in guard.name for guard in guards]
+
+
+def _of_its_own(fn: Callable[..., Any]) -> Callable[..., Any]:
+    """The method with a code object that no other instance has: graphs are kept by code object,
+    and without guards on `self` one instance would be given the graph of another."""
+    if not isinstance(fn, types.MethodType):
+        return fn
+    old = fn.__func__
+    new = types.FunctionType(
+        old.__code__.replace(), old.__globals__, old.__name__, old.__defaults__, old.__closure__
+    )
+    new.__kwdefaults__ = old.__kwdefaults__
+    return types.MethodType(new, fn.__self__)
 
 
 @contextlib.contextmanager
 def unlimited_recompilation() -> Generator[None]:
     """Compile for every new shape, however many there are; torch would give up after eight."""
-    with torch._dynamo.config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
+    with dynamo_config.patch(recompile_limit=10_000, accumulated_recompile_limit=100_000):
         yield

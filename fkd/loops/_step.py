@@ -18,6 +18,7 @@ from fkd._types import Batch
 from ._batch import signature, split, tensors_only
 from ._compile import compiled, unlimited_recompilation
 from ._evaluate import Evaluator, Metric
+from ._gradient import Leaves, gradients
 from ._optimizer import MakeOptimizer, Updater
 from ._state import State, copy_into, device_of, fold_in, norms_of, seeded
 
@@ -62,6 +63,7 @@ class TrainStep:
         self._part = compiled(self._part_of_batch, self.options)
         self._counts = compiled(self._count, self.options)
         self._finish = compiled(self._finished, self.options)
+        self._leaves = Leaves()
         self._seen: set[Any] = set()
         self._updater: Updater | None = None
         self._evaluators: dict[Any, Evaluator] = {}
@@ -123,7 +125,7 @@ class TrainStep:
         with self._ready_for(batch), seeded(fold_in(state.seed, state.step), device):
             with torch.no_grad():
                 if self.accumulate == 1:
-                    found, norms, finite = self._whole(*_tensors_of(state), scalars, batch)
+                    found, norms, finite = self._whole(*self._tensors_of(state), scalars, batch)
                 else:
                     found, norms, finite = self._accumulated(state, scalars, batch)
         return self._updated(state, scalars, found, norms, finite)
@@ -155,9 +157,10 @@ class TrainStep:
         batch: Any,
         counts: Mapping[str, Tensor] | None,
     ) -> Gradients:
-        def loss_of(moving: Any) -> tuple[Tensor, Any]:
-            return self.objective(
-                moving,
+        leaves = [p for held in trainable.values() for p in held.values()]
+        with torch.enable_grad():
+            loss, aux = self.objective(
+                trainable,
                 frozen,
                 buffers,
                 batch,
@@ -166,10 +169,9 @@ class TrainStep:
                 counts=counts,
                 autocast=self.autocast,
             )
-
-        grads, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(trainable)
-        flat = [g for held in grads.values() for g in held.values()]
-        return Gradients(flat, loss, aux.terms, aux.weights, aux.buffers, aux.loss_state)
+            grads = gradients(loss, leaves)
+        aux = pytree.tree_map_only(Tensor, torch.detach, aux)
+        return Gradients(grads, loss.detach(), aux.terms, aux.weights, aux.buffers, aux.loss_state)
 
     def _whole_batch(
         self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
@@ -232,7 +234,7 @@ class TrainStep:
         """The gradient of the whole batch from its parts: counts first, then gradients of
         totals divided by the merged counts."""
         parts = split(batch, self.accumulate)
-        trainable, frozen, buffers, loss_state = _tensors_of(state)
+        trainable, frozen, buffers, loss_state = self._tensors_of(state)
         seeds = [fold_in(fold_in(state.seed, state.step), i + 1) for i in range(len(parts))]
         device = device_of(trainable)
         counts: dict[str, Tensor] = {}
@@ -293,6 +295,10 @@ class TrainStep:
                         target.lerp_(value.to(target.dtype), (1 - decay).to(target.dtype))
                     else:
                         target.copy_(torch.where(finite, value, target))
+
+    def _tensors_of(self, state: State) -> tuple[Any, Any, Any, Any]:
+        """What the objective is a function of; the trainable ones as leaves for autograd."""
+        return self._leaves.of(state.trainable), state.frozen, state.buffers, state.loss_state
 
     def _bound(self, state: State) -> Updater:
         """The optimizer over this state's tensors: the one at hand, unless the state is new."""
@@ -382,7 +388,3 @@ def train_step(
         clip=clip,
         lr=lr,
     )
-
-
-def _tensors_of(state: State) -> tuple[Any, Any, Any, Any]:
-    return state.trainable, state.frozen, state.buffers, state.loss_state
