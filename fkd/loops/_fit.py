@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import random
 from collections.abc import Generator, Iterator
-from dataclasses import replace
 
 import numpy as np
 
@@ -55,7 +54,7 @@ def _epochs(run: Run, loader: Loader) -> Iterator[Event]:
                 "that can be used only once: pass a DataLoader, a list, or a function that makes "
                 "the batches of an epoch (its argument is a seed)."
             )
-        run.at = replace(run.at, epoch=run.at.epoch + 1, index=0)
+        run.at = run.at._replace(epoch=run.at.epoch + 1, index=0)
         yield from _after_epoch(run)
 
 
@@ -91,7 +90,7 @@ def _advance(run: Run, batch: Batch) -> None:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:
         raise LoopError(f"{run.where}: the step failed: {error}") from error
-    run.at = replace(run.at, index=run.at.index + 1)
+    run.at = run.at._replace(index=run.at.index + 1)
     run.window.add(metrics)
     run.throughput = run.throughput.add(examples=examples_in(batch), tokens=tokens_in(batch))
     if run.log is not None:

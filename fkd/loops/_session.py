@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import logging
 import math
 import time
 from collections.abc import Generator, Iterator, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from fkd._check import check
 from fkd._draw import draw
@@ -29,8 +28,7 @@ from ._window import Window
 _log = logging.getLogger("fkd")
 
 
-@dataclass(frozen=True)
-class Position:
+class Position(NamedTuple):
     """Where a run is, besides its state. Goes into the checkpoints.
 
     Attributes:
@@ -125,7 +123,7 @@ def log_point(run: Run) -> Iterator[Event]:
         run.log.write(values, step=run.state.step, kind="train", epoch=run.at.epoch)
     yield run.event("log", values)
     for finite in found.finite:
-        run.at = replace(run.at, nonfinite=0 if finite else run.at.nonfinite + 1)
+        run.at = run.at._replace(nonfinite=0 if finite else run.at.nonfinite + 1)
         if run.at.nonfinite >= run.options.max_nonfinite:
             yield from save_point(run)
             raise NonFiniteError(
@@ -158,8 +156,7 @@ def _remember(run: Run, value: float) -> bool:
     at, higher = run.at, run.options.higher_is_better
     better = at.best is None or (value > at.best if higher else value < at.best)
     better = better and not math.isnan(value)
-    run.at = replace(
-        at,
+    run.at = at._replace(
         evaluated_at=run.state.step,
         best=value if better else at.best,
         best_step=run.state.step if better else at.best_step,
@@ -178,7 +175,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
             options.checkpoint_dir,
             {
                 "state": to_tree(run.step.objective, run.state),
-                "position": dataclasses.asdict(run.at),
+                "position": run.at._asdict(),
                 "window": run.window.to_tree(),
             },
             step=step,
