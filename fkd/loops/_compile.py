@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.config as dynamo_config
+from torch._inductor import list_mode_options
 
 
 def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
@@ -43,7 +44,7 @@ def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `torch.compile`, which takes a mode or options, and not both."""
     chosen: dict[str, Any] = {"fullgraph": True, "dynamic": False, **options}
     mode = chosen.pop("mode", None)
-    given: dict[str, Any] = {} if mode is None else torch._inductor.list_mode_options(mode)
+    given: dict[str, Any] = {} if mode is None else list_mode_options(mode)
     given.update(chosen.pop("options", None) or {})
     return {**chosen, "options": {"guard_filter_fn": unguarded_self, **given}}
 

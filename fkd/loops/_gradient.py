@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """
     if not loss.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
-    found = torch.autograd.grad(loss, leaves, allow_unused=True)
+    found: Any = torch.autograd.grad(loss, leaves, allow_unused=True)
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
 
 
