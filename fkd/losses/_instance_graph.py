@@ -12,8 +12,8 @@ from ._numerics import keep
 
 def irg_transformation(
     student_first: Float[Tensor, "batch ..."],
-    student_second: Float[Tensor, "batch ..."],
     teacher_first: Float[Tensor, "batch ..."],
+    student_second: Float[Tensor, "batch ..."],
     teacher_second: Float[Tensor, "batch ..."],
     *,
     where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
@@ -29,8 +29,8 @@ def irg_transformation(
 
     Args:
       student_first: `[batch, ...]`, an earlier layer, flattened to `[batch, features]`.
-      student_second: `[batch, ...]`, a later layer, of the same shape.
       teacher_first: `[batch, ...]`; the number of features may differ from the student's.
+      student_second: `[batch, ...]`, a later layer, of the shape of `student_first`.
       teacher_second: `[batch, ...]`, like `teacher_first`.
       where: `[batch]`, True where a sample counts. The others do not enter the largest.
 
@@ -39,7 +39,7 @@ def irg_transformation(
 
     Example:
       >>> zero, move = torch.zeros(2, 1), torch.tensor([[1.0], [2.0]])
-      >>> irg_transformation(zero, move, zero, 3 * move.flip(0))
+      >>> irg_transformation(zero, zero, move, 3 * move.flip(0))
       tensor([0.5625, 0.5625])
 
     Reference:

@@ -40,7 +40,7 @@ def moved(first, second):
     return square / square.max()
 
 
-def transformation_reference(s1, s2, t1, t2):
+def transformation_reference(s1, t1, s2, t2):
     return (moved(s1, s2) - moved(t1, t2)) ** 2
 
 
@@ -49,7 +49,7 @@ CASES = [
     Case(fgd_attention, pair(3, 4, 2, 3), attention_reference),
     Case(
         irg_transformation,
-        maps((4, 2, 3), (4, 2, 3), (4, 5), (4, 5)),
+        maps((4, 2, 3), (4, 5), (4, 2, 3), (4, 5)),
         transformation_reference,
         zero_at_equality=False,
         relational=True,

@@ -54,9 +54,9 @@ def test_attention_does_not_see_signs_or_fbkd_magnitudes():
 def test_transformation_is_blind_to_scale_and_shift():
     torch.manual_seed(0)
     a, b = torch.randn(5, 6), torch.randn(5, 6)
-    values = irg_transformation(a, b, 3 * a + 1, 3 * b + 1)
+    values = irg_transformation(a, 3 * a + 1, b, 3 * b + 1)
     torch.testing.assert_close(values, torch.zeros(5), atol=1e-12, rtol=0)
-    still = irg_transformation(a, a, b, b)
+    still = irg_transformation(a, b, a, b)
     assert torch.equal(still, torch.zeros(5))
 
 
@@ -65,11 +65,11 @@ def test_messages():
     with pytest.raises(ValueError, match="place_weight"):
         fgd_focal(x, x, place_weight=torch.ones(2, 3))
     with pytest.raises(ValueError, match="student_second"):
-        irg_transformation(x, x[:, :2], x, x)
+        irg_transformation(x, x, x[:, :2], x)
 
 
 @pytest.mark.plain
 def test_batches_must_agree():
     x = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match="same batch size"):
-        irg_transformation(x, x, x[:1], x[:1])
+        irg_transformation(x, x[:1], x, x[:1])
