@@ -37,11 +37,15 @@ from fkd.losses import (
     fgd_focal,
     fgd_weight,
     hcl,
+    in_batch_kl,
+    irg_edge,
+    irg_transformation,
     kl,
     logit_mse,
     minilm_relation,
     mse,
     pkd,
+    sampled_reverse_kl,
     smooth_l1,
     soft_cross_entropy,
     standardize,
@@ -385,6 +389,38 @@ def annealing():
     }  # fmt: skip
 
 
+def embed_distill():
+    pooled = [model.hidden_states[-1][:, 0] for model in (student, teacher)]
+    embedding = module("project")(pooled[0])
+    return {
+        "embedding": term(cosine, embedding, pooled[1]),
+        "scores": term(in_batch_kl, embedding, pooled[1], embedding, pooled[1], temperature=0.05),
+    }
+
+
+def on_policy():
+    drawn = call(torch.clamp, batch.labels, min=0)
+    counts = call(torch.ge, batch.labels, 0)
+    return {
+        "kd": term(sampled_reverse_kl, student.logits, teacher.logits, drawn, where=counts),
+        "reverse_kl": fkd.metric(
+            sampled_reverse_kl, student.logits, teacher.logits, drawn, where=counts,
+            estimator="k3",
+        ),
+    }  # fmt: skip
+
+
+def instance_graph():
+    return {
+        "labels": term(cross_entropy, student.logits, batch.labels),
+        "vertices": term(logit_mse, student.logits, teacher.logits),
+        "edges": [term(irg_edge, student.maps[k], teacher.maps[k]) for k in (0, 1)],
+        "transformation": term(
+            irg_transformation, student.maps[0], teacher.maps[0], student.maps[1], teacher.maps[1]
+        ),
+    }
+
+
 LINEAR = adapter(lambda: LinearProjection(8, 16))
 
 RECIPES = [
@@ -429,6 +465,14 @@ RECIPES = [
            pictures(project=adapter(lambda: torch.nn.Conv2d(4, 6, 1)),
                     student_context=adapter(lambda: GlobalContext(6)),
                     teacher_context=adapter(lambda: GlobalContext(6))), boxed),
+    Recipe("Instance relationship graph", "CVPR 2019; weights are left to the reader.",
+           instance_graph, pictures(), images),
+    Recipe("EmbedDistill", "Of arXiv:2301.12005. Models for queries and for documents are two more "
+           "names; here one is both.", embed_distill,
+           texts(unused=["cls"], project=LINEAR), words),
+    Recipe("On-policy distillation", "The student's own tokens, as in arXiv:2306.13649; with both "
+           "models' logits at hand `reverse_kl` has less variance.", on_policy,
+           texts(), words),
     Recipe("Teacher-free distillation", "Of arXiv:1909.11723: no teacher at all.", teacher_free,
            lambda: {"student": fkd.trainable(CNN(4))}, images),
     Recipe("Deep mutual learning", "Of arXiv:1706.00384: `peer=fkd.trainable(...)`.", mutual,

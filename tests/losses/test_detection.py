@@ -60,10 +60,15 @@ def test_transformation_is_blind_to_scale_and_shift():
     assert torch.equal(still, torch.zeros(5))
 
 
-def test_messages():
+@pytest.mark.plain
+def test_weights_must_cover_the_map():
     x = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match="place_weight"):
         fgd_focal(x, x, place_weight=torch.ones(2, 3))
+
+
+def test_layers_of_a_model_must_agree():
+    x = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match="student_second"):
         irg_transformation(x, x, x[:, :2], x)
 
