@@ -8,9 +8,10 @@
 Runs the two example scripts one after another, the most telling runs first. Whatever has a line
 in `benchmarks/results/real_bert.jsonl` is not run again, and a run that was interrupted goes on
 from its last checkpoint; so the same command can be given until all is done. Every line has the
-command, the scores, the seconds and the machine; `benchmarks/results/real_bert.md` is a table of
-them. `$DATA` is a folder with sst2/{train,dev,test}.tsv (text, label) and
-conll2003/eng.{train,testa,testb}; `$MODEL` the pretrained model.
+command, the scores, the seconds of training (with the evaluations in it) and the machine;
+`benchmarks/results/real_bert.md` is a table of them. `$DATA` is a folder with
+sst2/{train,dev,test}.tsv (text, label) and conll2003/eng.{train,testa,testb}; `$MODEL` is the
+pretrained model.
 """
 
 from __future__ import annotations
@@ -124,20 +125,23 @@ def run(job: Job, options: argparse.Namespace) -> dict[str, Any] | None:
     line = [x.replace("$DATA", real["$DATA"]).replace("$MODEL", real["$MODEL"]) for x in asked]
     threads = str(options.threads)
     print(f"\n{shlex.join(asked)}", flush=True)
-    begun = time.perf_counter()
+    begun, before = time.perf_counter(), os.times()
     code = subprocess.call(
         [sys.executable, *line[1:]], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": threads}
     )
     if code:
         print(f"failed with {code}: {job.task} {job.name}, seed {job.seed}", flush=True)
         return None
+    after = os.times()
+    spent = after.children_user + after.children_system
+    spent -= before.children_user + before.children_system
     folder = ROOT / asked[asked.index("--out") + 1]
     done = json.loads((folder / "result.json").read_text())
     return {
         "task": job.task, "name": job.name, "seed": job.seed,
         **{k: done[k] for k in ("dev", "test", "steps", "best_step", "seconds", "parameters")},
         "resumed_at": done.get("resumed_at"),
-        "seconds_in_all": round(time.perf_counter() - begun, 1),
+        "seconds_in_all": round(time.perf_counter() - begun, 1), "cpu_seconds": round(spent, 1),
         "load": round(os.getloadavg()[1], 1), "threads": options.threads,
         "command": " ".join(asked), "torch": torch.__version__, "machine": platform.machine(),
     }  # fmt: skip
@@ -150,8 +154,8 @@ def lines() -> list[dict[str, Any]]:
 
 def table(found: list[dict[str, Any]]) -> str:
     """Mean and standard deviation over the seeds, and what of the teacher's score is kept."""
-    rows = ["| task | model | seeds | dev | test | of the teacher | seconds | load |"]
-    rows += ["| --- | --- | --- | --- | --- | --- | --- | --- |"]
+    rows = ["| task | model | seeds | dev | test | of the teacher | seconds | CPU s | load |"]
+    rows += ["| --- | --- | --- | --- | --- | --- | --- | --- | --- |"]
     names = list(dict.fromkeys((x["task"], x["name"]) for x in found))
     order = list(SCORE)
     for task, name in sorted(names, key=lambda n: order.index(n[0])):
@@ -161,12 +165,10 @@ def table(found: list[dict[str, Any]]) -> str:
         means = {s: [x[s][score] for x in of] for s in ("dev", "test")}
         best = [x["test"][score] for x in teachers]
         kept = statistics.mean(means["test"]) / statistics.mean(best) if best else float("nan")
-        seconds = statistics.mean(x["seconds"] for x in of)
-        load = statistics.mean(x["load"] for x in of)
-        shown = [f"{spread(means['dev'])}", f"{spread(means['test'])}", f"{kept:.1%}"]
-        rows.append(
-            f"| {task} | {name} | {len(of)} | {' | '.join(shown)} | {seconds:.0f} | {load:.1f} |"
-        )
+        shown = [task, name, str(len(of)), spread(means["dev"]), spread(means["test"])]
+        times = ("seconds", "cpu_seconds", "load")
+        shown += [f"{kept:.1%}", *(f"{statistics.mean(x[t] for x in of):.0f}" for t in times)]
+        rows.append(f"| {' | '.join(shown)} |")
     commands = {(x["task"], x["name"]): x["command"] for x in found if x["seed"] == 0}
     listed = [f"{task}, {name}:\n\n    {line}\n" for (task, name), line in commands.items()]
     return "\n".join([*rows, "", *listed])

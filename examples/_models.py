@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from argparse import Namespace
 from collections.abc import Sequence
 from typing import Any
@@ -54,28 +53,43 @@ def make_student(args: Namespace, auto: Any, large: nn.Module) -> nn.Module:
             f"most {depth}, or start at random: --fresh (with --hidden 0, or --layer-map giving a "
             "teacher layer for each of the student's)."
         )
-    config = copy.deepcopy(large.config)
-    config.num_hidden_layers = layers
-    if args.student_hidden:
-        _resize(config, args.student_hidden)
-    made = auto.from_config(config)
+    if chosen is None and not fresh:
+        chosen = [t - 1 for _, t in fkd.layer_map(student=layers, teacher=depth)]
+    made = auto.from_config(_changed(large.config, layers, args.student_hidden, chosen))
     if fresh:
         return made
-    if chosen is None:
-        chosen = [t - 1 for _, t in fkd.layer_map(student=layers, teacher=depth)]
+    if hasattr(large.config, "num_hidden_groups"):  # ALBERT: all layers share their weights
+        chosen = list(range(large.config.num_hidden_groups))
     return init_from_layers(made, large, chosen)
 
 
-def _resize(config: Any, hidden: int) -> None:
-    """Another hidden size, with heads of the same size and the same shape of layers."""
-    each = config.hidden_size // config.num_attention_heads
-    if hidden % each:
-        raise DataError(
-            f"--student-hidden {hidden}: a multiple of {each}, the size of a head, is expected."
-        )
-    config.intermediate_size = config.intermediate_size * hidden // config.hidden_size
-    config.num_attention_heads = hidden // each
-    config.hidden_size = hidden
+def _changed(config: Any, layers: int, hidden: int | None, chosen: Sequence[int] | None) -> Any:
+    """Fewer layers, and another hidden size, with heads of the same size and layers of the same
+    shape."""
+    values = config.to_dict()
+
+    def replace(names: str, new: Any) -> None:
+        known = (config.attribute_map.get(n, n) for n in names.split())
+        values[next(n for n in known if n in values)] = new
+
+    replace("num_hidden_layers", layers)
+    if "layer_types" in values:
+        depth = config.num_hidden_layers
+        values["layer_types"] = [config.layer_types[i % depth] for i in chosen or range(layers)]
+    if hidden:
+        each = config.hidden_size // config.num_attention_heads
+        if hidden % each:
+            raise DataError(
+                f"--student-hidden {hidden}: a multiple of {each}, the size of a head, is expected."
+            )
+        inner = "intermediate_size hidden_dim"
+        width = next(values[n] for n in inner.split() if n in values)
+        replace(inner, width * hidden // config.hidden_size)
+        replace("num_attention_heads", hidden // each)
+        replace("hidden_size", hidden)
+        if "pooler_hidden_size" in values:
+            values["pooler_hidden_size"] = hidden
+    return type(config).from_dict(values)
 
 
 def adjust(model: nn.Module, args: Namespace) -> nn.Module:
