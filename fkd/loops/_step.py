@@ -191,7 +191,8 @@ class TrainStep:
         counts: Any,
     ) -> Gradients:
         found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, counts)
-        return found._replace(grads=[a + b for a, b in zip(grads, found.grads, strict=True)])
+        sums = [a + b for a, b in zip(grads, found.grads, strict=True)]
+        return Gradients(sums, *found[1:])
 
     def _count(
         self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
@@ -221,11 +222,9 @@ class TrainStep:
         def kept(new: Any, old: Any) -> Any:
             return pytree.tree_map(lambda a, b: torch.where(finite, a, b), new, old)
 
-        found = found._replace(
-            grads=grads,
-            buffers=kept(found.buffers, buffers),
-            loss_state=kept(found.loss_state, loss_state),
-        )
+        # Not by _replace, whose class torch 2.11 cannot name when it compiles.
+        new = kept(found.buffers, buffers), kept(found.loss_state, loss_state)
+        found = Gradients(grads, found.loss, found.means, found.weights, *new)
         return found, {**norms, "total": total}, finite
 
     # What is not.
