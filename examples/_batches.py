@@ -69,11 +69,18 @@ class Batches:
     """
 
     def __init__(
-        self, rows: Sequence[Row], *, size: int, buckets: int, pad: int, hide: Hide | None = None
+        self,
+        rows: Sequence[Row],
+        *,
+        size: int,
+        buckets: int,
+        pad: int,
+        multiple: int = 8,
+        hide: Hide | None = None,
     ) -> None:
         self.rows, self.pad, self.hide, self.size = rows, pad, hide, min(size, len(rows))
         self.lengths = [len(row["input_ids"]) for row in rows]
-        self.edges = bucket_lengths(self.lengths, buckets)
+        self.edges = bucket_lengths(self.lengths, buckets, multiple=multiple)
         self.count = len(self._grouped(range(len(rows))))
 
     def _grouped(self, order: Sequence[int]) -> list[tuple[int, list[int]]]:

@@ -148,6 +148,7 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
     logging.set_verbosity_error()
     logging.disable_progress_bar()
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.compile = args.device != "cpu" if args.compile is None else args.compile
     if args.train is None and not args.evaluate_only:
         raise DataError("--train is missing: the file to learn from.")
     if args.evaluate_only and not (args.dev or args.test):
@@ -179,7 +180,8 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
             Batches(
                 task.rows(examples, tokenizer, names, args),
                 size=args.batch_size,
-                buckets=args.buckets,
+                buckets=args.buckets or (4 if args.compile else 16),
+                multiple=8 if args.compile else 4,
                 pad=tokenizer.pad_token_id or 0,
                 hide=hidden_words(tokenizer, args.mask_words),
             ),

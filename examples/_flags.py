@@ -9,9 +9,7 @@ from pathlib import Path
 
 def flags(description: str, *, max_length: int = 128) -> argparse.ArgumentParser:
     """A parser with the flags for models, data, terms, training and output."""
-    parser = argparse.ArgumentParser(
-        description=description, formatter_class=argparse.ArgumentDefaultsHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
     for add in (_modes, _models, _terms, _training, _output):
         add(parser)
     group = parser.add_argument_group("data")
@@ -28,11 +26,22 @@ def flags(description: str, *, max_length: int = 128) -> argparse.ArgumentParser
     group.add_argument(
         "--max-length", type=positive, default=max_length, help="tokens, longer texts are cut"
     )
-    group.add_argument("--batch-size", type=positive, default=32)
+    group.add_argument("--batch-size", type=positive, default=32, help="examples")
     group.add_argument(
-        "--buckets", type=positive, default=4, help="how many lengths batches are padded to"
+        "--buckets",
+        type=positive,
+        help="how many lengths batches are padded to (default: 4 if compiled, otherwise 16)",
     )
     return parser
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """The description as it is written, and the defaults that say something."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        silent = (None, False, argparse.SUPPRESS)
+        told = any(action.default is x for x in silent) or "default" in (action.help or "")
+        return action.help if told else f"{action.help or ''} (default: %(default)s)"
 
 
 def _modes(parser: argparse.ArgumentParser) -> None:
@@ -79,9 +88,11 @@ def _terms(parser: argparse.ArgumentParser) -> None:
     for name, default in dict(
         embedding=0.0, hidden=1.0, attention=0.0, logits=1.0, labels=1.0
     ).items():
-        group.add_argument(f"--{name}", type=weight, default=default, metavar="WEIGHT")
+        group.add_argument(
+            f"--{name}", type=weight, default=default, metavar="WEIGHT", help="of this term"
+        )
     group.add_argument("--temperature", type=float, default=4.0, help="of the logits")
-    group.add_argument("--hidden-loss", choices=["mse", "cosine"], default="mse")
+    group.add_argument("--hidden-loss", choices=["mse", "cosine"], default="mse", help="of states")
     group.add_argument(
         "--attention-loss",
         choices=["mse", "scores", "kl", "minilm"],
@@ -98,21 +109,25 @@ def _terms(parser: argparse.ArgumentParser) -> None:
 
 def _training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
-    group.add_argument("--epochs", type=positive, default=3)
+    group.add_argument("--epochs", type=positive, default=3, help="passes over the data")
     group.add_argument("--max-steps", type=positive, help="end after so many steps")
     group.add_argument("--lr", type=float, default=5e-5, help="highest learning rate")
     group.add_argument(
         "--adapter-lr", type=float, default=1e-3, help="of the maps between hidden sizes"
     )
     group.add_argument("--warmup", type=fraction, default=0.1, help="fraction of the steps")
-    group.add_argument("--weight-decay", type=float, default=0.01)
+    group.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
     group.add_argument("--clip", type=float, default=1.0, help="greatest norm of the gradient")
     group.add_argument(
         "--mask-words", type=fraction, default=0.0, help="hide this fraction of the tokens"
     )
-    group.add_argument("--seed", type=int, default=0)
-    group.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
-    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    group.add_argument("--seed", type=int, default=0, help="of all randomness")
+    group.add_argument(
+        "--compile",
+        action=argparse.BooleanOptionalAction,
+        help="the whole step (default: on a GPU; on a CPU few runs are long enough to gain)",
+    )
+    group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of products")
     group.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
 
 
@@ -121,7 +136,9 @@ def _output(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--out", type=Path, default=Path("runs/distill"), help="folder of everything written"
     )
-    group.add_argument("--resume", action=argparse.BooleanOptionalAction, default=True)
+    group.add_argument(
+        "--resume", action=argparse.BooleanOptionalAction, default=True, help="go on with a run"
+    )
     group.add_argument(
         "--keep", choices=["best", "last"], default="best", help="which student, by the dev metric"
     )

@@ -196,7 +196,7 @@ def _examples(source: str, found: Found, columns: Columns) -> Iterator[Example |
         ):
             yield DataError(f"{place}: no text in column {chosen[0]!r}")
         elif chosen[2] is not None and not isinstance(pair, str):
-            yield DataError(f"{place}: no text in column {pair!r}")
+            yield DataError(f"{place}: no text in column {chosen[2]!r}")
         else:
             empty = label is None or (isinstance(label, str) and not label.strip())
             label = label if isinstance(label, list) else None if empty else str(label).strip()

@@ -1,4 +1,4 @@
-"""Distil a BERT-like tagger of words (named entities) into one with fewer or narrower layers.
+r"""Distil a BERT-like tagger of words (named entities) into one with fewer or narrower layers.
 
 First a teacher, then its student:
 
