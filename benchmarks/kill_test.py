@@ -71,7 +71,7 @@ def main() -> None:
         "torch": torch.__version__,
         "kills": len(reached),
         "steps": 5 * epochs,
-        "newest good checkpoint after each kill": reached,
+        "newest good checkpoint after each kill": " ".join(map(str, reached)),
         "final bytes equal those of the uninterrupted run": equal,
     }
     args.out.parent.mkdir(parents=True, exist_ok=True)

@@ -133,8 +133,13 @@ def summary(record: Mapping[str, Any]) -> str:
         names = [n for n in ("loss/total", "loss") if n in record]
     else:
         names = [n for n in record if n not in ("step", "time", "kind", "epoch")]
-        names = sorted(names, key=lambda n: "loss/" in n)[:6]  # metrics before losses
+        names = sorted(names, key=_rank)[:6]
     return "  ".join(f"{name.removeprefix('eval/')} {record[name]:.4g}" for name in names)
+
+
+def _rank(name: str) -> int:
+    """Metrics first, then the total loss, then the terms."""
+    return ("loss/" in name) + ("loss/" in name and not name.endswith("loss/total"))
 
 
 def duration(seconds: int | float) -> str:

@@ -51,7 +51,11 @@ def fit(
 
     A run that was interrupted goes on where it was when the same call is made again: the same
     parameters after the same number of steps, bit for bit on the CPU. The order of the data is
-    a function of (seed, epoch), all other randomness of (seed, step).
+    a function of (seed, epoch), all other randomness of (seed, step). What the run does not own
+    is not in its checkpoints: 0-d tensors that were given as knobs, state that an optimizer
+    keeps in its parameter groups, and what a loader remembers from one epoch to the next.
+
+    Leaving the `for` loop early ends the run and saves nothing more.
 
     Args:
       step: from `train_step`.
@@ -62,7 +66,8 @@ def fit(
       steps: how many steps in all. One of the two is needed; with both, what comes first.
       dev: batches to evaluate on.
       metrics: measured on `dev`, by name; see `evaluate`.
-      evaluate_every: steps between evaluations; None: at the end of every epoch.
+      evaluate_every: steps between evaluations; None: at the end of every epoch. There is one
+        at the end of the run in any case.
       best: the evaluated value that decides which checkpoint is best.
       higher_is_better: None: unless it is a loss.
       patience: end the run after so many evaluations without improvement.
@@ -73,10 +78,12 @@ def fit(
       tensorboard: None: if the package is installed.
       progress: show a progress bar (with `log_dir`).
       checkpoint_dir: folder of the checkpoints.
-      save_every: steps between checkpoints; None: at the end of every epoch.
+      save_every: steps between checkpoints; None: after every evaluation, and at the end of
+        every epoch. An evaluation that is the best so far is always saved, and so is the end.
       keep_last, keep_best: how many checkpoints are kept.
       resume: go on from the newest good checkpoint, if there is one.
-      max_nonfinite: end the run after so many updates in a row that were left out.
+      max_nonfinite: end the run after so many updates in a row that were left out. The run
+        looks at its log points.
       callbacks: functions of an `Event`, called before it is yielded.
       config: more hyper-parameters to log.
 
@@ -84,6 +91,7 @@ def fit(
       ValueError: an option is out of range.
       CheckpointError: a checkpoint cannot be written, or is of another objective or optimizer,
         or another run holds the folder.
+      ObjectiveError: the objective does not fit the first batch.
       LoopError: the loader or the step failed, at which batch; the state was saved.
       NonFiniteError: names the terms that were not finite.
       Interrupted: after SIGINT or SIGTERM, when the step is done and saved; exit code 75.

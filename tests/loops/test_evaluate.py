@@ -103,6 +103,7 @@ def test_an_empty_loader_is_said_so():
         evaluate(step.objective, state, [])
 
 
+@pytest.mark.plain
 def test_something_that_is_no_metric_is_said_so():
     step, state = make()
     with pytest.raises(TypeError, match="a metric is a int"):

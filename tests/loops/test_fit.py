@@ -358,6 +358,7 @@ def test_tokens_are_counted_where_there_are_any(tmp_path):
     assert tokens_in((torch.ones(3, 2),)) == 0 and examples_in(torch.tensor(1.0)) == 1
 
 
+@pytest.mark.plain  # the type checker itself draws from `random`
 def test_the_users_generators_are_as_they_were():
     import random
 
