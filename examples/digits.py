@@ -113,11 +113,11 @@ def make_step(objective: fkd.Objective, steps: int, compile: bool) -> fkd.loops.
     return fkd.loops.train_step(objective, optimizer, lr=rate, clip=5.0, compile=compile)
 
 
-def train_teacher(data: dict[str, Tensor], steps: int, compile: bool) -> nn.Module:
+def train_teacher(data: dict[str, Tensor], steps: int) -> nn.Module:
     torch.manual_seed(0)
     loss = term(cross_entropy, student.logits, batch.label)
     objective = fkd.Objective({"labels": loss}, student=fkd.trainable(Network(64)))
-    step = make_step(objective, steps, compile)
+    step = make_step(objective, steps, compile=False)  # one short run: not worth the wait
     result = fkd.loops.run(step, step.init(seed=0), batches(data, 64), steps=steps)
     return fkd.loops.export(objective, result.state)
 
@@ -132,7 +132,7 @@ def main() -> None:
     args = parser.parse_args()
 
     everything, few, test = digits(args.labelled)
-    large = train_teacher(everything, args.steps, args.compile)
+    large = train_teacher(everything, args.steps)
     score = fkd.metric(accuracy, student.logits, batch.label)
     loader = {name: batches(few, 64) for name in ("logits", "logits + features")}
     only_labelled = {name: values[: args.labelled] for name, values in few.items()}

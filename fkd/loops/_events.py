@@ -61,6 +61,7 @@ class Options:
     dev: Loader | None
     metrics: Mapping[str, Metric]
     evaluate_every: int | None
+    compile_evaluation: bool
     best: str
     higher_is_better: bool
     patience: int | None

@@ -28,6 +28,7 @@ def fit(
     dev: Loader | None = None,
     metrics: Mapping[str, Metric] | None = None,
     evaluate_every: int | None = None,
+    compile_evaluation: bool = False,
     best: str = "loss/total",
     higher_is_better: bool | None = None,
     patience: int | None = None,
@@ -68,6 +69,8 @@ def fit(
       metrics: measured on `dev`, by name; see `evaluate`.
       evaluate_every: steps between evaluations; None: at the end of every epoch. There is one
         at the end of the run in any case.
+      compile_evaluation: compile the evaluation, too (for each shape of `dev`). Worth it for
+        long dev sets of few shapes.
       best: the evaluated value that decides which checkpoint is best.
       higher_is_better: None: unless it is a loss.
       patience: end the run after so many evaluations without improvement.
@@ -110,6 +113,7 @@ def fit(
         dev=dev,
         metrics=dict(metrics or {}),
         evaluate_every=evaluate_every,
+        compile_evaluation=compile_evaluation,
         best=best,
         higher_is_better=higher,
         patience=patience,

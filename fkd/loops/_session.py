@@ -104,7 +104,7 @@ def start(
     """A run at its beginning, or where its newest good checkpoint left it; and where that is."""
     run = Run(step, state, options, fingerprint(step, state))
     if options.dev is not None:
-        step.evaluator(options.metrics).expect(options.best)
+        step.evaluator(options.metrics, compile=options.compile_evaluation).expect(options.best)
     came_from = _resume(run)
     _open(run, loader, stack, resumed=bool(came_from))
     return run, came_from or "from the beginning"
@@ -138,7 +138,7 @@ def evaluation(run: Run) -> Iterator[Event]:
     if options.dev is None or run.at.evaluated_at == run.state.step:
         return
     with _paused(run):
-        evaluator = run.step.evaluator(options.metrics)
+        evaluator = run.step.evaluator(options.metrics, compile=options.compile_evaluation)
         values = evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")

@@ -130,13 +130,17 @@ class TrainStep:
                     found, norms, finite = self._accumulated(state, scalars, batch)
         return self._updated(state, scalars, found, norms, finite)
 
-    def evaluator(self, metrics: Mapping[str, Metric] | None = None) -> Evaluator:
-        """What evaluates the objective, compiled as the step is; the same one every time."""
-        key = tuple((name, id(m)) for name, m in (metrics or {}).items())
+    def evaluator(
+        self, metrics: Mapping[str, Metric] | None = None, *, compile: bool = False
+    ) -> Evaluator:
+        """What evaluates the objective; the same one every time. Compiled with the step's
+        options, if asked for: each shape of the dev batches then costs a compilation."""
+        key = (compile, *((name, id(m)) for name, m in (metrics or {}).items()))
+        options = self.options if compile else None
         if key not in self._evaluators:
             # Kept with its metrics, whose ids would otherwise be given to others.
             self._evaluators[key] = Evaluator(
-                self.objective, metrics, compile=self.options, autocast=self.autocast
+                self.objective, metrics, compile=options, autocast=self.autocast
             )
         return self._evaluators[key]
 

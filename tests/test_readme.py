@@ -1,0 +1,31 @@
+"""The README's code runs as it stands."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+README = Path(__file__).parent.parent / "README.md"
+
+
+@pytest.mark.compile
+def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) >= 2
+    code = "\n".join(blocks)
+    # Inductor would take most of the time; what is tested is the code, not the backend.
+    assert "lr=1e-3))" in code
+    code = code.replace("lr=1e-3))", 'lr=1e-3), compile={"backend": "aot_eager"})')
+    names: dict[str, object] = {}
+    exec(compile(code, "README.md", "exec"), names)
+    assert names["values"].shape == (8,)  # pyright: ignore
+    assert (tmp_path / "objective.svg").exists()
+    event = names["event"]
+    assert event.kind == "end" and event.step == 30  # pyright: ignore
+
+
+def test_is_short() -> None:
+    assert len(README.read_text().splitlines()) <= 170
