@@ -38,9 +38,11 @@ def pick(value: Any, key: Any, source: object) -> Any:
 
 
 def _fields(value: Any) -> list[str]:
+    if isinstance(value, tuple):  # asked first: torch 2.11 cannot trace is_dataclass of one
+        return list(getattr(value, "_fields", ()))
     if dataclasses.is_dataclass(value):
         return [f.name for f in dataclasses.fields(value)]
-    return list(getattr(value, "_fields", ()))
+    return []
 
 
 def describe(value: Any) -> str:
