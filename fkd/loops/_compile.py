@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import re
 import types
 from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import Any
@@ -11,6 +12,9 @@ from typing import Any
 import torch
 import torch._dynamo.config as dynamo_config
 from torch._inductor import list_mode_options
+
+_SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
+"""In the name of a guard: `self.objective`, `type(self.objective)`, `L['self'].objective`."""
 
 
 def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
@@ -54,7 +58,7 @@ def unguarded_self(guards: Sequence[Any]) -> list[bool]:
 
     They are thousands (every module of every model), and would be evaluated at every step.
     """
-    return ["L['self']" not in guard.name for guard in guards]
+    return [_SELF.search(guard.name) is None for guard in guards]
 
 
 def _of_its_own(fn: Callable[..., Any]) -> Callable[..., Any]:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fkd import Objective, batch, frozen, student, teacher, term, trainable
 from fkd.loops import train_step
-from fkd.loops._compile import compiled
+from fkd.loops._compile import compiled, unguarded_self
 from fkd.loops._gradient import Leaves, gradients
 from fkd.losses import mse
 
@@ -163,6 +163,34 @@ def test_two_steps_of_the_same_structure_do_not_share_a_graph():
         return step(step.init(), tokens())[1]["loss/total"]
 
     torch.testing.assert_close(first(3.0), 3 * first(1.0))
+
+
+@pytest.mark.compile
+def test_guards_do_not_grow_with_the_models(monkeypatch):
+    kept: list[list[str]] = []
+
+    def spy(guards: Any) -> list[bool]:
+        chosen = unguarded_self(guards)
+        kept.append([g.name for g, k in zip(guards, chosen, strict=True) if k])
+        return chosen
+
+    monkeypatch.setattr("fkd.loops._compile.unguarded_self", spy)
+
+    def beyond_arguments(layers: int) -> int:
+        torch.manual_seed(0)
+        objective = Objective(
+            term(mse, student.logits, teacher.logits),
+            student=trainable(MLP()),
+            teacher=frozen(MLP(8, layers)),
+        )
+        step = train_step(objective, adamw, compile={"backend": "eager"})
+        step(step.init(), tokens())
+        arguments = ("trainable", "frozen", "buffers", "batch", "G", "")
+        names = [name.split("[")[0].split(".")[0].strip("L") for name in kept[-1]]
+        assert any(name == "frozen" for name in names) or "L['frozen']" in str(kept[-1])
+        return sum(name not in arguments for name in names)
+
+    assert beyond_arguments(9) == beyond_arguments(2)
 
 
 def test_modes_and_options_go_together():
