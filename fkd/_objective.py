@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -128,7 +129,7 @@ class Objective:
         names = [n for n in self.models if n in wanted]
         return tuple(sorted(names, key=lambda n: self.models[n].kind == "trainable"))
 
-    @property
+    @functools.cached_property
     def knobs(self) -> dict[str, Any]:
         """What moves during a run: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
         found = {f"{n}/{k}": v for n, t in self.terms.items() for k, v in t.moving.items()}

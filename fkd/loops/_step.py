@@ -125,10 +125,10 @@ class TrainStep:
         with self._ready_for(batch), seeded(fold_in(state.seed, state.step), device):
             with torch.no_grad():
                 if self.accumulate == 1:
-                    found, norms, finite = self._whole(*self._tensors_of(state), scalars, batch)
+                    found, measured, finite = self._whole(*self._tensors_of(state), scalars, batch)
                 else:
-                    found, norms, finite = self._accumulated(state, scalars, batch)
-        return self._updated(state, scalars, found, norms, finite)
+                    found, measured, finite = self._accumulated(state, scalars, batch)
+        return self._updated(state, scalars, found, measured, finite)
 
     def evaluator(
         self, metrics: Mapping[str, Metric] | None = None, *, compile: bool = False
@@ -229,7 +229,14 @@ class TrainStep:
         # Not by _replace, whose class torch 2.11 cannot name when it compiles.
         new = kept(found.buffers, buffers), kept(found.loss_state, loss_state)
         found = Gradients(grads, found.loss, found.means, found.weights, *new)
-        return found, {**norms, "total": total}, finite
+        measured = {
+            "loss/total": found.loss,
+            **{f"loss/{n}": m.value for n, m in found.means.items()},
+            **{f"grad_norm/{n}": v for n, v in norms.items()},
+            "grad_norm/total": total,
+            "finite": finite.to(total.dtype),
+        }
+        return found, measured, finite
 
     # What is not.
 
@@ -262,7 +269,7 @@ class TrainStep:
         return self._finish(whole, trainable, state.buffers, state.loss_state)
 
     def _updated(
-        self, state: State, scalars: Any, found: Gradients, norms: Any, finite: Tensor
+        self, state: State, scalars: Any, found: Gradients, measured: Metrics, finite: Tensor
     ) -> tuple[State, Metrics]:
         updater = self._bound(state)
         factor = 1.0 if self.lr is None else float(self.lr(state.step))
@@ -271,13 +278,10 @@ class TrainStep:
         self._follow(state, scalars, finite)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
         metrics = {
-            "loss/total": found.loss,
-            **{f"loss/{n}": m.value for n, m in found.means.items()},
+            **measured,
             **{f"weight/{n}": w for n, w in found.weights.items() if f"{n}/weight" in scalars},
             **{f"knob/{n}": v for n, v in scalars.items() if not n.endswith("/weight")},
-            **{f"grad_norm/{n}": v for n, v in norms.items()},
             "skipped": skipped.clone(),
-            "finite": finite.to(skipped.dtype),
         }
         now = state._replace(optimizer=updater.tree, loss_state=found.loss_state)
         return now._replace(skipped=skipped, step=state.step + 1), metrics
