@@ -8,8 +8,6 @@ import pytest
 
 import tests.typecheck  # noqa: F401  the run-time type check looks it up by name
 
-import tests.typecheck  # noqa: F401  the run-time type check looks it up by name
-
 
 @pytest.fixture(autouse=True)
 def _seed() -> None:

@@ -272,7 +272,8 @@ def _unreached(
     if not total.requires_grad:
         return ["the loss does not depend on any trainable parameter. Is a student among the refs?"]
     wanted = [p for *_, p in leaves]
-    grads: Sequence[Tensor | None] = torch.autograd.grad(total, wanted, allow_unused=True)
+    # torch declares tensors, and gives None where there is no path.
+    grads: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
     through_weights = {
         n
         for t in objective.terms.values()

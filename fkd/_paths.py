@@ -80,5 +80,3 @@ def show_key(key: Any) -> str:
         ends = ["" if k is None else repr(k) for k in (key.start, key.stop)]
         return ":".join(ends) + ("" if key.step is None else f":{key.step!r}")
     return "..." if key is Ellipsis else repr(key)
-
-

@@ -10,8 +10,8 @@ import torch
 
 import fkd
 from fkd import Context, batch, call, module, ref, stop_gradient, student, teacher
-from fkd._errors import RefError
 from fkd._derived import as_ref
+from fkd._errors import RefError
 from fkd._refs import output_path, walk
 
 project = module("project")

@@ -41,7 +41,7 @@ class Position(NamedTuple):
     """
 
     epoch: int = 0
-    index: int = 0
+    index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
     evaluated_at: int | None = None
     best: float | None = None
     best_step: int | None = None
