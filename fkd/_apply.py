@@ -157,12 +157,16 @@ def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence
     of the function and compile with it.
     """
     seen: dict[Any, Any] = {}
+    flags: Mapping[str, Any] = {}
     _install(copied, [t for t in taps if isinstance(t, Tap)], seen)
     captures = [t for t in taps if isinstance(t, Capture)]
     library, inner, direct = _host(copied)
     prepared = library.prepare(inner, captures, paths if direct else []) if library else None
     if library is not None and not direct:
         library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
+    if prepared is not None and direct:
+        # A wrapper may ask for more than the refs do: what they need is added, nothing taken.
+        flags = {k: v for k, v in prepared.flags.items() if inner is copied or v}
 
     def apply(
         params: Mapping[str, Tensor],
@@ -174,7 +178,6 @@ def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence
         # Cloned, since modules update buffers in place; what they assign anew is written back
         # into the dict by functional_call itself.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
-        flags = prepared.flags if prepared is not None and direct else {}
         output = torch.func.functional_call(copied, tensors, tuple(args), {**kwargs, **flags})
         found = dict(seen)
         seen.clear()

@@ -172,7 +172,7 @@ class Objective:
         so that with one the cheap optional outputs (hidden states) are asked for as well."""
         found = [output_path(ref) for ref in self.refs]
         paths = [keys for root, keys in filter(None, found) if root == name and keys]
-        if any(isinstance(r, Function) for r in self.refs):
+        if any(isinstance(r, Function) for r in self.refs) or self.model(name).outputs is not None:
             paths.append(("hidden_states",))
         return paths
 

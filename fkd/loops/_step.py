@@ -352,7 +352,8 @@ def train_step(
 ) -> TrainStep:
     """A training step: `state = step.init(seed)`, then `state, metrics = step(state, batch)`.
 
-    Forward passes, losses and gradient are one compiled graph, once for every batch shape.
+    Forward passes, losses and gradient are one compiled graph, once for every batch shape. What a
+    loss reads from outside its arguments is read once, while tracing, as in `jax.jit`.
     Nothing in a step waits for the device; metrics are 0-d tensors on it. Where the loss or the
     gradient is not finite, parameters, optimizer, buffers and EMA stay as they were, and
     `state.skipped` counts it.
