@@ -142,7 +142,7 @@ def main() -> None:
     for name, objective in objectives(Network(8), large).items():
         step = make_step(objective, args.steps, args.compile)
         if name == "logits + features":
-            print("\n" + str(fkd.check(objective, {k: v[:64] for k, v in few.items()})) + "\n")
+            print("\n" + str(fkd.check(objective, {k: v[68:132] for k, v in few.items()})) + "\n")
             fkd.draw(objective).save(args.out / "objective.svg")
         scores, seconds = [], []
         for seed in range(args.seeds):

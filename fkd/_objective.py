@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -102,6 +101,7 @@ class Objective:
         self.terms: Mapping[str, Term] = flatten(terms)
         self.models: Mapping[str, Model] = models
         self.plan = Plan(ref for t in self.terms.values() for ref in t.refs)
+        self.knobs = moving_knobs(self.terms, models)
         self.problems = static_problems(self.terms, models, self.refs)
         self.bound = {name: bind(name, t, self.plan.place) for name, t in self.terms.items()}
         self._applies: Mapping[str, Apply] = {} if self.problems else self._make_applies(None)
@@ -128,13 +128,6 @@ class Objective:
         wanted |= {r.root for r in self.refs if isinstance(r, Tap | Capture)}
         names = [n for n in self.models if n in wanted]
         return tuple(sorted(names, key=lambda n: self.models[n].kind == "trainable"))
-
-    @functools.cached_property
-    def knobs(self) -> dict[str, Any]:
-        """What moves during a run: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
-        found = {f"{n}/{k}": v for n, t in self.terms.items() for k, v in t.moving.items()}
-        followers = {n: m for n, m in self.models.items() if m.kind == "ema"}
-        return found | {f"{n}/decay": m.decay for n, m in followers.items() if moves(m.decay)}
 
     def model(self, name: str) -> Model:
         """A model by name; an EMA stands for the module that it follows."""
@@ -342,3 +335,10 @@ def _autocast(params: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
         return contextlib.nullcontext()
     device = next(iter(params.values())).device.type
     return torch.autocast(device, dtype, cache_enabled=False)
+
+
+def moving_knobs(terms: Mapping[str, Term], models: Mapping[str, Any]) -> dict[str, Any]:
+    """What moves during a run: `"kd/temperature"`, `"kd/weight"`, `"teacher/decay"`."""
+    found = {f"{n}/{k}": v for n, t in terms.items() for k, v in t.moving.items()}
+    decays = {n: m.decay for n, m in models.items() if isinstance(m, Model) and m.kind == "ema"}
+    return found | {f"{n}/decay": decay for n, decay in decays.items() if moves(decay)}

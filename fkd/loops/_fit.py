@@ -25,7 +25,8 @@ from ._step import TrainStep
 def events(step: TrainStep, state: State, loader: Loader, options: Options) -> Iterator[Event]:
     """The events of a run, as `fit` describes them."""
     with contextlib.ExitStack() as stack:
-        for folder in dict.fromkeys(filter(None, [options.checkpoint_dir, options.log_dir])):
+        folders = [f.resolve() for f in (options.checkpoint_dir, options.log_dir) if f is not None]
+        for folder in dict.fromkeys(folders):  # one folder may be given in two spellings
             stack.enter_context(lock(folder))
         stack.enter_context(_host_generators_kept())
         run, where = start(step, state, loader, options, stack)

@@ -37,7 +37,7 @@ def test_prints_as_the_code_that_makes_it():
         (head.total_variation(), losses.total_variation, {}),
         (head.alpha_divergence(0.5), losses.alpha_divergence, {"alpha": 0.5}),
     ],
-    ids=repr,
+    ids=lambda value: value.__name__ if callable(value) else repr(value),
 )
 @pytest.mark.parametrize("strategy", ["materialized", "chunked"])
 def test_values_are_those_of_the_loss_of_the_same_name(divergence, loss, knobs, strategy):
