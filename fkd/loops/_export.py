@@ -42,6 +42,7 @@ def export(
       A copy of the module with the trained parameters and buffers, on the CPU.
 
     Example:
+      >>> from fkd.loops import train_step
       >>> objective = Objective(
       ...     {"ce": term(cross_entropy, student.logits, batch[1])},
       ...     student=trainable(torch.nn.Linear(4, 3)),
