@@ -26,6 +26,7 @@ from ._mean import divide
 from ._objective import Objective, Parts
 from ._paths import describe, name_of, show
 from ._plan import Evaluated, counted_positions
+from ._problems import first_reader
 from ._refs import Context, Item, Ref
 from ._table import Report, Row, model_lines
 from ._terms import Term
@@ -161,16 +162,11 @@ def _values(run: _Run, ctx: Context) -> list[Any]:
 
 
 def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
-    users = [n for n, t in run.objective.terms.items() if any(_reads(r, ref) for r in t.refs)]
-    where = f"term {users[0]!r}: " if users else ""
+    where = first_reader(run.objective.terms, ref)
     if isinstance(ref, Item) and isinstance(error, ValueError):
         return where + str(error)
     given = f" on {', '.join(map(describe, below))}" if below else ""
     return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}"
-
-
-def _reads(outer: Ref, inner: Ref) -> bool:
-    return outer == inner or any(_reads(child, inner) for child in outer.children)
 
 
 def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:

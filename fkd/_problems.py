@@ -13,7 +13,7 @@ from ._apply import Model, has_attention_captures, trainable_parameters
 from ._derived import Call
 from ._errors import listing, nearest
 from ._paths import name_of
-from ._refs import Capture, Param, Ref, Root, Tap
+from ._refs import Capture, Param, Ref, Root, Tap, walk
 from ._terms import Term, moves, value_at
 
 
@@ -26,14 +26,16 @@ def static_problems(
     for name, term in terms.items():
         found += [f"term {name!r}: {p}" for p in (*_signature(term), *_knobs(term))]
     for ref in dict.fromkeys(refs):
-        users = [n for n, t in terms.items() if any(_reads(r, ref) for r in t.refs)]
-        where = f"term {users[0]!r}: " if users else ""
+        where = first_reader(terms, ref)
         found += [where + p for p in _ref(ref, models, known)]
     return list(dict.fromkeys(found))
 
 
-def _reads(outer: Ref, inner: Ref) -> bool:
-    return outer == inner or any(_reads(child, inner) for child in outer.children)
+def first_reader(terms: Mapping[str, Term], ref: Ref) -> str:
+    """`"term 'kd': "` for the first term that depends on a ref; nothing if none does."""
+    users = (name for name, term in terms.items() if any(ref in walk(r) for r in term.refs))
+    name = next(users, None)
+    return "" if name is None else f"term {name!r}: "
 
 
 def _graph(terms: Mapping[str, Term]) -> Iterator[str]:

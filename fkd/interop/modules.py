@@ -18,7 +18,6 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-import torch._dynamo
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
@@ -28,6 +27,7 @@ from fkd._mean import Mean
 from fkd._objective import Aux, Objective, Parts
 from fkd._types import Batch
 from fkd.loops._batch import signature, tensors_only
+from fkd.loops._compile import unlimited_recompilation
 
 
 def bind(
@@ -239,9 +239,7 @@ class Bound(nn.Module):
             return
         if not self._seen:
             check(self.objective, batch)
-        with torch._dynamo.config.patch(
-            recompile_limit=10_000, accumulated_recompile_limit=100_000
-        ):
+        with unlimited_recompilation():
             yield
         self._seen.add(shape)
 
