@@ -83,11 +83,6 @@ def _tell_epoch(loader: Any, seed: int, epoch: int) -> None:
             set_epoch(epoch)
 
 
-def examples_in(batch: Batch) -> int:
-    """The number of examples: the length of the first axis of the first tensor that has one."""
-    return next((x.shape[0] for _, x in leaves(batch) if x.ndim), 1)
-
-
 def tokens_in(batch: Batch) -> int:
     """How many tokens a batch holds, so far as the host knows: those of its attention mask, or
     the places of its `input_ids`; 0 if it has neither."""

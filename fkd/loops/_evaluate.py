@@ -15,13 +15,13 @@ from fkd._mean import Mean
 from fkd._objective import Objective
 from fkd._refs import Context, Ref, output_path
 from fkd._terms import Term, metric
-from fkd._types import Batch
+from fkd._trees import map_tensors
+from fkd._types import Batch, Scalars
 from fkd.metrics import agreement
 
-from ._batch import map_tensors, tensors_only
-from ._compile import compiled, unlimited_recompilation
 from ._data import Loader, epoch_batches
-from ._state import State, fold_in, seeded
+from ._score import Forward
+from ._state import State
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +79,8 @@ class Evaluator:
             compared = _agreement(objective)
             terms |= {} if compared is None else {"metric/agreement": compared}
             self.metric_names["metric/agreement"] = "agreement"
-        self.objective = Objective(terms, **objective.models).evaluating()
-        self.autocast = autocast
-        self._forward = compiled(self._means, compile)
+        self.objective = Objective(terms, **objective.models)
+        self._forward = Forward(self.objective, self._read, compile=compile, autocast=autocast)
 
     def expect(self, name: str) -> None:
         """Refuse a name that is not measured, so far as that is known before."""
@@ -96,25 +95,14 @@ class Evaluator:
 
     def __call__(self, state: State, loader: Iterable[Batch]) -> dict[str, float]:
         """The mean of every term (`loss/<name>`), their total, and every metric, by name."""
-        device = next(p.device for held in state.trainable.values() for p in held.values())
-        scalars = self.objective.scalars(state.step, device)
         merged: dict[str, Mean] = {}
         weights: dict[str, Tensor] = {}
         kept: dict[str, list[Any]] = {n: [] for n in self.collected}
-        with (
-            seeded(fold_in(state.seed, -1), device),
-            torch.no_grad(),
-            unlimited_recompilation(),
-        ):
-            for batch in loader:
-                batch = tensors_only(batch, device)
-                means, weights, values = self._forward(
-                    state.trainable, state.frozen, state.buffers, state.loss_state, scalars, batch
-                )
-                means = {n: _wide(m) for n, m in means.items()}
-                merged = {n: merged[n].merge(m) if n in merged else m for n, m in means.items()}
-                for name, held in values.items():
-                    kept[name].append(map_tensors(lambda x: x.detach().cpu(), held))
+        for found, weights, values in self._forward(state, loader):  # noqa: B007  the last ones
+            means = {n: _wide(m) for n, m in found.items()}
+            merged = {n: merged[n].merge(m) if n in merged else m for n, m in means.items()}
+            for name, held in values.items():
+                kept[name].append(map_tensors(lambda x: x.detach().cpu(), held))
         if not merged:
             raise ValueError(
                 "evaluate: the loader gave no batch. It is empty, or an iterator that can be used "
@@ -122,10 +110,9 @@ class Evaluator:
             )
         return self._summary(merged, weights, kept)
 
-    def _means(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
+    def _read(
+        self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any]
     ) -> tuple[dict[str, Mean], dict[str, Tensor], dict[str, list[Any]]]:
-        ctx, _ = self.objective.context(trainable, frozen, buffers, batch, autocast=self.autocast)
         found = self.objective.evaluate(ctx, scalars, loss_state)
         means = {n: m for n, m in found.means.items() if not n.startswith("collect/")}
         place = self.objective.plan.place

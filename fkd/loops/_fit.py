@@ -11,14 +11,15 @@ import numpy as np
 from fkd._errors import ObjectiveError
 from fkd._types import Batch
 
-from ._batch import tensors_only
-from ._data import Loader, epoch_batches, examples_in, structure, structure_change, tokens_in
+from ._batch import examples_in, tensors_only
+from ._data import Loader, epoch_batches, structure, structure_change, tokens_in
 from ._errors import LoopError, NonFiniteError
 from ._events import Event, Options
 from ._lock import lock
+from ._prefetch import Copy, to_device
 from ._session import Run, describe, evaluation, finish, log_point, save_after, save_point, start
 from ._signals import Interrupted, listening
-from ._state import State
+from ._state import State, device_of
 from ._step import TrainStep
 
 
@@ -33,7 +34,7 @@ def events(step: TrainStep, state: State, loader: Loader, options: Options) -> I
         run.stop = stack.enter_context(listening())
         try:
             yield run.event("start", message=where)
-            yield from _epochs(run, loader)
+            yield from _epochs(run, loader, to_device(device_of(run.state.trainable)))
             yield from finish(run)
         except NonFiniteError:
             raise  # saved already
@@ -42,10 +43,10 @@ def events(step: TrainStep, state: State, loader: Loader, options: Options) -> I
             raise
 
 
-def _epochs(run: Run, loader: Loader) -> Iterator[Event]:
+def _epochs(run: Run, loader: Loader, copy: Copy) -> Iterator[Event]:
     while not run.ended:
         for batch in _batches(run, loader):
-            _advance(run, batch)
+            _advance(run, batch, copy)
             yield from _after_step(run)
             if run.ended:
                 return
@@ -75,8 +76,8 @@ def _batches(run: Run, loader: Loader) -> Iterator[Batch]:
         yield batch
 
 
-def _advance(run: Run, batch: Batch) -> None:
-    """One step."""
+def _advance(run: Run, batch: Batch, copy: Copy) -> None:
+    """One step. The device is still at the one before, when the batch is made and copied."""
     batch = tensors_only(batch)
     now = structure(batch)
     if run.structure is not None and now != run.structure:
@@ -86,7 +87,7 @@ def _advance(run: Run, batch: Batch) -> None:
         if run.structure is None:
             run.structure = now
             describe(run, batch)
-        run.state, metrics = run.step(run.state, batch)
+        run.state, metrics = run.step(run.state, copy(batch))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:

@@ -348,7 +348,8 @@ def test_a_pipe_gets_lines(tmp_path, capsys):
 
 
 def test_tokens_are_counted_where_there_are_any(tmp_path):
-    from fkd.loops._data import examples_in, tokens_in
+    from fkd.loops._batch import examples_in
+    from fkd.loops._data import tokens_in
 
     ids = torch.ones(3, 4, dtype=torch.long)
     mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
