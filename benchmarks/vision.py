@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from _measure import COLUMNS, Run, arguments, compare, needed_flops, same, table, write
+from _measure import COLUMNS, Run, arguments, compare, gemm_rate, needed_flops, same, table, write
 from bert import adamw, named_gradients
 from torch import Tensor, nn
 
@@ -103,6 +103,15 @@ def models(options: argparse.Namespace) -> tuple[nn.Module, nn.Module]:
 
 def layers(options: argparse.Namespace) -> list[tuple[int, int]]:
     return [(0, 0), (1, 1)] if options.pair == "resnet" else [(0, 2), (2, 5)]
+
+
+def product(options: argparse.Namespace) -> tuple[int, int, int]:
+    """The matrix product that most of a step consists of (a convolution of the first stage, as
+    a product of patches; a layer's feed-forward)."""
+    if options.pair == "resnet":
+        return options.examples * options.size**2, 16, 9 * 16
+    patch = 4 if options.size < 64 else 16
+    return options.examples * (options.size // patch) ** 2, 4 * 192, 192
 
 
 def images(options: argparse.Namespace) -> dict[str, Tensor]:
@@ -217,12 +226,15 @@ def main() -> None:
         "plain eager loop": lambda: peer_step(options, pair, data, False),
     }
     flops = needed_flops(lambda chosen: fkd_step(options, pair, data, chosen))
-    notes.append(f"needed: {flops} FLOP a step")
+    dtype = torch.bfloat16 if options.bf16 else torch.float32
+    rate = gemm_rate(options, product(options), dtype)
+    notes.append(f"needed: {flops} FLOP a step; measured rate of matrix products: {rate:.3e}/s")
     rows = compare(make, options, baseline="fkd, compiled")
     for row in rows.values():
         if "median_s" in row:
             row["examples_per_s"] = options.examples / row["median_s"]
-    print(table(rows, {**COLUMNS, "examples_per_s": ".0f"}))
+            row["share_of_floor"] = flops / rate / row["median_s"]
+    print(table(rows, {**COLUMNS, "examples_per_s": ".0f", "share_of_floor": ".2f"}))
     case = "features" if options.features_only else "logits"
     write(f"vision_{options.pair}_{case}_{options.device}", options, rows, notes)
 
