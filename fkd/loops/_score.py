@@ -8,10 +8,10 @@ from typing import Any, Literal
 
 import torch
 
-from fkd._derived import as_ref
+from fkd._derived import Call, as_ref
 from fkd._mean import Mean
 from fkd._objective import Objective
-from fkd._refs import Context
+from fkd._refs import Context, walk
 from fkd._terms import Term, term
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
@@ -79,7 +79,8 @@ def score(
             worst = made["kl"].argmax()
 
     Eval mode, no gradients, batches in the order of epoch -1 (that of `evaluate`). Only the
-    models that the values read are run; compiled, only those layers of them.
+    models that the values read are run (all of them for a plain function of the context);
+    compiled, only those layers of them.
 
     Args:
       objective: as trained.
@@ -130,8 +131,8 @@ class _Values:
         }
         self.refs = {n: as_ref(v) for n, v in values.items() if n not in self.terms}
         # Terms, since what an objective computes is what its terms read.
-        read = {n: term(_nothing, ref) for n, ref in self.refs.items()}
-        self.objective = Objective({**self.terms, **read}, **objective.models)
+        terms = {**self.terms, **{n: term(_nothing, ref) for n, ref in self.refs.items()}}
+        self.objective = Objective(terms, **_models(objective, terms.values()))
 
     def __call__(
         self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any]
@@ -143,6 +144,16 @@ class _Values:
             state = loss_state.get(self.names.get(name, ""), own.state)
             kept[name] = objective.bound[name](found, scalars, state).result
         return kept
+
+
+def _models(objective: Objective, terms: Iterable[Term]) -> dict[str, Any]:
+    """The models without adapters that only other terms call: a function of the context would
+    have them run by themselves."""
+    read = [ref for t in terms for ref in t.refs]
+    named = {name for ref in read for part in walk(ref) for name in part.roots or ()}
+    called = {r.name for r in objective.refs if isinstance(r, Call) and r.fn is None}
+    spare = called - named - set(objective.runs)
+    return {n: m for n, m in objective.models.items() if n not in spare}
 
 
 def _nothing(value: Any) -> Mean:
