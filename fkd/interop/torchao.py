@@ -1,0 +1,102 @@
+"""Teachers whose matrix products run in 8 bits, by torchao (`pip install fkd[torchao]`).
+
+    teacher = fkd.interop.torchao.fp8(large)
+    objective = fkd.Objective(terms, student=fkd.trainable(small), teacher=fkd.frozen(teacher))
+
+The teacher is most of what a step computes, and needs no gradient: 8-bit floating point halves
+its time and memory on hardware that multiplies it (compute capability 8.9 and newer).
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Collection
+from typing import Any
+
+import torch
+from torch import nn
+
+from fkd._apply import skeleton
+
+_MULTIPLE = 16
+"""Both sizes of an 8-bit matrix product are a multiple of it."""
+
+
+def fp8(teacher: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
+    """A copy of a teacher that multiplies in 8-bit floating point and is bfloat16 elsewhere.
+
+    Weights have a scale for each row, activations one for each token, found as they come.
+    Embeddings, norms and linear layers whose sizes are no multiples of 16 stay bfloat16, and share
+    their memory with the teacher if that is in bfloat16 already.
+
+    Args:
+      teacher: a module on a CUDA device; not changed.
+      skip: names of submodules to leave in bfloat16, such as `["lm_head"]`, whose weight a head
+        term reads by `teacher.param("lm_head.weight")`.
+
+    Raises:
+      ModuleNotFoundError: torchao is missing.
+      ValueError: the device has no 8-bit products; a name in `skip` is not a submodule.
+    """
+    device = next(teacher.parameters()).device
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
+        found = torch.cuda.get_device_name(device) if device.type == "cuda" else f"on {device}"
+        raise ValueError(
+            f"fp8: teacher is {found}; 8-bit floating-point products need a CUDA device of compute "
+            "capability 8.9 or newer. Move the teacher there first, or leave fp8 out."
+        )
+    ao = _torchao()
+    config = ao.Float8DynamicActivationFloat8WeightConfig(granularity=ao.PerRow())
+    return quantized(teacher, config, skip=skip)
+
+
+def quantized(teacher: nn.Module, config: Any, *, skip: Collection[str] = ()) -> nn.Module:
+    """A copy of a teacher in bfloat16, with its linear layers quantized as torchao's config says.
+
+    Args:
+      teacher: a module; not changed.
+      config: such as `torchao.quantization.Int8WeightOnlyConfig()`.
+      skip: names of submodules to leave in bfloat16.
+
+    Raises:
+      ModuleNotFoundError: torchao is missing.
+      ValueError: a name in `skip` is not a submodule.
+    """
+    ao = _torchao()
+    modules = dict(teacher.named_modules())
+    unknown = sorted(set(skip) - modules.keys())
+    if unknown:
+        named = ", ".join(n for n, m in modules.items() if isinstance(m, nn.Linear))
+        raise ValueError(f"skip: no submodule {unknown}; the linear layers are {named}.")
+
+    def chosen(module: nn.Module, name: str) -> bool:
+        within = any(name == s or name.startswith(f"{s}.") for s in skip)
+        return isinstance(module, nn.Linear) and not within and _fits(module)
+
+    copied = _in_bfloat16(skeleton(teacher, training=False))
+    ao.quantize_(copied, config, chosen)
+    return copied
+
+
+def _fits(layer: nn.Linear) -> bool:
+    return layer.in_features % _MULTIPLE == 0 and layer.out_features % _MULTIPLE == 0
+
+
+def _in_bfloat16(copied: nn.Module) -> nn.Module:
+    """With tensors of its own where they change; what several modules share, they go on sharing."""
+    made: dict[int, nn.Parameter] = {}
+    for module in copied.modules():
+        for name, p in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
+            if p is not None and p.is_floating_point():
+                own = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
+                module._parameters[name] = made.setdefault(id(p), own)  # pyright: ignore[reportPrivateUsage]
+    return copied
+
+
+def _torchao() -> Any:
+    try:
+        return importlib.import_module("torchao.quantization")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "fkd.interop.torchao needs torchao: pip install fkd[torchao]"
+        ) from None
