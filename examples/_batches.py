@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -10,43 +9,7 @@ import torch
 from _text import UNLABELLED, Example
 from torch import Tensor
 
-
-def bucket_lengths(lengths: Sequence[int], count: int, *, multiple: int = 8) -> list[int]:
-    """At most `count` lengths to pad to, so that the padding over all examples is least."""
-    rounded = [-(-n // multiple) * multiple for n in lengths]
-    edges = sorted(set(rounded))
-    below = [sum(n <= e for n in rounded) for e in edges]
-    # best[j]: the least number of tokens of the examples up to edges[j], and the edges used.
-    best = [(below[j] * e, [e]) for j, e in enumerate(edges)]
-    for _ in range(count - 1):
-        best = [
-            min(
-                [
-                    best[j],
-                    *((best[i][0] + (below[j] - below[i]) * e, [*best[i][1], e]) for i in range(j)),
-                ]
-            )
-            for j, e in enumerate(edges)
-        ]
-    return best[-1][1]
-
-
-def grouped(
-    order: Sequence[int], lengths: Sequence[int], size: int, edges: Sequence[int]
-) -> list[tuple[int, list[int]]]:
-    """Batches of like length, `(padded length, examples)`. What a bucket has left over moves to
-    the next longer one, so that only the very last batch is not full."""
-    found: list[tuple[int, list[int]]] = []
-    left: list[int] = []
-    for lower, edge in zip([0, *edges], edges, strict=False):
-        members = left + [i for i in order if lower < lengths[i] <= edge]
-        full = len(members) // size * size
-        found += [(edge, members[k : k + size]) for k in range(0, full, size)]
-        left = members[full:]
-    if left:
-        found.append((min(e for e in edges if e >= max(lengths[i] for i in left)), left))
-    return found
-
+from fkd.loops import bucket_batches, bucket_lengths, pad_batch
 
 Row = Mapping[str, Any]
 
@@ -81,22 +44,19 @@ class Batches:
         self.rows, self.pad, self.hide, self.size = rows, pad, hide, min(size, len(rows))
         self.lengths = [len(row["input_ids"]) for row in rows]
         self.edges = bucket_lengths(self.lengths, buckets, multiple=multiple)
-        self.count = len(self._grouped(range(len(rows))))
+        self.count = len(self._grouped(None))
 
-    def _grouped(self, order: Sequence[int]) -> list[tuple[int, list[int]]]:
-        return grouped(order, self.lengths, self.size, self.edges)
+    def _grouped(self, seed: int | None) -> list[list[int]]:
+        found = bucket_batches(self.lengths, self.size, self.edges, seed=seed)
+        return [made.examples for made in found]
 
     def all(self) -> list[dict[str, Tensor]]:
-        return [self._made(*group) for group in self._grouped(range(len(self.rows)))]
+        return [self._made(group) for group in self._grouped(None)]
 
     def train(self, seed: int) -> Iterator[dict[str, Tensor]]:
-        draw = random.Random(seed)
-        order = list(range(len(self.rows)))
-        draw.shuffle(order)
-        groups = self._grouped(order)
-        draw.shuffle(groups)
         generator = torch.Generator().manual_seed(seed)
-        return (self._hidden(self._made(*group), generator) for group in groups)
+        groups = self._grouped(seed)
+        return (self._hidden(self._made(group), generator) for group in groups)
 
     def _hidden(self, made: dict[str, Tensor], generator: torch.Generator) -> dict[str, Tensor]:
         if self.hide is None or not self.hide.fraction:
@@ -106,26 +66,10 @@ class Batches:
         drawn &= ~torch.isin(ids, torch.tensor(self.hide.never))
         return {**made, "input_ids": ids.masked_fill(drawn, self.hide.token)}
 
-    def _made(self, length: int, members: Sequence[int]) -> dict[str, Tensor]:
+    def _made(self, members: Sequence[int]) -> dict[str, Tensor]:
+        fill = {"input_ids": self.pad, "labels": UNLABELLED, "index": -1}
         rows = [self.rows[i] for i in members]
-        mask = [[1] * len(row["input_ids"]) for row in rows]
-        empty = [[1]] * (self.size - len(rows))  # one token to attend to
-        made = {"attention_mask": _filled([*mask, *empty], (self.size, length), 0)}
-        for name, value in rows[0].items():
-            fill = {"input_ids": self.pad, "labels": UNLABELLED, "index": -1}.get(name, 0)
-            shape = (self.size, length) if isinstance(value, list) else (self.size,)
-            made[name] = _filled([row[name] for row in rows], shape, fill)
-        return {**made, "valid": _filled([1] * len(rows), (self.size,), 0)}
-
-
-def _filled(values: Sequence[Any], shape: tuple[int, ...], fill: int) -> Tensor:
-    made = torch.full(shape, fill)
-    for i, value in enumerate(values):
-        if isinstance(value, list):
-            made[i, : len(value)] = torch.tensor(value)
-        else:
-            made[i] = value
-    return made
+        return pad_batch(rows, edges=self.edges, size=self.size, fill=fill)
 
 
 def encode(
