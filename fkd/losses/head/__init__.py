@@ -15,4 +15,5 @@ from ._named import skew_reverse_kl as skew_reverse_kl
 from ._named import soft_cross_entropy as soft_cross_entropy
 from ._named import total_variation as total_variation
 from ._named import z_loss as z_loss
+from ._sizes import chunk_budget as chunk_budget
 from ._sizes import chunk_tokens as chunk_tokens

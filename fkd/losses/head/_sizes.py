@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+
 import torch
 
 _BUDGET = {"cpu": 2**27, "cuda": 2**30}
@@ -26,8 +29,7 @@ def chunk_tokens(
       vocab: entries of the (shared) vocabulary.
       device: where the logits live.
       dtype: of the logits.
-      budget: bytes for one chunk's logits of both models; by default 128 MiB on a CPU and
-        1 GiB on an accelerator.
+      budget: bytes for one chunk's logits of both models; by default `chunk_budget(device)`.
 
     Returns:
       A number of tokens from 1 to `tokens` (1 if there are none).
@@ -37,14 +39,45 @@ def chunk_tokens(
       >>> head.chunk_tokens(8192, 128256, device="cuda", dtype=torch.bfloat16)
       2048
     """
-    kind = torch.device(device).type
-    budget = budget or _BUDGET.get(kind, _BUDGET["cuda"])
+    budget = budget or chunk_budget(str(device))
     fitting = budget // (2 * vocab * dtype.itemsize)
     # No more than 64 chunks: compiled, each is a copy of the graph.
     limit = max(min(max(fitting, 256), 4096), -(-tokens // 64))
     chunks = max(1, -(-tokens // limit))
     even = -(-tokens // chunks)
     return max(1, min(tokens, -(-even // 64) * 64))
+
+
+@torch.compiler.assume_constant_result
+def chunk_budget(device: str) -> int:
+    """Bytes for one chunk's logits of both models: 128 MiB on a CPU, 1 GiB on an accelerator.
+
+    Less only where a quarter of the free memory is less than that, and then a power of two: the
+    size of the chunks is the order of the sums, so a run that is resumed on a machine with other
+    work on it should still have the same bits. Read once by compiled code, while tracing.
+
+    Example:
+      >>> from fkd.losses import head
+      >>> head.chunk_budget("cpu") <= 2**27
+      True
+    """
+    place = torch.device(device)
+    usual = _BUDGET.get(place.type, _BUDGET["cuda"])
+    free = _free_memory(place)
+    return (
+        usual if free is None or free // 4 >= usual else 1 << max(20, (free // 4).bit_length() - 1)
+    )
+
+
+def _free_memory(device: torch.device) -> int | None:
+    """Bytes that could still be allocated, the allocator's own unused ones included."""
+    if device.type == "cuda" and torch.cuda.is_available():
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "cpu":
+        with contextlib.suppress(AttributeError, OSError, ValueError):  # not on every system
+            return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return None
 
 
 def block_rows(chunk: int, vocab: int, device: torch.device) -> int:

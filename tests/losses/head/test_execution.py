@@ -160,3 +160,14 @@ def test_a_second_derivative_is_refused_rather_than_zero():
     slope = torch.func.grad(total)
     with pytest.raises(RuntimeError, match="second derivatives"):
         torch.func.grad(lambda y: slope(y, *given[1:3]).sum())(given.student)
+
+
+def test_chunks_are_smaller_only_where_memory_is_short(monkeypatch: pytest.MonkeyPatch) -> None:
+    sizes = "fkd.losses.head._sizes._free_memory"
+    found = {None: 27, 2**40: 27, 2**29: 27, 2**29 - 1: 26, 2**25 + 5: 23, 2**20: 20, 0: 20}
+    for free, power in found.items():
+        monkeypatch.setattr(sizes, lambda device, free=free: free)
+        assert head.chunk_budget("cpu") == 2**power
+    monkeypatch.setattr(sizes, lambda device: 2**24)
+    assert head.chunk_tokens(8192, 32000) == 256
+    assert head.chunk_tokens(8192, 32000, budget=2**28) == 1024
