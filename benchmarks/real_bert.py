@@ -65,7 +65,7 @@ RECIPES: dict[str, dict[str, str]] = {
     },
     "conll2003": {
         "teacher": f"{CPU} --finetune --epochs 3 --lr 1e-4 --keep last",
-        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 4 --lr 4e-4 "
+        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 3 --lr 4e-4 "
         "--keep last --evaluate-every 100000",
         "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 1e-4 "
         "--keep last --evaluate-every 100000",
