@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 import torch._dynamo.config as dynamo_config
+import torch._inductor.config as inductor_config
 from torch._inductor import list_mode_options
 
 _SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
@@ -25,14 +26,18 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
 
     Args:
       fn: a pure function of tensors.
-      options: for `torch.compile`, such as `{"mode": "max-autotune"}`.
+      options: for `torch.compile`, such as `{"mode": "max-autotune"}`. Where they capture CUDA
+        graphs, see `captures_graphs` for how long outputs live.
     """
     if options is None:
         return fn
     graph = torch.compile(_of_its_own(fn), **_arguments(options))
+    captured = captures_graphs(options)
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
+        if captured:
+            torch.compiler.cudagraph_mark_step_begin()
         # Read only while tracing, but any call may trace. `config.patch` is six times as slow.
         before = dynamo_config.trace_autograd_ops
         dynamo_config.trace_autograd_ops = True
@@ -42,6 +47,21 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
             dynamo_config.trace_autograd_ops = before
 
     return call
+
+
+def captures_graphs(options: Mapping[str, Any] | None) -> bool:
+    """Whether functions that are compiled so are captured as CUDA graphs, on such a device.
+
+    Every call then begins anew: what any earlier call of any such function has returned is
+    overwritten, and has to be copied if it is still needed.
+    """
+    if options is None:
+        return False
+    backend = options.get("backend", "inductor")
+    if backend != "inductor":
+        return backend == "cudagraphs"
+    chosen = {k.replace("-", "_"): v for k, v in _arguments(options)["options"].items()}
+    return bool(chosen.get("triton.cudagraphs", inductor_config.triton.cudagraphs))
 
 
 def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class Run:
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
+    compiled: float = 0.0
     structure: Any = None
     saved_at: int | None = None
 
@@ -102,7 +103,7 @@ def start(
     step: TrainStep, state: State, loader: Loader, options: Options, stack: contextlib.ExitStack
 ) -> tuple[Run, str]:
     """A run at its beginning, or where its newest good checkpoint left it; and where that is."""
-    run = Run(step, state, options, fingerprint(step, state))
+    run = Run(step, state, options, fingerprint(step, state), compiled=step.compile_seconds)
     if options.dev is not None:
         step.evaluator(options.metrics, compile=options.compile_evaluation).expect(options.best)
     came_from = _resume(run)
@@ -117,8 +118,12 @@ def log_point(run: Run) -> Iterator[Event]:
     found = run.window.fetch()
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
-    values = {**found.values, **rates, **run.throughput.rates(now=now)}
-    run.throughput = Throughput(now)
+    compiling = run.step.compile_seconds
+    speed = run.throughput.rates(now=now - (compiling - run.compiled))
+    values = {**found.values, **rates, **speed}
+    if compiling:
+        values["compile_s"] = compiling
+    run.throughput, run.compiled = Throughput(now), compiling
     if run.log is not None:
         run.log.write(values, step=run.state.step, kind="train", epoch=run.at.epoch)
     yield run.event("log", values)

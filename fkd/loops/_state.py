@@ -91,10 +91,9 @@ def norms_of(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
 
 
 def copy_into(old: Params, new: Params) -> None:
-    """Into the state's own tensors: those of a captured graph are overwritten by its next run."""
-    targets = [x for held in old.values() for x in held.values()]
-    sources = [new[m][n] for m, held in old.items() for n in held]
-    changed = [(x, y) for x, y in zip(targets, sources, strict=True) if x is not y]
+    """The tensors of `new` into those of `old`, which are the state's own."""
+    pairs = [(old[m][n], x) for m, held in new.items() for n, x in held.items()]
+    changed = [(x, y) for x, y in pairs if x is not y]
     if changed:
-        pairs = [x for x, _ in changed], [y for _, y in changed]
-        torch._foreach_copy_(*pairs)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        targets, sources = [x for x, _ in changed], [y for _, y in changed]
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

@@ -3,43 +3,40 @@
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Generator, Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fkd._check import check
-from fkd._mean import Mean
-from fkd._objective import Objective, Parts
+from fkd._objective import Objective
 from fkd._types import Batch
 
+from ._accumulate import accumulated
 from ._batch import signature, split, tensors_only
-from ._compile import compiled, unlimited_recompilation
+from ._compile import captures_graphs, unlimited_recompilation
 from ._evaluate import Evaluator, Metric
-from ._gradient import Leaves, gradients
+from ._follow import follow
+from ._gradient import Leaves
+from ._graphs import Found, Graphs, Metrics
+from ._initial import initial
 from ._optimizer import MakeOptimizer, Updater
-from ._state import State, copy_into, device_of, fold_in, norms_of, seeded
+from ._replay import copied, copied_into, copied_scalars, mark_static
+from ._state import State, copy_into, device_of, fold_in, seeded
 
 Precision = Literal["fp32", "bf16"]
-Metrics = dict[str, Tensor]
-"""0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
-
-
-class Gradients(NamedTuple):
-    """What the differentiated function gives for one (part of a) batch."""
-
-    grads: list[Tensor]
-    loss: Tensor
-    means: dict[str, Mean]
-    weights: dict[str, Tensor]
-    buffers: dict[str, dict[str, Tensor]]
-    loss_state: dict[str, Any]
 
 
 class TrainStep:
-    """See `train_step`, which makes it."""
+    """See `train_step`, which makes it.
+
+    Attributes:
+      objective: what is minimised.
+      compilations: for how many shapes of batches the step was compiled.
+      compile_seconds: how long the host took for these first calls, the calls included.
+    """
 
     def __init__(
         self,
@@ -59,11 +56,11 @@ class TrainStep:
         self.clip = clip
         self.lr = lr
         self.options = None if compile is False else {} if compile is True else dict(compile)
-        self._whole = compiled(self._whole_batch, self.options)
-        self._part = compiled(self._part_of_batch, self.options)
-        self._counts = compiled(self._count, self.options)
-        self._finish = compiled(self._finished, self.options)
+        self.compilations, self.compile_seconds = 0, 0.0
+        self._captures = captures_graphs(self.options)
+        self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
         self._leaves = Leaves()
+        self._marked: Any = None
         self._seen: set[Any] = set()
         self._updater: Updater | None = None
         self._evaluators: dict[Any, Evaluator] = {}
@@ -83,35 +80,8 @@ class TrainStep:
           modules: by name, modules of the same structure whose parameters and buffers to begin
             with instead. A sweep over initialisations compiles once that way.
         """
-        parts = self._replaced(self.objective.init(), modules or {})
-        if device is not None:
-            # A copy even where nothing has to move: the state's tensors are its own.
-            parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
-        where = device_of(parts.trainable)
-        return State(
-            trainable=parts.trainable,
-            frozen=self._inference_precision(parts.frozen),
-            buffers=parts.buffers,
-            optimizer={},
-            loss_state=pytree.tree_map_only(Tensor, lambda x: x.to(where), parts.loss_state),
-            skipped=torch.zeros((), device=where),
-            step=0,
-            seed=seed,
-        )
-
-    def _replaced(self, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:
-        for name, module in modules.items():
-            given = {**dict(module.named_parameters()), **dict(module.named_buffers())}
-            followers = [n for n, m in self.objective.models.items() if m.of == name]
-            for tree in parts[:3]:
-                for held in (tree[n] for n in (name, *followers) if n in tree):
-                    if any(k not in given or given[k].shape != held[k].shape for k in held):
-                        raise ValueError(
-                            f"init: modules[{name!r}] is a {type(module).__name__} of another "
-                            "structure than the one in the objective."
-                        )
-                    held.update({k: given[k].detach().clone() for k in held})
-        return parts
+        given = modules or {}
+        return initial(self.objective, seed, device=device, modules=given, inference=self.autocast)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The given state is used up: its tensors are updated in place.
@@ -120,15 +90,19 @@ class TrainStep:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
         """
         device = device_of(state.trainable)
+        replayed = self._is_replayed(device)
         batch = tensors_only(batch, device)
         scalars = self.objective.scalars(state.step, device)
-        with self._ready_for(batch), seeded(fold_in(state.seed, state.step), device):
-            with torch.no_grad():
-                if self.accumulate == 1:
-                    found, measured, finite = self._whole(*self._tensors_of(state), scalars, batch)
-                else:
-                    found, measured, finite = self._accumulated(state, scalars, batch)
-        return self._updated(state, scalars, found, measured, finite)
+        tensors = self._tensors_of(state)
+        seed = fold_in(state.seed, state.step)
+        with self._ready_for(batch), seeded(seed, device), torch.no_grad():
+            if self.accumulate == 1:
+                found = self._graphs.whole(*tensors, scalars, batch)
+            else:
+                keep = copied if replayed else _same
+                parts = split(batch, self.accumulate)
+                found = accumulated(self._graphs, tensors, scalars, parts, seed, keep=keep)
+        return self._updated(state, scalars, found, replayed=replayed)
 
     def evaluator(
         self, metrics: Mapping[str, Metric] | None = None, *, compile: bool = False
@@ -146,166 +120,44 @@ class TrainStep:
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rate of each parameter group at the next step."""
-        factor = 1.0 if self.lr is None else float(self.lr(state.step))
+        factor = self._factor(state)
         return {f"lr/{i}": float(lr) * factor for i, lr in enumerate(self._bound(state).base_lr)}
 
-    # What is compiled. Pure functions of tensors.
-
-    def _gradients(
-        self,
-        trainable: Any,
-        frozen: Any,
-        buffers: Any,
-        loss_state: Any,
-        scalars: Any,
-        batch: Any,
-        counts: Mapping[str, Tensor] | None,
-    ) -> Gradients:
-        leaves = [p for held in trainable.values() for p in held.values()]
-        with torch.enable_grad():
-            loss, aux = self.objective(
-                trainable,
-                frozen,
-                buffers,
-                batch,
-                loss_state=loss_state,
-                scalars=scalars,
-                counts=counts,
-                autocast=self.autocast,
-            )
-            grads = gradients(loss, leaves)
-        aux = pytree.tree_map_only(Tensor, torch.detach, aux)
-        return Gradients(grads, loss.detach(), aux.terms, aux.weights, aux.buffers, aux.loss_state)
-
-    def _whole_batch(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
-    ) -> Any:
-        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, None)
-        return self._finished(found, trainable, buffers, loss_state)
-
-    def _part_of_batch(
-        self,
-        grads: Any,
-        trainable: Any,
-        frozen: Any,
-        buffers: Any,
-        loss_state: Any,
-        scalars: Any,
-        batch: Any,
-        counts: Any,
-    ) -> Gradients:
-        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, counts)
-        sums = [a + b for a, b in zip(grads, found.grads, strict=True)]
-        return Gradients(sums, *found[1:])
-
-    def _count(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
-    ) -> dict[str, Tensor]:
-        """How many positions each term counts. Compiled, everything else is dead code."""
-        _, aux = self.objective(
-            trainable,
-            frozen,
-            buffers,
-            batch,
-            loss_state=loss_state,
-            scalars=scalars,
-            autocast=self.autocast,
-        )
-        return {name: mean.count for name, mean in aux.terms.items()}
-
-    def _finished(self, found: Gradients, trainable: Any, buffers: Any, loss_state: Any) -> Any:
-        """Clip, and keep the old buffers and loss state if anything is not finite."""
-        norms = norms_of(found.grads, trainable)
-        total = torch.stack([n**2 for n in norms.values()]).sum().sqrt()
-        finite = torch.isfinite(total) & torch.isfinite(found.loss)
-        grads = found.grads
-        if self.clip is not None:
-            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
-            grads = [g * factor for g in grads]
-
-        def kept(new: Any, old: Any) -> Any:
-            return pytree.tree_map(lambda a, b: torch.where(finite, a, b), new, old)
-
-        # Not by _replace, whose class torch 2.11 cannot name when it compiles.
-        new = kept(found.buffers, buffers), kept(found.loss_state, loss_state)
-        found = Gradients(grads, found.loss, found.means, found.weights, *new)
-        measured = {
-            "loss/total": found.loss,
-            **{f"loss/{n}": m.value for n, m in found.means.items()},
-            **{f"grad_norm/{n}": v for n, v in norms.items()},
-            "grad_norm/total": total,
-            "finite": finite.to(total.dtype),
-        }
-        return found, measured, finite
-
-    # What is not.
-
-    def _accumulated(self, state: State, scalars: Any, batch: Any) -> Any:
-        """The gradient of the whole batch from its parts: counts first, then gradients of
-        totals divided by the merged counts."""
-        parts = split(batch, self.accumulate)
-        trainable, frozen, buffers, loss_state = self._tensors_of(state)
-        seeds = [fold_in(fold_in(state.seed, state.step), i + 1) for i in range(len(parts))]
-        device = device_of(trainable)
-        counts: dict[str, Tensor] = {}
-        for part, seed in zip(parts, seeds, strict=True):
-            with seeded(seed, device):
-                own = self._counts(trainable, frozen, buffers, loss_state, scalars, part)
-            counts = {n: c + counts[n] if n in counts else c.clone() for n, c in own.items()}
-        grads = [torch.zeros_like(p) for held in trainable.values() for p in held.values()]
-        means: dict[str, Mean] = {}
-        loss = torch.zeros((), device=device)
-        found = None
-        for part, seed in zip(parts, seeds, strict=True):
-            with seeded(seed, device):
-                found = self._part(
-                    grads, trainable, frozen, buffers, loss_state, scalars, part, counts
-                )
-            grads, buffers, loss_state = found.grads, found.buffers, found.loss_state
-            loss = loss + found.loss
-            means = {n: m.merge(means[n]) if n in means else m for n, m in found.means.items()}
-        assert found is not None
-        whole = found._replace(loss=loss, means=means)
-        return self._finish(whole, trainable, state.buffers, state.loss_state)
-
     def _updated(
-        self, state: State, scalars: Any, found: Gradients, measured: Metrics, finite: Tensor
+        self, state: State, scalars: Mapping[str, Tensor], found: Found, *, replayed: bool
     ) -> tuple[State, Metrics]:
+        """The state after the update, in the tensors of the one before."""
+        gradients, measured, finite = found
         updater = self._bound(state)
-        factor = 1.0 if self.lr is None else float(self.lr(state.step))
-        updater.update(found.grads, finite, factor)
-        copy_into(state.buffers, found.buffers)
-        self._follow(state, scalars, finite)
+        updater.update(gradients.grads, finite, self._factor(state))
+        copy_into(state.buffers, gradients.buffers)
+        follow(self.objective.models, state, scalars, finite)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
-        metrics = {
-            **measured,
-            **{f"weight/{n}": w for n, w in found.weights.items() if f"{n}/weight" in scalars},
-            **{f"knob/{n}": v for n, v in scalars.items() if not n.endswith("/weight")},
-            "skipped": skipped.clone(),
-        }
-        now = state._replace(optimizer=updater.tree, loss_state=found.loss_state)
-        return now._replace(skipped=skipped, step=state.step + 1), metrics
-
-    def _follow(self, state: State, scalars: Any, finite: Tensor) -> None:
-        """Move the EMA models towards what they follow: e = decay e + (1 - decay) student."""
-        for name, model in self.objective.models.items():
-            if model.kind != "ema":
-                continue
-            decay = scalars.get(f"{name}/decay", model.decay)
-            decay = torch.where(finite, torch.as_tensor(decay, device=finite.device), 1.0)
-            for held in ("params", "buffers"):
-                new = state.buffers if held == "buffers" else state.trainable
-                old = state.buffers if held == "buffers" else state.frozen
-                for key, value in new.get(model.of, {}).items():
-                    target = old[name][key]
-                    if target.is_floating_point():
-                        target.lerp_(value.to(target.dtype), (1 - decay).to(target.dtype))
-                    else:
-                        target.copy_(torch.where(finite, value, target))
+        weights = {n: w for n, w in gradients.weights.items() if f"{n}/weight" in scalars}
+        measured = {**measured, **{f"weight/{n}": w for n, w in weights.items()}}
+        loss_state = gradients.loss_state
+        if replayed:
+            measured = copied_scalars(measured)
+            loss_state = copied_into(state.loss_state, loss_state)
+        knobs = {f"knob/{n}": v for n, v in scalars.items() if not n.endswith("/weight")}
+        metrics = {**measured, **knobs, "skipped": skipped.clone()}
+        now = state._replace(optimizer=updater.tree, loss_state=loss_state, skipped=skipped)
+        return now._replace(step=state.step + 1), metrics
 
     def _tensors_of(self, state: State) -> tuple[Any, Any, Any, Any]:
         """What the objective is a function of; the trainable ones as leaves for autograd."""
-        return self._leaves.of(state.trainable), state.frozen, state.buffers, state.loss_state
+        leaves = self._leaves.of(state.trainable)
+        if leaves is not self._marked and self._is_replayed(device_of(leaves)):
+            models = self.objective.models
+            still = {n: b for n, b in state.buffers.items() if models[n].kind != "trainable"}
+            trees = (leaves, state.trainable, state.frozen, still)
+            mark_static(x for tree in trees for held in tree.values() for x in held.values())
+            self._marked = leaves
+        return leaves, state.frozen, state.buffers, state.loss_state
+
+    def _is_replayed(self, device: torch.device) -> bool:
+        """Whether the graphs are replayed, each time into the same memory."""
+        return self._captures and device.type == "cuda"
 
     def _bound(self, state: State) -> Updater:
         """The optimizer over this state's tensors: the one at hand, unless the state is new."""
@@ -313,18 +165,8 @@ class TrainStep:
             self._updater = Updater(self.make_optimizer, state.trainable, state.optimizer)
         return self._updater
 
-    def _inference_precision(self, frozen: Any) -> Any:
-        """Matrices of frozen models in the precision in which they are multiplied anyway."""
-        if self.autocast is None:
-            return frozen
-        kinds = {n: m.kind for n, m in self.objective.models.items()}
-        dtype = self.autocast
-
-        def cast(name: str, p: Tensor) -> Tensor:
-            matrix = kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32
-            return p.to(dtype) if matrix else p
-
-        return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
+    def _factor(self, state: State) -> float:
+        return 1.0 if self.lr is None else float(self.lr(state.step))
 
     @contextlib.contextmanager
     def _ready_for(self, batch: Any) -> Generator[None]:
@@ -335,9 +177,17 @@ class TrainStep:
             return
         if not self._seen:
             check(self.objective, batch)
+        began = time.perf_counter()
         with unlimited_recompilation():
             yield
         self._seen.add(shape)
+        if self.options is not None:
+            self.compilations += 1
+            self.compile_seconds += time.perf_counter() - began
+
+
+def _same(x: Any) -> Any:
+    return x
 
 
 def train_step(

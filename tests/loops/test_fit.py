@@ -184,6 +184,22 @@ def test_batches_of_any_form(form, tmp_path):
         assert found["examples_per_s"] > 0
 
 
+@pytest.mark.compile
+def test_the_seconds_of_compiling_are_logged_and_not_counted_in_the_throughput():
+    step, state = make(compile={"backend": "eager"})
+    logged = [
+        e.values for e in fit(step, state, batches(), epochs=2, log_every=1) if e.kind == "log"
+    ]
+    seconds = [found["compile_s"] for found in logged]
+    # Batches are ragged: two shapes, in the first epoch.
+    assert 0 < seconds[0] == seconds[3] < seconds[4] == seconds[-1] == step.compile_seconds
+    assert step.compilations == 2
+    assert logged[0]["examples_per_s"] > 2 * len(batches()[0]["x"]) / seconds[0]
+    plain, begun = make()
+    ends = [e for e in fit(plain, begun, batches(), epochs=1, log_every=1) if e.kind == "log"]
+    assert all("compile_s" not in e.values for e in ends)
+
+
 # -- evaluation -----------------------------------------------------------------------------
 
 

@@ -59,10 +59,10 @@ def step_gradients(objective: Objective, data: Any, options: Any) -> list[Tensor
     """What a step computes before clipping and update."""
     step = train_step(objective, adamw, compile=False)
     tensors = step._tensors_of(step.init())
-    whole = compiled(step._whole_batch, options)
+    whole = compiled(step._graphs._whole, options)
     with torch.no_grad():
-        found, _, _ = whole(*tensors, objective.scalars(0), data)
-    return found.grads
+        found = whole(*tensors, objective.scalars(0), data)
+    return found.gradients.grads
 
 
 def func_gradients(objective: Objective, data: Any) -> list[Tensor]:

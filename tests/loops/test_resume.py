@@ -118,7 +118,7 @@ def test_the_log_of_a_resumed_run_is_that_of_the_whole_run(tmp_path):
 
     for folder, after in ((whole, 99), (broken, 9), (broken, 99)):
         in_process(run, folder, after)
-    timed = ("time", "examples_per_s")
+    timed = ("time", "examples_per_s", "compile_s")
     logs = [
         [{k: v for k, v in r.items() if k not in timed} for r in read_log(f / "metrics.jsonl")]
         for f in (whole, broken)

@@ -1,0 +1,62 @@
+"""Tensors around captured graphs, whose every run writes its outputs where the last one did.
+
+What is read after the next call of a graph has to be copied, and what stays at its address
+from step to step is marked, so that it is read there and not copied into the graph first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+T = TypeVar("T")
+
+
+def mark_static(tensors: Iterable[Tensor]) -> None:
+    """Say that these stay where they are. Where they do not, a graph is captured anew."""
+    for x in tensors:
+        torch._dynamo.mark_static_address(x)  # pyright: ignore[reportPrivateImportUsage]
+
+
+def copied(tree: T) -> T:
+    """A tree with tensors of its own, in one operation."""
+    leaves, structure = pytree.tree_flatten(tree)
+    old = [x for x in leaves if isinstance(x, Tensor)]
+    new = [torch.empty_like(x) for x in old]
+    _copy(new, old)
+    fresh = iter(new)
+    return pytree.tree_unflatten(
+        [next(fresh) if isinstance(x, Tensor) else x for x in leaves], structure
+    )
+
+
+def copied_scalars(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies of many tensors of one shape, in one operation for each dtype."""
+    groups: dict[Any, list[str]] = {}
+    for name, x in named.items():
+        groups.setdefault((x.dtype, x.shape), []).append(name)
+    found: dict[str, Tensor] = {}
+    for names in groups.values():
+        found.update(zip(names, torch.stack([named[n] for n in names]).unbind(), strict=True))
+    return {name: found[name] for name in named}
+
+
+def copied_into(old: Any, new: Any) -> Any:
+    """A tree like `new` in the tensors of `old`, where these have its shapes and dtypes."""
+
+    def own(x: Any, y: Any) -> Any:
+        if x is y or not isinstance(y, Tensor):
+            return y
+        fits = isinstance(x, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
+        return x.copy_(y) if fits else y.clone()
+
+    return pytree.tree_map(own, old, new)
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
