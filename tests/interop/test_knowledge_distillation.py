@@ -538,3 +538,226 @@ def test_the_loss_model_on_its_own() -> None:
     assert float(loss.detach()) == pytest.approx(expected, abs=1e-6)
     loss.backward()
     assert student.head.weight.grad is not None  # type: ignore[union-attr]
+
+
+# What that package takes, and a compiled graph does not.
+
+
+class Fitted(nn.Module):
+    """An output adaptor with a layer of its own."""
+
+    def __init__(self, layer: str) -> None:
+        super().__init__()
+        torch.manual_seed(3)
+        self.layer, self.fit = layer, nn.Linear(8, 8)
+
+    def forward(self, output: Any) -> Any:
+        found = output_adaptor(output)
+        return {**found, self.layer: {"hidden": self.fit(found[self.layer]["hidden"])}}
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("side", ["teacher", "student"])
+@pytest.mark.parametrize("closed", [True, False], ids=["closure", "submodule"])
+def test_layers_in_an_adaptor_are_trained(side: str, closed: bool) -> None:
+    config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+
+    def trained(compile: Any) -> tuple[nn.Module, nn.Module]:
+        teacher, student = pair()
+        fitted = Fitted("layer4" if side == "teacher" else "layer2")
+        adaptor: Any = (lambda output: fitted(output)) if closed else fitted
+        adaptors = {"teacher": output_adaptor, "student": output_adaptor, side: adaptor}
+        loss_model = MultiLayerBasedDistillationLoss(
+            config, adaptors["teacher"], adaptors["student"]
+        )
+        optimizer = torch.optim.SGD([*student.parameters(), *fitted.parameters()], lr=0.1)
+        distill(None, teacher, student, loader(5), loss_model=loss_model,
+                optimizer=optimizer, compile=compile)  # fmt: skip
+        return student, fitted
+
+    with pytest.warns(UserWarning, match="belong neither to the student nor to the loss model"):
+        student, fitted = trained(COMPILE)
+    plain, expected = trained(False)
+    agree(student, plain)
+    agree(fitted, expected)
+    assert (fitted.fit.weight - Fitted("x").fit.weight).abs().max() > 1e-3  # type: ignore
+
+
+@pytest.mark.compile
+def test_embeddings_shared_with_the_teacher() -> None:
+    def shared(compile: Any) -> nn.Module:
+        teacher, student = pair()
+        student.embed = teacher.embed
+        config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+        distill(config, teacher, student, loader(5), compile=compile)
+        assert not torch.equal(teacher.embed.weight, pair()[0].embed.weight)  # type: ignore
+        return student
+
+    with pytest.warns(UserWarning, match="share the parameter"):
+        student = shared(COMPILE)
+    agree(student, shared(False))
+
+
+class Subscripted:
+    """Neither a dict nor a list."""
+
+    def __init__(self, values: Any) -> None:
+        self.values = values
+
+    def __getitem__(self, key: str) -> Any:
+        return [self.values[int(key.removeprefix("hidden"))]]
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("compile", [False, COMPILE], ids=["eager", "compiled"])
+@pytest.mark.parametrize(
+    ("adaptor", "student", "taught"),
+    [
+        (lambda out: [[h] for h in out[1]], (2, 0), (4, 0)),
+        (lambda out: {"hidden": out[1], "text": "x", "none": None}, ("hidden", 2), ("hidden", -1)),
+        (lambda out: {"hidden": torch.stack(out[1])}, ("hidden", 2), ("hidden", 4)),
+        (lambda out: Subscripted(out[1]), ("hidden2", 0), ("hidden4", 0)),
+    ],
+    ids=["lists", "dict of tuples", "one tensor", "a class"],
+)
+def test_adaptors_may_give_anything_with_subscripts(
+    adaptor: Any, student: Any, taught: Any, compile: Any
+) -> None:
+    item = entry("x.y", "x.y", "mse_with_mask")
+    item.update(zip(("student_layer_name", "student_layer_output_name"), student, strict=True))
+    item.update(zip(("teacher_layer_name", "teacher_layer_output_name"), taught, strict=True))
+    teacher, small = pair()
+    plain = copy.deepcopy(small)
+    config = [entry("layer2.hidden", "layer4.hidden", "mse_with_mask")]
+    plain_loop(config, [teacher], plain, loader(5), adam(plain))
+    distill([item], teacher, small, loader(5), outputs=adaptor, compile=compile)
+    agree(small, plain)
+
+
+def test_what_an_adaptor_gives_is_named_when_it_is_no_dict() -> None:
+    teacher, student = pair()
+    config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+    with pytest.raises(ValueError, match=r"layer_name is 'layer2', but what .* gave is a int"):
+        distill(config, teacher, student, loader(1), outputs=lambda out: 3)
+    with pytest.raises(ValueError, match=r"'layer2': no such name. Available: 0, 1, 2"):
+        distill(config, teacher, student, loader(1), outputs=lambda out: list(out[1]))
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("compile", [False, COMPILE], ids=["eager", "compiled"])
+def test_a_loss_model_that_is_a_subclass_keeps_its_own_forward(compile: Any) -> None:
+    class More(MultiLayerBasedDistillationLoss):
+        def forward(self, *args: Any) -> Tensor:
+            return super().forward(*args) + plain_mse(args[0][0], args[1][0])
+
+    config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+    teacher, student = pair()
+    plain = copy.deepcopy(student)
+    both = [*config, entry("head.logits", "head.logits", "mse")]
+    plain_loop(both, [teacher], plain, loader(5), adam(plain))
+    loss_model = More(config, output_adaptor, output_adaptor)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        distill(None, teacher, student, loader(5), loss_model=loss_model, compile=compile)
+    agree(student, plain)
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("compile", [False, COMPILE], ids=["eager", "compiled"])
+def test_what_an_evaluator_changes_holds_from_the_next_step(compile: Any) -> None:
+    """Weights and items of the config, and weights of the student."""
+    config = [entry("layer2.hidden", "layer4.hidden", "mse", 1.0)]
+    more = entry("head.logits", "head.logits", "mse", 0.5)
+    teacher, student = pair()
+    plain = copy.deepcopy(student)
+    optimizer = adam(plain)
+    for i, batch in enumerate(loader(6)):
+        weighted = [{**config[0], "weight": 1.0 / (i + 1)}, *([more] if i > 3 else [])]
+        plain_loop(weighted, [teacher], plain, [batch], optimizer)
+        if i == 2:
+            with torch.no_grad():
+                plain.head.weight.mul_(0.5)  # type: ignore[union-attr]
+
+    class Changing:
+        def evaluate(self, t: Any, s: Any, dev: Any, adaptor: Any, e: int, i: int, loss: Any):
+            config[0]["weight"] = 1.0 / (i + 2)
+            if i == 2:
+                with torch.no_grad():
+                    s.head.weight.mul_(0.5)
+            if i == 3:
+                config.append(more)
+
+    distill(config, teacher, student, loader(6), evaluator=Changing(), compile=compile)
+    agree(student, plain)
+
+
+@pytest.mark.compile
+def test_a_loss_in_numpy_and_one_that_counts_its_calls() -> None:
+    def in_numpy(t: Tensor, s: Tensor, *_: Any) -> Tensor:
+        return ((torch.from_numpy(t.numpy() * 2) - s) ** 2).mean()
+
+    config = [entry("layer2.hidden", "layer4.hidden", in_numpy)]
+    teacher, student = pair()
+    plain = copy.deepcopy(student)
+    plain_loop(config, [teacher], plain, loader(4), adam(plain))
+    with pytest.warns(UserWarning, match="runs eagerly"):
+        distill(config, teacher, student, loader(4), compile=COMPILE)
+    agree(student, plain)
+
+    calls: list[int] = []
+
+    def counted(t: Tensor, s: Tensor, *_: Any) -> Tensor:
+        calls.append(len(calls))
+        return plain_mse(t, s) * len(calls)
+
+    config = [entry("layer2.hidden", "layer4.hidden", counted)]
+    distill(config, *pair(), loader(4), compile=False)
+    assert calls == [0, 1, 2, 3]  # once a step, as there
+
+
+def test_forms_of_the_device_reach_the_adaptor_as_they_are() -> None:
+    config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+    for device in ("cpu", None, torch.device("cpu", 0)):
+        seen: list[Any] = []
+
+        def adaptor(given: Any, batch: Any, seen: list[Any] = seen) -> Any:
+            seen.append(given)
+            return as_dicts(given, batch) if given is not None else as_dicts("cpu", batch)
+
+        teacher, student = pair()
+        KnowledgeDistiller(
+            teacher, student, loader(2), None, device,
+            MultiLayerBasedDistillationLoss(config, output_adaptor, output_adaptor),
+            adam(student), None, 1, adaptor, compile=False,
+        ).distillate()  # fmt: skip
+        assert seen == [device, device]
+
+
+def test_labels_of_tokens_with_the_classes_after_the_batch() -> None:
+    config = [{
+        "type": "hard_distill", "student_layer_name": "tokens", "student_layer_output_name": "y",
+        "loss": {"loss_function": "cross_entropy", "args": {}}, "weight": 1.0,
+        "batch_data_to_label": lambda batch: batch[0] % 8,
+    }]  # fmt: skip
+
+    def outputs(out: Any) -> Any:
+        return {"tokens": {"y": out[1][-1].transpose(1, 2)}}
+
+    teacher, student = pair()
+    plain = copy.deepcopy(student)
+    plain_loop(config, [teacher], plain, loader(4), adam(plain), outputs=outputs)
+    distill(config, teacher, student, loader(4), outputs=outputs, compile=False)
+    agree(student, plain)
+
+
+def test_the_named_losses_may_be_given_as_functions() -> None:
+    import fkd.interop.knowledge_distillation as kd
+
+    assert issubclass(kd.MultiLayerBasedDistillationEvaluator, kd.IEvaluator)
+    config = [entry("layer2.hidden", "layer4.hidden", kd.mse_with_mask)]
+    by_name = [entry("layer2.hidden", "layer4.hidden", "mse_with_mask")]
+    teacher, student = pair()
+    plain = copy.deepcopy(student)
+    plain_loop(by_name, [teacher], plain, loader(3), adam(plain))
+    distill(config, teacher, student, loader(3), compile=False)
+    agree(student, plain)

@@ -18,6 +18,7 @@ from ._adapt import Adapted as Adapted
 from ._config import terms_from_config as terms_from_config
 from ._distiller import KnowledgeDistiller as KnowledgeDistiller
 from ._evaluator import Evaluator as Evaluator
+from ._evaluator import IEvaluator as IEvaluator
 from ._evaluator import MultiLayerBasedDistillationEvaluator as MultiLayerBasedDistillationEvaluator
 from ._loss_model import MultiLayerBasedDistillationLoss as MultiLayerBasedDistillationLoss
 from ._losses import attention_mse_with_mask as attention_mse_with_mask

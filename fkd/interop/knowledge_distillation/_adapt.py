@@ -4,7 +4,7 @@ dicts or tuples."""
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -50,9 +50,13 @@ class Adapted(nn.Module):
             (a tuple or list), or its one argument.
         """
         output = call_with(self.model, given)
-        if self.as_tuple:
-            output = plain_tuple(output)
-        return output if self.adaptor is None else self.adaptor(output)
+        return adapted_by(self.adaptor, output, as_tuple=self.as_tuple)
+
+
+def adapted_by(adaptor: OutputAdaptor | None, output: Any, *, as_tuple: bool) -> Any:
+    """What an adaptor makes of an output."""
+    output = plain_tuple(output) if as_tuple else output
+    return output if adaptor is None else adaptor(output)
 
 
 def call_with(model: nn.Module, given: Any) -> Any:
@@ -72,40 +76,57 @@ def plain_tuple(output: Mapping[str, Any]) -> tuple[Any, ...]:
     )
 
 
-def wants_tuple(adaptor: OutputAdaptor, output: Any) -> bool:
-    """Whether an adaptor only works with the plain tuple of a transformers output."""
-    if not hasattr(output, "to_tuple"):
+Wanted = Sequence[tuple[Any, Any]]
+"""The `(layer, output)` that a config reads from one model."""
+
+
+def form_of(adaptor: OutputAdaptor, output: Any, *, whose: str) -> bool:
+    """Whether an adaptor only works with the plain tuple of a transformers output.
+
+    Raises:
+      ValueError: the adaptor works with neither.
+    """
+    adapted, problem = _tried(adaptor, output)
+    if problem is None and not (hasattr(output, "to_tuple") and _has_text(adapted)):
         return False
-    try:
-        return not _is_adapted(adaptor(output))
-    except Exception:
-        return True
+    if hasattr(output, "to_tuple"):
+        again, failed = _tried(adaptor, plain_tuple(output))
+        if failed is None and not _has_text(again):
+            return True
+    if problem is None:
+        return False
+    raise ValueError(
+        f"{whose}_output_adaptor ({name_of(adaptor)}) failed on the model's output, "
+        f"{describe(output)}: {type(problem).__name__}: {problem}."
+    ) from problem
 
 
-def adapt(adaptor: OutputAdaptor, output: Any, *, whose: str) -> Mapping[str, Mapping[str, Any]]:
-    """The adapted output, refused if it is no `{layer: {output: value}}`."""
-    given = plain_tuple(output) if wants_tuple(adaptor, output) else output
+def _tried(adaptor: OutputAdaptor, output: Any) -> tuple[Any, Exception | None]:
     try:
-        adapted = adaptor(given)
+        return adaptor(output), None
     except Exception as error:
-        raise ValueError(
-            f"{whose}_output_adaptor ({name_of(adaptor)}) failed on the model's output, "
-            f"{describe(output)}: {type(error).__name__}: {error}."
-        ) from error
-    if not _is_adapted(adapted):
-        raise ValueError(
-            f"{whose}_output_adaptor ({name_of(adaptor)}) gave {describe(adapted)}; a dict "
-            "{layer: {output: tensor}} is expected."
-        )
-    return adapted
+        return None, error
 
 
-def _is_adapted(value: Any) -> bool:
-    """`{layer: {output: value}}` without text: what unpacking a mapping by mistake gives."""
-    return isinstance(value, Mapping) and all(
-        isinstance(layer, Mapping) and not any(isinstance(v, str) for v in layer.values())
-        for layer in value.values()
-    )
+def _has_text(adapted: Any) -> bool:
+    """Whether there is text among the outputs: what unpacking a mapping by mistake gives."""
+    layers = adapted.values() if isinstance(adapted, Mapping) else ()
+    inner = [layer.values() if isinstance(layer, Mapping) else [layer] for layer in layers]
+    return any(isinstance(value, str) for values in inner for value in values)
+
+
+def picked(adaptor: OutputAdaptor, wanted: Wanted) -> OutputAdaptor:
+    """An adaptor that gives `{layer: {output: value}}` of just what is wanted, whatever the
+    user's adaptor returns: dicts, lists, anything with `adapted[layer][output]`."""
+
+    def pick(output: Any) -> dict[Any, dict[Any, Any]]:
+        adapted = adaptor(output)
+        found: dict[Any, dict[Any, Any]] = {}
+        for layer, name in wanted:
+            found.setdefault(layer, {})[name] = adapted[layer][name]
+        return found
+
+    return pick
 
 
 @dataclass(frozen=True, eq=False)

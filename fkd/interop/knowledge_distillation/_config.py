@@ -6,8 +6,11 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeAlias
 
+from torch import Tensor
+
 from fkd._derived import call
 from fkd._errors import listing, nearest
+from fkd._paths import describe
 from fkd._refs import Ref, batch, ref
 from fkd._terms import Term, term
 
@@ -44,6 +47,12 @@ class Item:
     args: Mapping[str, Any]
     weight: Any
     label: Callable[[Any], Any] | None
+
+    @property
+    def fixed(self) -> tuple[Any, ...]:
+        """All that a compiled step is compiled for: everything but the value of the weight."""
+        own = (self.kind, self.student, self.teacher, self.teacher_name, self.loss, self.args)
+        return (*own, self.label, type(self.weight))
 
     @property
     def name(self) -> str:
@@ -163,6 +172,7 @@ def _item(place: str, entry: Mapping[str, Any], known: Losses, teachers: Sequenc
     loss: Any = entry["loss"]
     loss = loss if isinstance(loss, Mapping) else {"loss_function": loss}
     fn: Any = loss.get("loss_function")
+    fn = next((name for name, named in NAMED.items() if fn is named), fn)
     if not callable(fn) and fn not in known:
         raise ValueError(
             f"{place}: unknown loss {fn!r}. {nearest(str(fn), list(known))}Available: "
@@ -195,6 +205,31 @@ def _teacher(place: str, entry: Mapping[str, Any], teachers: Sequence[str]) -> s
     return str(chosen)
 
 
+def wanted_of(items: Sequence[Item], model: str) -> list[tuple[Any, Any]]:
+    """The `(layer, output)` that a config reads from a model."""
+    if model == "student":
+        return [item.student for item in items]
+    return [i.teacher for i in items if i.teacher is not None and i.teacher_name == model]
+
+
+def same_items(items: Sequence[Item], others: Sequence[Item]) -> bool:
+    """Whether two configs differ in nothing but the values of their weights."""
+    return len(items) == len(others) and all(
+        _same(a.fixed, b.fixed) for a, b in zip(items, others, strict=True)
+    )
+
+
+def _same(a: Any, b: Any) -> bool:
+    if isinstance(a, Mapping) and isinstance(b, Mapping):
+        return a.keys() == b.keys() and all(_same(a[k], b[k]) for k in a)
+    if isinstance(a, tuple) and isinstance(b, tuple):
+        return len(a) == len(b) and all(_same(x, y) for x, y in zip(a, b, strict=True))
+    try:
+        return a is b or bool(a == b)
+    except (RuntimeError, ValueError):  # tensors and arrays, which have no one truth value
+        return False
+
+
 def check_outputs(items: Sequence[Item], outputs: Mapping[str, Any]) -> None:
     """Refuse layers and outputs that the adaptors do not give.
 
@@ -207,26 +242,41 @@ def check_outputs(items: Sequence[Item], outputs: Mapping[str, Any]) -> None:
     """
     problems: list[str] = []
     for i, item in enumerate(items):
-        problems += _unknown(f"distill_config[{i}]: student", *item.student, outputs["student"])
+        problems += _unknown(f"distill_config[{i}]: student", item.student, outputs["student"])
         if item.teacher is not None:
-            problems += _unknown(
-                f"distill_config[{i}]: teacher", *item.teacher, outputs[item.teacher_name]
-            )
+            given = outputs[item.teacher_name]
+            problems += _unknown(f"distill_config[{i}]: teacher", item.teacher, given)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
 
 
-def _unknown(whose: str, layer: Any, output: Any, given: Mapping[Any, Any]) -> list[str]:
-    role = whose.rpartition(" ")[2]
-    for key, name, have in (
-        (f"{role}_layer_name", layer, given),
-        (f"{role}_layer_output_name", output, given.get(layer, {})),
-    ):
-        names = [str(k) for k in have]
-        if name not in have:
-            where = "" if have is given else f" in layer {layer!r}"
+def _unknown(whose: str, wanted: tuple[Any, Any], adapted: Any) -> list[str]:
+    place, _, role = whose.rpartition(" ")
+    given, where = adapted, ""
+    for key, name in zip((f"{role}_layer_name", f"{role}_layer_output_name"), wanted, strict=True):
+        try:
+            given = given[name]
+        except Exception:
+            names = _names_in(given)
+            if names is None:
+                what = where or f"what {role}_output_adaptor gave"
+                return [
+                    f"{place} {key} is {name!r}, but {what} is {describe(given)}; a dict "
+                    "{layer: {output: tensor}} is expected."
+                ]
             return [
-                f"{whose.rpartition(' ')[0]} {key} is {name!r}: no such name{where}. "
+                f"{place} {key} is {name!r}: no such name{where and f' in {where}'}. "
                 f"{nearest(str(name), names)}Available: {listing(names, limit=100)}."
             ]
-    return []
+        where = f"layer {name!r}"
+    if isinstance(given, Tensor | Mapping | list | tuple):
+        return []
+    return [f"{place} {role} output {wanted[0]}.{wanted[1]} is {describe(given)}, not a tensor."]
+
+
+def _names_in(given: Any) -> list[str] | None:
+    if isinstance(given, Mapping):
+        return [str(k) for k in given]
+    if isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim):
+        return [str(i) for i in range(len(given))]
+    return None

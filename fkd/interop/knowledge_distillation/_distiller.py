@@ -5,24 +5,46 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch._dynamo.exc import TorchDynamoException
 
 from fkd._apply import frozen, trainable
 from fkd._derived import call, module
+from fkd._errors import ObjectiveError
 from fkd._objective import Objective
 from fkd._refs import Ref, ref
 from fkd._terms import Term, term
 from fkd.interop.modules import Bound, bind
 from fkd.loops._batch import tensors_only
 
-from ._adapt import Adapted, Layout, adapt, call_with, joined, mask_of, split, wants_tuple
-from ._config import MASKED, Item, check_outputs, parse, terms_from_config
+from ._adapt import (
+    Adapted,
+    Layout,
+    adapted_by,
+    call_with,
+    form_of,
+    joined,
+    mask_of,
+    picked,
+    plain_tuple,
+    split,
+)
+from ._config import (
+    MASKED,
+    Item,
+    check_outputs,
+    parse,
+    same_items,
+    terms_from_config,
+    wanted_of,
+)
+from ._given import adaptors_of, for_each, form_for, is_one, named_teachers, output_of, still
 from ._loss_model import MultiLayerBasedDistillationLoss
-from ._unreached import unreached
+from ._plain import PlainTotal, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -35,7 +57,13 @@ class KnowledgeDistiller:
     """Distils teachers into a student that learns in place.
 
     Forward passes, losses and gradient of a step are one compiled graph; the optimizer and the
-    evaluator are the user's own.
+    evaluator are the user's own. What no one graph can hold (a loss that looks at values, a
+    trained layer that belongs neither to the student nor to the loss model, embeddings shared
+    with the teacher) runs eagerly, as in that package, with a warning.
+
+    The config is read again at every step, so that weights may be changed on the way. Where that
+    package goes on in whatever mode an evaluator leaves the student in, this goes on in train
+    mode; and shapes that differ are an error, where that package would broadcast them.
 
     Args:
       teacher_model: the teacher; or several, as a list or a dict by name. With several, an item
@@ -54,8 +82,7 @@ class KnowledgeDistiller:
         keyword arguments or a tuple of arguments. With several teachers the first may be a list
         or a dict with one input for each.
       dev_data_adaptor: handed to the evaluator.
-      compile: True, False, or options for `torch.compile`. What cannot be compiled (a loss that
-        looks at values, say) runs eagerly, with a warning.
+      compile: True, False, or options for `torch.compile`.
     """
 
     def __init__(
@@ -78,7 +105,7 @@ class KnowledgeDistiller:
         self.student_model = student_model.to(device)
         self.train_dataloader = train_dataloader
         self.dev_dataloader = dev_dataloader
-        self.device = torch.device(device)
+        self.device = device
         self.loss_model = loss_model.to(device) if isinstance(loss_model, nn.Module) else loss_model
         self.optimizer = optimizer
         self.evaluator = evaluator
@@ -86,11 +113,13 @@ class KnowledgeDistiller:
         self.train_data_adaptor = train_data_adaptor
         self.dev_data_adaptor = dev_data_adaptor
         self.compile = compile
-        self._teachers = _named_teachers(teacher_model)
+        self._teachers = named_teachers(teacher_model)
         for teacher in self._teachers.values():
             teacher.to(device)
         self._items = self._parse()
         self._bound: list[tuple[dict[str, Layout], Bound]] = []
+        self._plain: list[tuple[dict[str, Layout], PlainTotal]] = []
+        self._as_tuple: dict[str, bool] = {}
 
     def distillate(self) -> None:
         """Train for `num_epoch` epochs.
@@ -100,7 +129,7 @@ class KnowledgeDistiller:
             the first update), or an adaptor gives something else than it should.
         """
         self._items = self._parse()
-        self._bound = []
+        self._bound, self._plain, self._as_tuple = [], [], {}
         for teacher in self._teachers.values():
             teacher.eval()
         count = 0
@@ -122,31 +151,92 @@ class KnowledgeDistiller:
     def _update(self, batch: Any, count: int) -> Tensor:
         if not self.student_model.training:
             self.student_model.train()
+        self._refresh()
         given = self._inputs(batch)
         tensors = {name: split(value) for name, value in given.items()}
         layouts = {name: layout for name, (_, layout) in tensors.items()}
         fields: dict[str, Any] = {name: found for name, (found, _) in tensors.items()}
         if any(item.label is not None for item in self._items):
-            fields["whole"] = tensors_only(batch, self.device)
+            device = next((p.device for p in self.student_model.parameters()), None)
+            fields["whole"] = tensors_only(batch, device)
+        if not self._as_tuple:
+            self._look(given)
         loss = self._differentiated(layouts, given, fields, count)
         self.optimizer.step()
         self.optimizer.zero_grad()
         return loss
 
+    def _refresh(self) -> None:
+        """Read the config again: what the user has changed since the last step holds from now."""
+        items = self._parse()
+        if not same_items(items, self._items):
+            self._bound, self._plain, self._as_tuple = [], [], {}
+        self._items = items
+
+    def _look(self, given: Any) -> None:
+        """See what the models and adaptors give, before the first update."""
+        adapted: dict[str, Any] = {}
+        for name, adaptor in self._adaptors().items():
+            output = output_of(self._models[name], given[name])
+            whose = "student" if name == "student" else "teacher"
+            as_tuple = adaptor is not None and form_of(adaptor, output, whose=whose)
+            self._as_tuple[name] = as_tuple
+            adapted[name] = adapted_by(adaptor, output, as_tuple=as_tuple)
+        if self._items:
+            check_outputs(self._items, adapted)
+
     def _differentiated(self, layouts: Any, given: Any, fields: Any, count: int) -> Tensor:
         """The loss, with the gradient in `.grad`."""
+        if self.compile is False:
+            return self._plainly(layouts, given, fields, count)
         bound = self._bind(layouts, given, fields)
-        if self.compile is not False:
+        try:
+            if isinstance(bound, str):  # why there is none
+                raise RuntimeError(bound)
+            return bound.backward(fields, count)[0]
+        except Exception as error:
             try:
-                return bound.backward(fields, count)[0]
-            except TorchDynamoException as error:
-                self._give_up_compiling(error)
-                bound = self._bind(layouts, given, fields)
-        # Plain autograd: the user's functions may look at values, which function transforms
-        # do not allow.
-        loss, _ = bound(fields, count)
+                loss = self._plainly(layouts, given, fields, count)
+            except Exception:
+                if isinstance(error, ObjectiveError):  # lists all that is wrong
+                    raise error from None
+                raise
+            self._give_up_compiling(error)
+            return loss
+
+    def _plainly(self, layouts: Any, given: Any, fields: Any, count: int) -> Tensor:
+        loss = self._loss(layouts, given, fields, count)
         loss.backward()
         return loss.detach()
+
+    def _loss(self, layouts: Any, given: Any, fields: Any, count: int) -> Tensor:
+        """The loss as that package computes it."""
+        with torch.no_grad():
+            outputs = {n: call_with(m, given[n]) for n, m in self._teachers.items()}
+        outputs["student"] = call_with(self.student_model, given["student"])
+        if self._config is None:
+            of_teacher, inputs = ([x[n] for n in self._teachers] for x in (outputs, given))
+            form = form_for(self.teacher_model)
+            return self.loss_model(
+                form(*of_teacher), outputs["student"], form(*inputs), given["student"]
+            ).mean()
+        adaptors = self._adaptors()
+        adapted = {
+            n: picked(adaptors[n], wanted_of(self._items, n))(
+                plain_tuple(output) if self._as_tuple[n] else output
+            )
+            for n, output in outputs.items()
+        }
+        return self._total(layouts)(adapted, fields, count)
+
+    def _total(self, layouts: dict[str, Layout]) -> PlainTotal:
+        """The terms, for inputs with these constants."""
+        for known, total in self._plain:
+            if all(layouts[name].same(known[name]) for name in layouts):
+                return total
+        total = PlainTotal(self._terms(layouts))
+        self._plain = [(layouts, total)]
+        return total
 
     def _give_up_compiling(self, error: Exception) -> None:
         warnings.warn(
@@ -165,50 +255,61 @@ class KnowledgeDistiller:
                 f"train_data_adaptor gave a {type(given).__name__}; a pair (teacher_input, "
                 "student_input) is expected."
             )
-        return {"student": given[1], **_for_each(given[0], list(self._teachers))}
+        return {"student": given[1], **for_each(given[0], list(self._teachers))}
 
-    def _bind(self, layouts: dict[str, Layout], given: Any, fields: Any) -> Bound:
-        """The objective for inputs with these constants; there is one, as a rule."""
+    def _bind(self, layouts: dict[str, Layout], given: Any, fields: Any) -> Bound | str:
+        """The objective for inputs with these constants; there is one, as a rule. Or why there
+        can be none."""
         for known, bound in self._bound:
             if all(layouts[name].same(known[name]) for name in layouts):
                 return bound
-        if len(self._bound) == _MOST_VARIANTS and self.compile is not False:
+        if len(self._bound) == _MOST_VARIANTS:
             constants = {name: sorted(x.constants) for name, x in layouts.items()}
             raise ValueError(
                 f"train_data_adaptor gave fields that are no tensors, {constants}, with other "
                 "values in every batch; a compiled step is compiled for each. Make them tensors, "
                 "leave them out, or pass compile=False."
             )
-        bound = bind(self._objective(layouts, given, fields), compile=self.compile)
-        if len(self._bound) == _MOST_VARIANTS:
-            self._bound.pop(0)
+        try:
+            bound = bind(self._objective(layouts, given, fields), compile=self.compile)
+        except Exception as error:
+            return str(error)
         self._bound.append((layouts, bound))
         return bound
 
     def _objective(self, layouts: dict[str, Layout], given: Any, fields: Any) -> Objective:
-        models = {"student": self.student_model, **self._teachers}
+        reached = self._reached(layouts, given, fields)
         adaptors = self._adaptors()
-        outputs = {n: _output(m, given[n]) for n, m in models.items()}
-        if isinstance(self.loss_model, MultiLayerBasedDistillationLoss):
-            adapted = {
-                n: adapt(adaptors[n], output, whose="student" if n == "student" else "teacher")
-                for n, output in outputs.items()
-            }
-            check_outputs(self._items, adapted)
-        wrapped = {
-            n: Adapted(
-                m, adaptors[n], as_tuple=bool(adaptors[n] and wants_tuple(adaptors[n], outputs[n]))
-            )
-            for n, m in models.items()
+        wrapped: dict[str, nn.Module] = {}
+        for n, m in self._models.items():
+            adaptor = adaptors[n]
+            if adaptor is not None:
+                adaptor = picked(adaptor, wanted_of(self._items, n))
+            wrapped[n] = Adapted(m, adaptor, as_tuple=self._as_tuple[n])
+        own: dict[str, Any] = {"student": wrapped["student"], "loss_model": self._trained}
+        unused = {
+            name: [n for n, p in module.named_parameters() if id(p) not in reached]
+            for name, module in own.items()
+            if module is not None and reached
         }
-        del outputs
-        terms = self._terms(layouts)
-        objective = self._assembled(terms, wrapped, layouts, {})
-        unused = unreached(objective, fields)
-        if unused:
-            names = [n.removeprefix("model.") for n in unused.get("student", ())]
+        if unused.get("student"):
+            names = [n.removeprefix("model.") for n in unused["student"]]
             logger.info("no loss depends on these parameters, which stay as they are: %s", names)
-        return self._assembled(terms, wrapped, layouts, unused)
+        return self._assembled(self._terms(layouts), wrapped, layouts, unused)
+
+    def _reached(self, layouts: dict[str, Layout], given: Any, fields: Any) -> set[int]:
+        """The parameters that the loss depends on, found in a step that changes nothing."""
+        with still([*self._models.values()], self.student_model):
+            found = leaves(self._loss(layouts, given, fields, 0))
+        own = {id(p) for m in (self.student_model, self._trained) if m for p in m.parameters()}
+        outside = [tuple(p.shape) for p in found if id(p) not in own]
+        if outside:
+            raise RuntimeError(
+                f"the loss depends on parameters of shapes {outside} that belong neither to the "
+                "student nor to the loss model (a layer in an output adaptor, say). A layer that "
+                "is a submodule of the student can be compiled."
+            )
+        return {id(p) for p in found}
 
     def _assembled(
         self,
@@ -224,124 +325,80 @@ class KnowledgeDistiller:
         models["student"] = trainable(
             wrapped["student"], inputs=inputs("student"), unused=unused.get("student", ())
         )
-        if isinstance(self.loss_model, nn.Module) and any(
-            p.requires_grad for p in self.loss_model.parameters()
-        ):
-            models["loss_model"] = trainable(self.loss_model, unused=unused.get("loss_model", ()))
+        if self._trained is not None:
+            models["loss_model"] = trainable(self._trained, unused=unused.get("loss_model", ()))
         return Objective(terms, **models)
 
     def _terms(self, layouts: Mapping[str, Layout]) -> dict[str, Term]:
         fields = ref("batch")
         inputs = {name: joined(layout, fields[name]) for name, layout in layouts.items()}
-        if not isinstance(self.loss_model, MultiLayerBasedDistillationLoss):
+        if self._config is None:
             return {"loss": self._own_loss(inputs)}
         masked = {item.teacher_name for item in self._items if item.loss in MASKED}
-        return terms_from_config(
-            self.loss_model.distill_config,
-            losses=self.loss_model.own_losses,
+        terms = terms_from_config(
+            self._config.distill_config,
+            losses=self._config.own_losses,
             teachers=list(self._teachers),
             inputs=inputs,
             masks={n: mask_of(self._teachers[n], layouts[n], fields[n]) for n in masked},
             whole_batch=fields["whole"],
         )
+        return {
+            name: replace(t, weight=self._weight(i)) if isinstance(t.weight, Number) else t
+            for i, (name, t) in enumerate(terms.items())
+        }
+
+    def _weight(self, place: int) -> Callable[[int], float]:
+        """A weight as it is in the config at the time of a step."""
+        return lambda step: self._items[place].weight
 
     def _own_loss(self, inputs: Mapping[str, Ref]) -> Term:
         """The user's own loss model: one term."""
         of_teacher = self._together({n: ref(n) for n in self._teachers})
         given = self._together({n: inputs[n] for n in self._teachers})
         args = (of_teacher, ref("student"), given, inputs["student"])
-        trained = isinstance(self.loss_model, nn.Module) and any(
-            p.requires_grad for p in self.loss_model.parameters()
+        return term(
+            _itself,
+            call(self.loss_model, *args) if self._trained is None else module("loss_model")(*args),
         )
-        loss = module("loss_model")(*args) if trained else call(self.loss_model, *args)
-        return term(_itself, loss)
 
     def _together(self, refs: Mapping[str, Ref]) -> Ref:
-        """One value for all teachers, in the form in which the teachers were given."""
-        names = list(refs)
-        if isinstance(self.teacher_model, nn.Module):
-            return refs[names[0]]
-        if isinstance(self.teacher_model, Mapping):
-            return call(lambda *values: dict(zip(names, values, strict=True)), *refs.values())
-        return call(lambda *values: list(values), *refs.values())
+        """One ref for all teachers, in the form in which the teachers were given."""
+        if is_one(self.teacher_model):
+            return refs["teacher"]
+        return call(form_for(self.teacher_model), *refs.values())
+
+    @property
+    def _models(self) -> dict[str, nn.Module]:
+        return {"student": self.student_model, **self._teachers}
+
+    @property
+    def _config(self) -> MultiLayerBasedDistillationLoss | None:
+        """The loss model, if it is that of a config; not a subclass that computes another loss."""
+        if not isinstance(self.loss_model, MultiLayerBasedDistillationLoss):
+            return None
+        forward = type(self.loss_model).forward
+        return self.loss_model if forward is MultiLayerBasedDistillationLoss.forward else None
+
+    @property
+    def _trained(self) -> nn.Module | None:
+        """The user's own loss model, if it has parameters to train."""
+        if self._config is not None or not isinstance(self.loss_model, nn.Module):
+            return None
+        trained = any(p.requires_grad for p in self.loss_model.parameters())
+        return self.loss_model if trained else None
 
     def _parse(self) -> list[Item]:
-        if not isinstance(self.loss_model, MultiLayerBasedDistillationLoss):
+        if self._config is None:
             return []
-        return parse(
-            self.loss_model.distill_config,
-            losses=self.loss_model.own_losses,
-            teachers=list(self._teachers),
-        )
+        config = self._config
+        teachers = list(self._teachers)
+        return parse(config.distill_config, losses=config.own_losses, teachers=teachers)
 
     def _adaptors(self) -> dict[str, Any]:
-        if not isinstance(self.loss_model, MultiLayerBasedDistillationLoss):
+        if self._config is None:
             return dict.fromkeys(["student", *self._teachers])
-        given: Any = self.loss_model.teacher_output_adaptor
-        if callable(given):
-            given = [given] * len(self._teachers)
-        elif isinstance(given, Mapping):
-            given = [given.get(name) for name in self._teachers]
-        found = dict(zip(self._teachers, given or [], strict=False))
-        found["student"] = self.loss_model.student_output_adaptor
-        wrong = [n for n in ("student", *self._teachers) if not callable(found.get(n))]
-        if wrong:
-            raise ValueError(
-                f"MultiLayerBasedDistillationLoss: no output adaptor for {wrong}; a function of "
-                "the model's output that gives {layer: {output: tensor}} is expected."
-            )
-        return found
-
-
-def _named_teachers(given: Any) -> dict[str, nn.Module]:
-    if isinstance(given, nn.Module) and not isinstance(given, nn.ModuleList | nn.ModuleDict):
-        return {"teacher": given}
-    if isinstance(given, Mapping | nn.ModuleDict):
-        named = {str(name): teacher for name, teacher in given.items()}
-    else:
-        named = {f"teacher_{i}": teacher for i, teacher in enumerate(given)}
-    taken = named.keys() & {"student", "batch", "loss_model"}
-    if taken or not named:
-        raise ValueError(
-            f"KnowledgeDistiller: teachers {sorted(named)}; at least one is expected, and the "
-            "names student, batch and loss_model are taken."
-        )
-    return named
-
-
-def _for_each(given: Any, names: Sequence[str]) -> dict[str, Any]:
-    """The input of each teacher: its own, where there are several inputs, or the one there is."""
-    if len(names) > 1:
-        if isinstance(given, Mapping) and set(given) == set(names):
-            return {name: given[name] for name in names}
-        several = isinstance(given, tuple | list) and len(given) == len(names)
-        if several and all(isinstance(x, Mapping | tuple | list) for x in given):
-            return dict(zip(names, given, strict=True))
-    return dict.fromkeys(names, given)
-
-
-def _output(model: nn.Module, given: Any) -> Any:
-    """The output of a model for its first input, in eval mode, so that nothing changes."""
-    output = _evaluated(model, given)
-    config = getattr(model, "config", None)
-    asked = getattr(config, "output_attentions", False)
-    if asked and isinstance(output, Mapping) and not output.get("attentions", True):
-        # transformers gives no maps with fused attention, silently, though they are asked for.
-        logger.info("%s: attention set to 'eager', for output_attentions.", type(model).__name__)
-        model.set_attn_implementation("eager")  # pyright: ignore[reportCallIssue]
-        output = _evaluated(model, given)
-    return output
-
-
-def _evaluated(model: nn.Module, given: Any) -> Any:
-    training = {m: m.training for m in model.modules()}
-    try:
-        with torch.no_grad():
-            model.eval()
-            return call_with(model, given)
-    finally:
-        for part, mode in training.items():
-            part.training = mode
+        return adaptors_of(self._config, list(self._teachers))
 
 
 def _itself(value: Tensor) -> Tensor:

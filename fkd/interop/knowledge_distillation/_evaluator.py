@@ -42,6 +42,10 @@ class Evaluator(abc.ABC):
         """
 
 
+IEvaluator = Evaluator
+"""The name it has in that package."""
+
+
 class MultiLayerBasedDistillationEvaluator(Evaluator):
     """Logs the loss, and saves the student.
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from fkd._plan import Plan, bind
-from fkd._refs import Context, ref
+from fkd._refs import ref
 
-from ._adapt import OutputAdaptor, adapt
-from ._config import Config, check_outputs, parse, terms_from_config
+from ._adapt import OutputAdaptor, adapted_by, form_of, picked
+from ._config import Config, check_outputs, parse, terms_from_config, wanted_of
 from ._losses import NAMED
+from ._plain import PlainTotal
 
 Adaptors = OutputAdaptor | Mapping[str, OutputAdaptor] | Sequence[OutputAdaptor]
 
@@ -66,11 +65,18 @@ class MultiLayerBasedDistillationLoss(nn.Module):
           student_input_data: what the student was called with; labels are read from it.
         """
         inputs = {"student": student_input_data, "teacher": teacher_input_data}
-        outputs = {
-            "student": adapt(_one(self.student_output_adaptor), student_output, whose="student"),
-            "teacher": adapt(_one(self.teacher_output_adaptor), teacher_output, whose="teacher"),
+        given = {"student": student_output, "teacher": teacher_output}
+        adaptors = {
+            "student": _one(self.student_output_adaptor),
+            "teacher": _one(self.teacher_output_adaptor),
         }
-        check_outputs(parse(self.distill_config, losses=self.own_losses), outputs)
+        items = parse(self.distill_config, losses=self.own_losses)
+        adapted = {
+            n: adapted_by(a, given[n], as_tuple=form_of(a, given[n], whose=n))
+            for n, a in adaptors.items()
+        }
+        check_outputs(items, adapted)
+        outputs = {n: picked(lambda x: x, wanted_of(items, n))(adapted[n]) for n in adapted}
         batch = ref("batch")
         terms = terms_from_config(
             self.distill_config,
@@ -78,12 +84,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             inputs={name: batch[name] for name in inputs},
             whole_batch=batch["student"],
         )
-        plan = Plan(r for t in terms.values() for r in t.refs)
-        values = plan.compute(Context({**outputs, "batch": inputs}))
-        weighted = [
-            t.weight * bind(n, t, plan.place)(values, {}, None).mean.value for n, t in terms.items()
-        ]
-        return torch.stack(weighted).sum()
+        return PlainTotal(terms)(outputs, inputs)
 
 
 def _one(adaptor: Any) -> OutputAdaptor:

@@ -113,7 +113,13 @@ def cross_entropy(student_logits: Tensor, target: Tensor, **args: Any) -> Tensor
 
 
 def label_cross_entropy(student_logits: Tensor, labels: Tensor, **args: Any) -> Tensor | Mean:
-    """Cross-entropy with the ground truth: class numbers, or probabilities of the classes."""
+    """Cross-entropy with the ground truth: class numbers, or probabilities of the classes.
+
+    As in torch the classes may also be the axis after the first, `[batch, vocab, *rest]` for labels
+    `[batch, *rest]`.
+    """
+    if labels.ndim == student_logits.ndim - 1 and labels.shape != student_logits.shape[:-1]:
+        student_logits = student_logits.movedim(1, -1)
     target = labels.log() if labels.is_floating_point() else labels
     return cross_entropy(student_logits, target, **args)
 
