@@ -11,11 +11,12 @@ import sys
 import time
 from argparse import Namespace
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 from _batches import Batches, Hide
-from _models import adjust, is_classifier, load, make_student, names_of, size
+from _models import adjust, is_classifier, load, longest, make_student, names_of, size
 from _terms import labels_objective, objective
 from _text import UNLABELLED, DataError, Example, label_names
 from torch import nn
@@ -35,6 +36,7 @@ class Task(NamedTuple):
       metrics: `examples -> metrics` of `fkd.loops.fit`.
       best: the metric that counts.
       positions: ref to the mask of the logits that count.
+      flag: what says where the labels are.
     """
 
     auto: Any
@@ -43,6 +45,7 @@ class Task(NamedTuple):
     metrics: Callable[[Sequence[Example], Sequence[str]], dict[str, Any]]
     best: str
     positions: fkd.Ref
+    flag: str = "--label-column"
 
 
 class Prepared(NamedTuple):
@@ -122,6 +125,15 @@ def measure(model: nn.Module, split: Prepared, device: str | None) -> dict[str, 
 
 def prepared(args: Namespace, task: Task, large: nn.Module) -> tuple[nn.Module, fkd.Objective]:
     """What is trained, and on what."""
+    if args.student:
+        _config(args.student)
+        shaping = ("student_layers", "student_hidden", "init_layers", "fresh")
+        both = next((flag for flag in shaping if getattr(args, flag)), None)
+        if both:
+            raise DataError(
+                f"--student and --{both.replace('_', '-')} do not go together: a student from a "
+                "folder stays as it is. Leave one of them out."
+            )
     try:
         if args.finetune:
             return adjust(large, args), labels_objective(large)
@@ -139,6 +151,8 @@ def command(args: Namespace, task: Task) -> dict[str, Any]:
         return run(args, task)
     except fkd.loops.CheckpointError as error:
         raise SystemExit(f"error: {error}\nTo begin anew in this folder: --no-resume.") from None
+    except fkd.loops.LoopError as error:
+        raise SystemExit(f"error: {error}") from error
     except (DataError, OSError, fkd.ObjectiveError) as error:
         raise SystemExit(f"error: {error}") from None
 
@@ -153,26 +167,33 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
         raise DataError("--train is missing: the file to learn from.")
     if args.evaluate_only and not (args.dev or args.test):
         raise DataError("--evaluate-only: --dev or --test is missing.")
+    if args.out.exists() and not args.out.is_dir():
+        raise DataError(f"--out {args.out}: is a file; a folder is expected.")
     torch.manual_seed(args.seed)
     source = args.student if args.evaluate_only and args.student else args.teacher
     sources = {s: getattr(args, s) for s in ("train", "dev", "test") if getattr(args, s)}
     if args.evaluate_only:
         sources.pop("train", None)
     found = {split: task.read(path, args) for split, path in sources.items()}
-    config = AutoConfig.from_pretrained(source)
+    config = _config(source)
     trained = is_classifier(config, task.auto)
     if not trained and not (args.finetune or args.labels_only):
         raise DataError(
-            f"{source} is no trained classifier of this kind (it is {config.architectures}). "
+            f"{source} is no trained classifier of this kind (it is "
+            f"{', '.join(config.architectures or ['of unknown kind'])}). "
             "Train it first: --finetune."
         )
-    names = args.label_names or (names_of(config) if trained else _names(found["train"]))
+    names = args.label_names or (names_of(config) if trained else _names(found["train"], task.flag))
+    if trained and config.num_labels < 2:
+        raise DataError(f"{source} has {config.num_labels} class (it predicts a number).")
     if trained and len(names) != config.num_labels:
         raise DataError(
             f"--label-names: {len(names)} names; {source} has {config.num_labels} classes."
         )
     tokenizer = AutoTokenizer.from_pretrained(source)
-    limit = getattr(config, "max_position_embeddings", args.max_length)
+    if tokenizer.pad_token_id is None:  # GPT-2
+        tokenizer.pad_token = tokenizer.eos_token
+    limit = longest(config, args.max_length)
     if args.max_length > limit:
         raise DataError(f"--max-length {args.max_length}: the model takes at most {limit} tokens.")
     splits = {
@@ -189,11 +210,12 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
         )
         for split, examples in found.items()
     }
-    _check_labels(args, splits)
+    _check_labels(args, splits, task.flag)
     for split, data in splits.items():
-        print(f"{split}: {len(found[split])} examples, padded to {data.batches.edges}")
+        edges = ", ".join(map(str, data.batches.edges))
+        print(f"{split}: {len(found[split])} examples, padded to {edges} tokens")
 
-    large = load(task.auto, source, names)
+    large = load(task.auto, source, names, tokenizer.pad_token_id)
     done: dict[str, Any] = {"command": " ".join(sys.argv[1:]), "seed": args.seed}
     if not args.evaluate_only:
         small, goal = prepared(args, task, large)
@@ -211,6 +233,8 @@ def run(args: Namespace, task: Task) -> dict[str, Any]:
     args.out.mkdir(parents=True, exist_ok=True)
     name = "evaluation.json" if args.evaluate_only else "result.json"
     (args.out / name).write_text(json.dumps(done, indent=2) + "\n")
+    if not args.evaluate_only:
+        print(f"the student is in {kept}, and what was measured in {args.out / name}")
     return done
 
 
@@ -222,26 +246,46 @@ def hidden_words(tokenizer: Any, fraction: float) -> Hide | None:
     return Hide(fraction, tokenizer.mask_token_id, tokenizer.all_special_ids)
 
 
-def _names(examples: Sequence[Example]) -> list[str]:
+def _names(examples: Sequence[Example], flag: str) -> list[str]:
     flat = (e.label if isinstance(e.label, list) else [e.label] for e in examples)
     names = label_names([label for labels in flat for label in labels])
+    file = examples[0].place.rpartition(":")[0]
+    if not names:
+        raise DataError(f"{file}: not one row has a label. Which column has them? ({flag})")
     if len(names) < 2:
         raise DataError(
-            f"{examples[0].place.rpartition(':')[0]}: the labels are {names}; at least two classes "
-            "are expected. Is it the right column (--label-column)?"
+            f"{file}: the labels are {names}; at least two classes are expected. Is it the right "
+            f"column ({flag})?"
+        )
+    if len(names) > max(20, len(examples) // 2):
+        raise DataError(
+            f"{file}: {len(names)} different labels in {len(examples)} rows, such as "
+            f"{', '.join(map(repr, names[:3]))}. Is it the right column ({flag})?"
         )
     return names
 
 
-def _check_labels(args: Namespace, splits: Mapping[str, Prepared]) -> None:
+def _config(source: str) -> Any:
+    """The configuration of a saved model; or what is wrong with the place, in one line."""
+    try:
+        return AutoConfig.from_pretrained(source)
+    except (OSError, ValueError) as error:
+        folder = Path(source)
+        said = str(error).strip().splitlines()[0]
+        if folder.exists() or source.startswith((".", "/", "~")) or source.count("/") > 1:
+            missing = not folder.exists()
+            said = "there is no such folder" if missing else f"no model is saved in it ({said})"
+        raise DataError(f"{source}: {said}. A folder of save_pretrained is expected.") from None
+
+
+def _check_labels(args: Namespace, splits: Mapping[str, Prepared], flag: str) -> None:
     """Every split that needs labels has some; without any, the term of the labels is left out."""
     for split, data in splits.items():
         if any(_labelled(row["labels"]) for row in data.batches.rows):
             continue
         if split != "train" or args.finetune or args.labels_only:
             raise DataError(
-                f"{getattr(args, split)}: not one row has a label. Which column has them? "
-                "(--label-column)"
+                f"{getattr(args, split)}: not one row has a label. Which column has them? ({flag})"
             )
         print(f"{args.train}: no labels; the student learns from its teacher alone")
         args.labels = 0.0

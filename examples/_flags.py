@@ -5,11 +5,14 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+import torch
 
 
 def flags(description: str, *, max_length: int = 128) -> argparse.ArgumentParser:
     """A parser with the flags for models, data, terms, training and output."""
-    parser = argparse.ArgumentParser(description=description, formatter_class=_Help)
+    parser = _Parser(description=description, formatter_class=_Help)
     for add in (_modes, _models, _terms, _training, _output):
         add(parser)
     group = parser.add_argument_group("data")
@@ -21,7 +24,7 @@ def flags(description: str, *, max_length: int = 128) -> argparse.ArgumentParser
         "--skip-broken", action="store_true", help="leave broken rows out, and say how many"
     )
     group.add_argument(
-        "--label-names", type=words, help="names of the classes, in the model's order"
+        "--label-names", type=names, help="names of the classes, in the model's order"
     )
     group.add_argument(
         "--max-length", type=positive, default=max_length, help="tokens, longer texts are cut"
@@ -33,6 +36,13 @@ def flags(description: str, *, max_length: int = 128) -> argparse.ArgumentParser
         help="how many lengths batches are padded to (default: 4 if compiled, otherwise 16)",
     )
     return parser
+
+
+class _Parser(argparse.ArgumentParser):
+    """A parser that answers a mistake with one line, not with all flags."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"error: {message}\nAll flags: {self.prog} --help\n")
 
 
 class _Help(argparse.RawDescriptionHelpFormatter):
@@ -91,7 +101,7 @@ def _terms(parser: argparse.ArgumentParser) -> None:
         group.add_argument(
             f"--{name}", type=weight, default=default, metavar="WEIGHT", help="of this term"
         )
-    group.add_argument("--temperature", type=float, default=4.0, help="of the logits")
+    group.add_argument("--temperature", type=above_0, default=4.0, help="of the logits")
     group.add_argument("--hidden-loss", choices=["mse", "cosine"], default="mse", help="of states")
     group.add_argument(
         "--attention-loss",
@@ -111,13 +121,13 @@ def _training(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("training")
     group.add_argument("--epochs", type=positive, default=3, help="passes over the data")
     group.add_argument("--max-steps", type=positive, help="end after so many steps")
-    group.add_argument("--lr", type=float, default=5e-5, help="highest learning rate")
+    group.add_argument("--lr", type=above_0, default=5e-5, help="highest learning rate")
     group.add_argument(
-        "--adapter-lr", type=float, default=1e-3, help="of the maps between hidden sizes"
+        "--adapter-lr", type=above_0, default=1e-3, help="of the maps between hidden sizes"
     )
     group.add_argument("--warmup", type=fraction, default=0.1, help="fraction of the steps")
-    group.add_argument("--weight-decay", type=float, default=0.01, help="of AdamW")
-    group.add_argument("--clip", type=float, default=1.0, help="greatest norm of the gradient")
+    group.add_argument("--weight-decay", type=weight, default=0.01, help="of AdamW")
+    group.add_argument("--clip", type=above_0, default=1.0, help="greatest norm of the gradient")
     group.add_argument(
         "--mask-words", type=fraction, default=0.0, help="hide this fraction of the tokens"
     )
@@ -128,7 +138,9 @@ def _training(parser: argparse.ArgumentParser) -> None:
         help="the whole step (default: on a GPU; on a CPU few runs are long enough to gain)",
     )
     group.add_argument("--precision", choices=["fp32", "bf16"], default="fp32", help="of products")
-    group.add_argument("--device", help="cpu, cuda, ... (default: a GPU if there is one)")
+    group.add_argument(
+        "--device", type=device, help="cpu, cuda, ... (default: a GPU if there is one)"
+    )
 
 
 def _output(parser: argparse.ArgumentParser) -> None:
@@ -165,15 +177,43 @@ def _checked(kind: Callable, fits: Callable, expected: str) -> Callable:
 
 positive = _checked(int, lambda n: n > 0, "a whole number from 1")
 weight = _checked(float, lambda x: 0 <= x < float("inf"), "a number from 0")
+above_0 = _checked(float, lambda x: 0 < x < float("inf"), "a number above 0")
 fraction = _checked(float, lambda x: 0 <= x < 1, "a number from 0 to below 1")
 
 
-def words(text: str) -> list[str]:
-    return [word.strip() for word in text.split(",")]
+def names(text: str) -> list[str]:
+    found = [word.strip() for word in text.split(",")]
+    if len(found) < 2 or len(set(found)) < len(found) or "" in found:
+        raise argparse.ArgumentTypeError(f"{text!r}; two or more different names are expected")
+    return found
+
+
+def device(text: str) -> str:
+    """A device that this machine has."""
+    try:
+        torch.empty(0, device=text)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0].split(" at start of")[0]
+        raise argparse.ArgumentTypeError(f"{text!r} cannot be used here. {reason}") from None
+    return text
+
+
+def delimiter(text: str) -> str:
+    made = {"\\t": "\t", "tab": "\t"}.get(text, text)
+    if len(made) != 1:
+        raise argparse.ArgumentTypeError(f"{text!r}; one character (or tab) is expected")
+    return made
 
 
 numbers = _checked(lambda text: [int(n) for n in text.split(",")], bool, "numbers such as 0,2,4")
 
 
 def strategy(text: str) -> str | list[int]:
-    return text if text in ("uniform", "last", "skip") else numbers(text)
+    if text in ("uniform", "last", "skip"):
+        return text
+    try:
+        return numbers(text)
+    except argparse.ArgumentTypeError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}; uniform, last, skip, or numbers such as 2,4,6 are expected"
+        ) from None

@@ -21,15 +21,29 @@ def is_classifier(config: Any, auto: Any) -> bool:
     return any(name.endswith(head) for name in config.architectures or [])
 
 
-def load(auto: Any, source: str, names: Sequence[str] | None = None) -> nn.Module:
-    """A model from a directory or the hub; with names, one that has these classes."""
+def load(
+    auto: Any, source: str, names: Sequence[str] | None = None, pad: int | None = None
+) -> nn.Module:
+    """A model from a directory or the hub; with names, one that has these classes; with the
+    number of the token to pad with, where the model has none."""
     config = AutoConfig.from_pretrained(source)
     if names is not None:
         config.id2label = dict(enumerate(names))
         config.label2id = {name: i for i, name in enumerate(names)}
+    if pad is not None and getattr(config, "pad_token_id", None) is None:
+        config.pad_token_id = pad
     return auto.from_pretrained(
         source, config=config, dtype=torch.float32, ignore_mismatched_sizes=names is not None
     )
+
+
+def longest(config: Any, length: int) -> int:
+    """The most tokens that a model takes; `length` if it sets no limit."""
+    limit = getattr(config, "max_position_embeddings", None) or length
+    if limit < 1:  # XLNet
+        return length
+    offset = ("roberta", "xlm-roberta", "camembert", "mpnet", "longformer", "esm")
+    return limit - config.pad_token_id - 1 if config.model_type in offset else limit
 
 
 def names_of(config: Any) -> list[str]:
@@ -43,7 +57,7 @@ def make_student(args: Namespace, auto: Any, large: nn.Module) -> nn.Module:
     """The student before its training: from a directory, from layers of the teacher, or fresh."""
     depth = large.config.num_hidden_layers
     if args.student:
-        return load(auto, args.student, names_of(large.config))
+        return load(auto, args.student, names_of(large.config), large.config.pad_token_id)
     chosen = args.init_layers
     layers = args.student_layers or (len(chosen) if chosen else max(depth // 2, 1))
     fresh = args.fresh or args.student_hidden not in (None, large.config.hidden_size)
@@ -82,9 +96,11 @@ def _changed(config: Any, layers: int, hidden: int | None, chosen: Sequence[int]
             raise DataError(
                 f"--student-hidden {hidden}: a multiple of {each}, the size of a head, is expected."
             )
-        inner = "intermediate_size hidden_dim"
-        width = next(values[n] for n in inner.split() if n in values)
-        replace(inner, width * hidden // config.hidden_size)
+        inner = [
+            n for n in ("intermediate_size", "hidden_dim", "n_inner", "d_inner") if n in values
+        ]
+        if inner and values[inner[0]]:  # GPT-2's is 4 times the hidden size by itself
+            values[inner[0]] = values[inner[0]] * hidden // config.hidden_size
         replace("num_attention_heads", hidden // each)
         replace("hidden_size", hidden)
         if "pooler_hidden_size" in values:
@@ -94,8 +110,9 @@ def _changed(config: Any, layers: int, hidden: int | None, chosen: Sequence[int]
 
 def adjust(model: nn.Module, args: Namespace) -> nn.Module:
     """Dropout and frozen embeddings, as the flags say."""
-    if args.precision == "bf16" and args.device == "cpu" and args.dropout != 0:
-        # torch's own attention on the CPU has no gradient for dropout in bfloat16.
+    if args.precision == "bf16" and args.device == "cpu":
+        # torch's own attention on the CPU has a slow gradient in bfloat16 (a quarter of a step on
+        # sentences), and none at all with dropout.
         model.set_attn_implementation("eager")
     if args.dropout is not None:
         for module in model.modules():

@@ -86,7 +86,10 @@ def objective(
         )
     unused = [] if args.logits or args.labels else _beyond_layers(small)
     return fkd.Objective(
-        terms, student=fkd.trainable(small, unused=unused), teacher=fkd.frozen(large), **adapters
+        terms,
+        student=fkd.trainable(small, unused=[*unused, *_pretraining(small)]),
+        teacher=fkd.frozen(large),
+        **adapters,
     )
 
 
@@ -133,4 +136,9 @@ def _beyond_layers(model: nn.Module) -> list[str]:
 
 def labels_objective(model: nn.Module) -> fkd.Objective:
     terms = {"labels": term(cross_entropy, student.logits, batch.labels)}
-    return fkd.Objective(terms, student=fkd.trainable(model))
+    return fkd.Objective(terms, student=fkd.trainable(model, unused=_pretraining(model)))
+
+
+def _pretraining(model: nn.Module) -> list[str]:
+    """What only pretraining uses (XLNet)."""
+    return [name for name, _ in model.named_parameters() if name.endswith("mask_emb")]

@@ -12,9 +12,9 @@ size) and learns from five terms, each with a weight: `--embedding`, `--hidden`,
 `--logits` and `--labels`. `runs/student/student` loads with transformers' `from_pretrained`, and
 needs no fkd. Run the same command again to go on with a run that was interrupted.
 
-Data: TSV, CSV or JSON lines, with or without a header, or `datasets:NAME:SPLIT`. Without a
-header the first column is the text and the second the label; otherwise columns are found by
-their names, or named by `--text-column` and `--label-column`. Rows without a label are used for
+Data: TSV, CSV or JSON lines (also `.gz`), with or without a header, or `datasets:NAME:SPLIT`.
+Without a header the first column is the text and the second the label; otherwise columns are found
+by their names, or named by `--text-column` and `--label-column`. Rows without a label are used for
 all terms but `--labels`. A broken row is an error that names file and line, or `--skip-broken`.
 """
 
@@ -26,8 +26,8 @@ from typing import Any
 
 from _batches import encode
 from _distill import Task, command
-from _flags import flags
-from _text import UNLABELLED, Columns, Example, label_id, read
+from _flags import delimiter, flags
+from _text import UNLABELLED, Columns, DataError, Example, label_id, read
 from torch import Tensor
 from transformers import AutoModelForSequenceClassification
 
@@ -45,13 +45,21 @@ def arguments() -> ArgumentParser:
     group.add_argument(
         "--label-column", help="default: label, class, ...; the second one without a header"
     )
-    group.add_argument("--pair-column", help="a second text, for pairs of texts")
+    group.add_argument(
+        "--pair-column",
+        help="a second text (default: hypothesis beside premise, sentence2 beside sentence1, "
+        "sentence beside question; '' for none)",
+    )
     group.add_argument("--header", choices=["auto", "yes", "no"], default="auto")
-    group.add_argument("--delimiter", help="default: a comma in .csv files, otherwise a tab")
+    group.add_argument(
+        "--delimiter", type=delimiter, help="default: a comma in .csv files, otherwise a tab"
+    )
     return parser
 
 
 def read_texts(source: str, args: Namespace) -> list[Example]:
+    if args.label_column and args.label_column == args.text_column:
+        raise DataError(f"--label-column {args.label_column} is the column of the text.")
     columns = Columns(
         args.text_column, args.label_column, args.pair_column, args.header, args.delimiter
     )
@@ -63,10 +71,11 @@ def rows(
 ) -> list[dict[str, Any]]:
     """Token numbers and the class of every text."""
     encoded = encode(tokenizer, examples, args.max_length)
-    return [
-        {**row, "labels": label_id(example.label, names, example.place)}
-        for row, example in zip(encoded, examples, strict=True)
-    ]
+    made = []
+    for row, example in zip(encoded, examples, strict=True):
+        row.pop("word_ids", None)
+        made.append({**row, "labels": label_id(example.label, names, example.place)})
+    return made
 
 
 def metrics(examples: Sequence[Example], names: Sequence[str]) -> dict[str, Any]:

@@ -20,13 +20,24 @@ count as predicted outside of any entity.
 from __future__ import annotations
 
 from argparse import ArgumentParser, Namespace
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from typing import Any
 
 from _batches import encode
 from _distill import Task, command
 from _flags import flags
-from _text import UNLABELLED, Columns, DataError, Example, decoded, gather, label_id, read
+from _text import (
+    UNLABELLED,
+    Columns,
+    DataError,
+    Example,
+    decoded,
+    gather,
+    is_json,
+    label_id,
+    read,
+)
 from torch import Tensor
 from transformers import AutoModelForTokenClassification
 
@@ -50,8 +61,9 @@ def arguments() -> ArgumentParser:
 
 
 def read_sentences(source: str, args: Namespace) -> list[Example]:
-    if source.startswith("datasets:") or source.endswith((".json", ".jsonl", ".ndjson")):
-        columns = Columns(args.tokens_field, args.tags_field)
+    if source.startswith("datasets:") or is_json(source):
+        flags = ("--tokens-field", "--tags-field")
+        columns = Columns(args.tokens_field, args.tags_field, flags=flags)
         found = (_checked(e) for e in read(source, columns, skip_broken=args.skip_broken))
     else:
         found = _columns(source, args.word_column, args.tag_column)
@@ -63,26 +75,30 @@ def _checked(example: Example) -> Example | DataError:
     if not isinstance(words, list) or not all(isinstance(w, str) for w in words):
         return DataError(f"{example.place}: a list of words is expected, not {str(words)[:40]!r}")
     tags = [None] * len(words) if tags is None else tags
-    if not isinstance(tags, list) or len(tags) != len(words):
+    if not isinstance(tags, list):
+        return DataError(f"{example.place}: the tags are {tags!r}; a list of them is expected")
+    if len(tags) != len(words):
         return DataError(f"{example.place}: {len(words)} words and {len(tags)} tags")
+    if any(isinstance(t, int) for t in tags):  # class numbers, which `named` replaces
+        return example._replace(label=[None if t in (None, -100) else str(t) for t in tags])
     return example._replace(label=iob2([None if t in (None, NO_TAG) else str(t) for t in tags]))
 
 
 def _columns(path: str, word: int, tag: int) -> Iterator[Example | DataError]:
     """Sentences of a file in columns; a broken line breaks its sentence."""
-    width, found, broken = None, [], None
-    for number, line in enumerate([*decoded(path).splitlines(), ""], start=1):
-        cells = line.split("\t") if "\t" in line else line.split()
-        if cells and cells[0] == "-DOCSTART-":
-            continue
+    lines = [line.split("\t") if "\t" in line else line.split() for line in _lines(path)]
+    width = Counter(map(len, filter(None, lines))).most_common(1)[0][0] if any(lines) else 1
+    if width == 1 and path.endswith(".csv"):
+        raise DataError(f"{path}: columns with white space between them are expected, no CSV.")
+    found, broken = [], None
+    for number, cells in enumerate([*lines, []], start=1):
         if cells:
-            width = width or len(cells)
             if not -width <= word < width or not -width <= tag < width:
                 raise DataError(
                     f"{path}:{number}: {width} columns; --word-column or --tag-column is beyond."
                 )
             if len(cells) != width or not all(cell.strip() for cell in cells):
-                text = f"{len(cells)} columns, where the first line has {width}"
+                text = f"{len(cells)} columns, where most lines have {width}"
                 broken = broken or DataError(f"{path}:{number}: {text}")
             found.append((number, cells))
         elif found:
@@ -93,7 +109,27 @@ def _columns(path: str, word: int, tag: int) -> Iterator[Example | DataError]:
             found, broken = [], None
 
 
+def _lines(path: str) -> list[str]:
+    """The lines of a file, empty for what is neither a word nor part of a sentence."""
+    lines = decoded(path).splitlines()
+    other = [x.startswith("-DOCSTART-") or (x.startswith("# ") and " = " in x) for x in lines]
+    return ["" if no else line for no, line in zip(other, lines, strict=True)]
+
+
 # Entities.
+
+
+def named(example: Example, names: Sequence[str]) -> list[str | None]:
+    """The tags of a sentence by their names, where a file has the numbers of the classes."""
+    tags = example.label
+    if not any(tag is not None and tag.isdigit() for tag in tags):
+        return tags
+    if all(name.isdigit() for name in names):
+        raise DataError(
+            f"{example.place}: the tags are numbers. Say what they stand for: --label-names O,..."
+        )
+    ids = [label_id(tag, names, example.place) for tag in tags]
+    return iob2([None if i == UNLABELLED else names[i] for i in ids])
 
 
 def split_tag(tag: str | None) -> tuple[str, str]:
@@ -142,9 +178,12 @@ def entity_scores(
         for row, first, number in zip(tags, firsts, numbers.tolist(), strict=True):
             if number < 0 or None in examples[number].label:
                 continue
-            gold = examples[number].label
-            guess = [names[t] for t in row[first.bool()].tolist()]
-            ours, theirs = entities(guess + ["O"] * (len(gold) - len(guess))), entities(gold)
+            gold = named(examples[number], names)
+            guess = ["O"] * len(gold)  # of words beyond the length, or without any token
+            for tag, word in zip(row.tolist(), first.tolist(), strict=True):
+                if word:
+                    guess[word - 1] = names[tag]
+            ours, theirs = entities(guess), entities(gold)
             hits, found, there = hits + len(ours & theirs), found + len(ours), there + len(theirs)
     scores = {"precision": hits / max(found, 1), "recall": hits / max(there, 1)}
     return {**scores, "f1": 2 * hits / max(found + there, 1)}
@@ -156,7 +195,8 @@ def entity_scores(
 def rows(
     examples: Sequence[Example], tokenizer: Any, names: Sequence[str], args: Namespace
 ) -> list[dict[str, Any]]:
-    """Token numbers, and at the first token of each word its class; elsewhere UNLABELLED."""
+    """Token numbers, and at the first token of each word its class and its number from 1;
+    elsewhere UNLABELLED and 0."""
     if not tokenizer.is_fast:
         raise DataError(
             "this tokenizer does not say which word a token is of; a fast one is needed."
@@ -169,11 +209,14 @@ def rows(
         first = [
             w is not None and w != before for w, before in zip(place, [None, *place], strict=False)
         ]
-        ids = [label_id(tag, names, example.place) for tag in example.label]
+        ids = [
+            label_id(tag, names, f"{example.place}, word {w}")
+            for w, tag in enumerate(named(example, names), start=1)
+        ]
         made.append({
             **row,
             "labels": [ids[w] if f else UNLABELLED for f, w in zip(first, place, strict=True)],
-            "words": [int(f) for f in first],
+            "words": [w + 1 if f else 0 for f, w in zip(first, place, strict=True)],
             "index": number,
         })  # fmt: skip
     return made
@@ -197,6 +240,7 @@ TASK = Task(
     metrics=metrics,
     best="entities/f1",
     positions=batch.words,
+    flag="--tag-column, or --tags-field",
 )
 
 

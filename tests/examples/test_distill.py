@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import sys
 import types
@@ -208,7 +209,7 @@ def test_a_broken_row_is_named_or_left_out(scripts, teacher, tmp_path, capsys):
     lines[6] = "\t1"
     path = write(tmp_path / "broken.tsv", lines)
     said = refused(scripts, teacher, tmp_path / "run", "--train", path)
-    assert "broken.tsv:4: 1 columns, where the first line has 2" in said and "2 broken" in said
+    assert "broken.tsv:4: 1 column, where most rows have 2" in said and "2 broken" in said
     distil(scripts, teacher, tmp_path / "run", "--train", path, "--skip-broken")
     shown = capsys.readouterr().out
     assert "left out 2 broken rows" in shown and "train: 8 examples" in shown
@@ -239,13 +240,13 @@ def test_an_unknown_column_lists_those_there_are(scripts, teacher, tmp_path):
     said = refused(scripts, teacher, tmp_path, "--train", path, "--text-column", "review")
     assert "no column 'review'; it has stars, review_body" in said
     said = refused(scripts, teacher, tmp_path, "--train", path)
-    assert "header that is not known" in said
+    assert "is ['stars', 'review_body'] a header?" in said
 
 
 def test_an_unknown_label_in_dev(scripts, teacher, train, tmp_path):
     dev = write(tmp_path / "dev.tsv", ["a film\t1", "a story\tmaybe"])
     said = refused(scripts, teacher, tmp_path / "run", "--train", train, "--dev", dev)
-    assert "dev.tsv:2: label 'maybe' is unknown; the model has 0, 1" in said
+    assert "dev.tsv:2: label 'maybe' is none of the classes, 0, 1" in said
 
 
 def test_labels_that_are_missing_where_they_are_needed(scripts, teacher, train, tmp_path):
@@ -293,3 +294,141 @@ def test_another_objective_in_the_same_folder(scripts, teacher, train, tmp_path)
     distil(scripts, teacher, tmp_path, "--train", train)
     said = refused(scripts, teacher, tmp_path, "--train", train, "--temperature", "2")
     assert "temperature" in said and "--no-resume" in said
+
+
+def texts_of(scripts, path: Path, content: str | bytes, *flags: str):
+    """Text, second text and label of every row."""
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+    args = scripts.distill_bert.arguments().parse_args(["--teacher", "x", *flags])
+    return [(e.text, e.pair, e.label) for e in scripts.distill_bert.read_texts(str(path), args)]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "flags", "expected"),
+    [
+        ("a.tsv.gz", gzip.compress(b"a\t1\nb\t0\n"), "", [("a", None, "1"), ("b", None, "0")]),
+        ("a.csv", "review,stars\na,4.0\nb,-1\n", "", [("a", None, "4"), ("b", None, "-1")]),
+        ("a.tsv", "premise\thypothesis\tlabel\na\tb\tyes\n", "", [("a", "b", "yes")]),
+        ("a.tsv", "premise\thypothesis\tlabel\na\tb\t1", "--pair-column=", [("a", None, "1")]),
+        ("a.jsonl", '{"x": {"y": "a"}, "label": true}', "--text-column=x.y", [("a", None, "True")]),
+        (
+            "a.jsonl",
+            '{"text": "a"}\n{"text": "b", "label": NaN}\n{"text": "c", "label": 1}',
+            "",
+            [("a", None, None), ("b", None, None), ("c", None, "1")],
+        ),
+        ("a.csv", "text\tlabel\na\t1\n", "--delimiter=tab", [("a", None, "1")]),
+        ("a.tsv", "x\na\t1\nb\t0\n", "--skip-broken", [("a", None, "1"), ("b", None, "0")]),
+    ],
+    ids=["gz", "floats", "pair", "no pair", "nested", "label later", "delimiter", "first broken"],
+)
+def test_other_forms_of_rows(scripts, tmp_path, name, content, flags, expected):
+    assert texts_of(scripts, tmp_path / name, content, *flags.split()) == expected
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.csv", 'text,label\na,1\n"b,0\nc,1\n', r"a.csv:3: a quote .* is never closed"),
+        ("a.csv", 'text,label\na,1\n"b" c,0\n', r'a.csv:3: .* written twice: ""'),
+        ("a.csv", "text;label\na, b;1\nc;0\n", r"separated by ';'.*--delimiter ';'"),
+        ("a.tsv", "a film,1\nbad,0\n", r"separated by ','.*--delimiter ','"),
+        ("a.tsv", "text\ttext\na\tb\n", r"has 'text' twice"),
+        ("a.tsv", "text\na\t1\nb\t0\n", r"a.tsv:1: 1 column in the header, and 2 in most"),
+        ("a.tsv", "only\na film\t1\nbad\t0\n", r"a.tsv:1: 1 column, where most rows have 2"),
+        ("a.tsv.gz", b"plain", r"not a gzip file"),
+        ("a.tsv", "a film\t1\n".encode("utf-16"), r"iconv -f utf-16"),
+        ("a.json", '["a film", "b"]', r"item 0: no object: 'a film' \(2 broken"),
+        ("a.jsonl", '{"text": 5}', r"a.jsonl:1: 'text' is 5; a text is expected"),
+        ("a.jsonl", '{"text": "a"}\n{"label": 1}', r"a.jsonl:2: 'text' is missing"),
+        ("a.jsonl", '{"text": ["a"]}\n{"text": "b"}', r"a.jsonl:2: .* a list of words is expected"),
+    ],
+)
+def test_files_that_are_wrong(scripts, tmp_path, name, content, message):
+    with pytest.raises(scripts._text.DataError, match=message):
+        texts_of(scripts, tmp_path / name, content)
+
+
+def test_a_column_of_labels_that_is_not_known_is_told(scripts, tmp_path, capsys):
+    texts_of(scripts, tmp_path / "a.tsv", "text\tmood\na\t1\n")
+    assert "no column of labels is known among text, mood" in capsys.readouterr().out
+
+
+def test_labels_and_the_names_of_classes(scripts):
+    number, order = scripts._text.label_id, scripts._text.label_names
+    assert order(["1", "-1", "b", "10", "a", None, "2"]) == ["-1", "1", "2", "10", "a", "b"]
+    assert [number(x, ["0", "1"], "x:1") for x in ("1", "True", "false")] == [1, 1, 0]
+    assert number("NEGATIVE", ["positive", "negative"], "x:1") == 1
+    assert number("1", ["positive", "negative"], "x:1") == 1
+    assert number("true", ["True", "False"], "x:1") == 0
+    assert number(None, ["0", "1"], "x:1") == -100
+    for label in ("2", "-1", "x", ["1", "0"]):
+        with pytest.raises(scripts._text.DataError, match="x:1"):
+            number(label, ["0", "1"], "x:1")
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        ["--lr", "-1"], ["--lr", "nan"], ["--clip", "0"], ["--temperature", "0"],
+        ["--device", "gpu"], ["--delimiter", "||"], ["--label-names", "0,0"],
+        ["--layer-map", "unifrom"], ["--weight-decay", "-1"], ["--student-layers", "0"],
+    ],
+)  # fmt: skip
+def test_wrong_values_of_flags_are_two_lines(scripts, flags, capsys):
+    with pytest.raises(SystemExit):
+        scripts.distill_bert.main(["--teacher", "x", *flags])
+    lines = capsys.readouterr().err.splitlines()
+    assert len(lines) == 2 and flags[0] in lines[0] and flags[1] in lines[0]
+
+
+def test_folders_and_columns_that_are_wrong(scripts, teacher, train, tmp_path):
+    said = refused(scripts, teacher, tmp_path, "--train", str(tmp_path))
+    assert "is a folder; a file is expected" in said
+    said = refused(scripts, teacher, Path(train), "--train", train)
+    assert "is a file; a folder is expected" in said
+    said = refused(scripts, str(tmp_path / "nowhere"), tmp_path, "--train", train)
+    assert "there is no such folder" in said and "\n" not in said
+    more = ("--student", teacher, "--student-layers", "2")
+    said = refused(scripts, teacher, tmp_path, "--train", train, *more)
+    assert "--student and --student-layers do not go together" in said
+    many = write(tmp_path / "many.tsv", [f"{t}\tid{i}" for i, (t, _) in enumerate(sentences(48))])
+    said = refused(scripts, teacher, tmp_path, "--train", many, "--finetune")
+    assert "id0" in said
+
+
+def test_a_text_in_words(scripts, teacher, tmp_path):
+    rows = [{"tokens": t.split(), "label": int(y)} for t, y in sentences(12)]
+    path = write(tmp_path / "x.jsonl", [json.dumps(row) for row in rows])
+    assert distil(scripts, teacher, tmp_path / "run", "--train", path)["steps"] == 2
+
+
+@pytest.fixture(scope="module")
+def without_padding(base, tmp_path_factory) -> str:
+    """A GPT-2, which has no token to pad with."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    tokenizer = hf.AutoTokenizer.from_pretrained(base)
+    hf.PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer.backend_tokenizer, unk_token="[UNK]", eos_token="[SEP]"
+    ).save_pretrained(folder)
+    config = hf.GPT2Config(
+        vocab_size=len(tokenizer), n_embd=16, n_head=2, n_layer=2, n_positions=32,
+        bos_token_id=2, eos_token_id=3,
+    )  # fmt: skip
+    hf.GPT2ForSequenceClassification(config).save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.mark.parametrize("flags", [(), ("--student-hidden", "8")])
+def test_a_teacher_without_a_padding_token(scripts, without_padding, train, tmp_path, flags):
+    done = distil(scripts, without_padding, tmp_path, "--train", train, "--dev", train, *flags)
+    assert done["steps"] == 2 and 0 <= done["dev"]["accuracy"] <= 1
+    student = hf.AutoModelForSequenceClassification.from_pretrained(tmp_path / "student")
+    assert student.config.pad_token_id == 3
+
+
+def test_a_limit_that_counts_from_behind_the_padding(scripts):
+    longest = scripts._models.longest
+    assert longest(hf.RobertaConfig(max_position_embeddings=514, pad_token_id=1), 128) == 512
+    assert longest(hf.BertConfig(max_position_embeddings=512), 128) == 512
+    assert longest(hf.XLNetConfig(), 128) == 128

@@ -111,7 +111,7 @@ def test_labels_are_at_the_first_token_of_a_word(scripts, base):
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
     (row,) = scripts.distill_ner.rows([example], tokenizer, ["O", "B-LOC"], args)
     assert tokenizer.convert_ids_to_tokens(row["input_ids"])[1:4] == ["film", "##s", "paris"]
-    assert row["labels"] == [-100, 0, -100, 1, -100] and row["words"] == [0, 1, 0, 1, 0]
+    assert row["labels"] == [-100, 0, -100, 1, -100] and row["words"] == [0, 1, 0, 2, 0]
 
 
 def test_words_beyond_the_length_are_missed(scripts):
@@ -127,7 +127,9 @@ def test_a_broken_line_of_a_tagged_file(scripts, base, tmp_path):
     lines[4] = "in"
     write(tmp_path / "train.txt", lines)
     args = scripts.distill_ner.arguments().parse_args(["--teacher", "x"])
-    with pytest.raises(scripts._text.DataError, match=r"train.txt:5: 1 columns, where .* has 4"):
+    with pytest.raises(
+        scripts._text.DataError, match=r"train.txt:5: 1 columns, where most lines have 4"
+    ):
         scripts.distill_ner.read_sentences(path, args)
     args.skip_broken = True
     assert len(scripts.distill_ner.read_sentences(path, args)) == 4
@@ -139,3 +141,54 @@ def test_words_in_json_lines_without_tags(scripts, tmp_path):
     args = scripts.distill_ner.arguments().parse_args(["--teacher", "x"])
     found = scripts.distill_ner.read_sentences(path, args)
     assert [e.label for e in found] == [["B-PER", "O"], [None, None]]
+
+
+def test_a_word_without_tokens_shifts_no_other_word(scripts):
+    """Entity scores by hand: 3 entities, 2 guessed, 1 of them right."""
+    names = ["O", "B-PER", "B-LOC"]
+    example = scripts._text.Example(["x", "anna", "rome", "paris"], ["O", *names[1:], "B-LOC"], "x")
+    tags, words = torch.tensor([[0, 1, 0, 1]]), torch.tensor([[0, 2, 0, 3]])
+    scores = scripts.distill_ner.entity_scores(
+        [example], names, [tags], [words], [torch.tensor([0])]
+    )
+    assert scores == {"precision": 1 / 2, "recall": 1 / 3, "f1": 2 / 5}
+
+
+def sentences_of(scripts, path: Path, content: str, *flags: str):
+    path.write_text(content)
+    args = scripts.distill_ner.arguments().parse_args(["--teacher", "x", *flags])
+    return scripts.distill_ner.read_sentences(str(path), args)
+
+
+def test_tags_as_numbers_stand_for_the_classes(scripts, tmp_path):
+    names = ["O", "B-PER", "I-PER"]
+    row = '{"tokens": ["anna", "maria", "went"], "ner_tags": [1, 2, 0]}'
+    (example,) = sentences_of(scripts, tmp_path / "x.jsonl", row)
+    assert scripts.distill_ner.named(example, names) == ["B-PER", "I-PER", "O"]
+    with pytest.raises(
+        scripts._text.DataError, match=r"x.jsonl:1: the tags are numbers.*--label-n"
+    ):
+        scripts.distill_ner.named(example, ["0", "1", "2"])
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("a.txt", "anna\nin O\nrome B-LOC\n", r"a.txt:1: 1 columns, where most lines have 2"),
+        ("a.csv", "anna,B-PER\nin,O\n", "no CSV"),
+        ("a.jsonl", '{"tokens": ["a", "b"], "tags": "O O"}', "the tags are 'O O'; a list"),
+        ("a.jsonl", '{"tokens": ["a", 5], "tags": ["O", "O"]}', "a list of words is expected"),
+        ("a.jsonl", '{"tokens": ["a"], "tags": ["O", "O"]}', "a.jsonl:1: 1 words and 2 tags"),
+        ("a.jsonl", '{"w": ["a"], "t": ["O"]}', "It has w, t; say --tokens-field"),
+    ],
+)
+def test_tagged_files_that_are_wrong(scripts, tmp_path, name, content, message):
+    with pytest.raises(scripts._text.DataError, match=message):
+        sentences_of(scripts, tmp_path / name, content)
+
+
+def test_comments_and_the_end_without_an_empty_line(scripts, tmp_path):
+    content = "# sent_id = 1\nanna B-PER\nin O\n\n# sent_id = 2\n# B-PER\nrome B-LOC"
+    found = sentences_of(scripts, tmp_path / "x.txt", content)
+    assert [e.text for e in found] == [["anna", "in"], ["#", "rome"]]
+    assert found[1].place.endswith("x.txt:6")

@@ -22,7 +22,7 @@ FAST = ["--no-compile", "--max-length", "16", "--batch-size", "8", "--device", "
 def scripts():
     """The modules of the folder, which are no package."""
     sys.path.insert(0, str(EXAMPLES))
-    names = ("distill_bert", "distill_ner", "_text", "_batches")
+    names = ("distill_bert", "distill_ner", "_text", "_batches", "_models")
     yield types.SimpleNamespace(**{n: importlib.import_module(n) for n in names})
     sys.path.remove(str(EXAMPLES))
 
