@@ -5,6 +5,8 @@
     loss.backward()
     optimizer.step()
 
+With an `ema` model one call more, after the optimizer's: `loss_fn.update_ema(step)`.
+
 What the core does with tensors that are passed in, this does with the tensors of the modules
 themselves, so that any loop that holds modules (plain PyTorch, HF Trainer, Lightning,
 Accelerate) and any optimizer works as before.
@@ -15,7 +17,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Generator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -27,7 +29,8 @@ from fkd._mean import Mean
 from fkd._objective import Aux, Objective, Parts
 from fkd._types import Batch
 from fkd.loops._batch import signature, tensors_only
-from fkd.loops._compile import unlimited_recompilation
+from fkd.loops._compile import compiled, unlimited_recompilation
+from fkd.loops._gradient import gradients
 
 
 def bind(
@@ -47,7 +50,7 @@ def bind(
     Raises:
       ObjectiveError: the objective is mistaken. What shows only on a batch is raised by the
         first call.
-      ValueError: a name is not a model of the objective, or a model is an `ema`.
+      ValueError: a name is not a model of the objective.
 
     Example:
       >>> net = torch.nn.Linear(4, 3)
@@ -63,13 +66,6 @@ def bind(
     unknown = sorted(modules.keys() - objective.models.keys())
     if unknown:
         raise ValueError(f"bind: no model {unknown}; the objective has {sorted(objective.models)}.")
-    followers = sorted(n for n, m in objective.models.items() if m.kind == "ema")
-    if followers:
-        raise ValueError(
-            f"bind: {followers} are ema models, which a loop of fkd moves after every update. Use "
-            "fkd.loops.train_step, or keep the average yourself (torch.optim.swa_utils) and "
-            "declare it frozen."
-        )
     if modules:
         models = {
             n: replace(m, module=modules.get(n, m.module)) for n, m in objective.models.items()
@@ -86,6 +82,9 @@ class Bound(nn.Module):
     Frozen models are no submodules, so they are neither optimized nor saved with it; they
     follow to the device of the others, and are never changed.
 
+    An `ema` model starts as a copy of the model that it follows, and moves when `update_ema` is
+    called; its tensors are buffers, so that they are saved in `state_dict()` and not optimized.
+
     As everywhere in PyTorch the modules say whether they train: with `model.train()` there are
     dropout and batch statistics, with `model.eval()` there are not. Autocast around the call
     holds for the models; losses stay in float32.
@@ -98,14 +97,16 @@ class Bound(nn.Module):
         self.models = nn.ModuleDict(
             {n: m.module for n, m in objective.models.items() if m.kind == "trainable" and m.module}
         )
+        self.averages = nn.ModuleDict(
+            {n: _Average(_followed(objective, n)) for n, m in objective.models.items() if m.of}
+        )
         leaves, self._loss_state_tree = pytree.tree_flatten(parts.loss_state)
         for i, leaf in enumerate(leaves):
             self.register_buffer(f"loss_state_{i}", leaf)
         self._loss_state_size = len(leaves)
         self._options: dict[str, Any] | None = None
         if compile is not False:
-            self._options = {"fullgraph": True, "dynamic": False}
-            self._options.update({} if compile is True else compile)
+            self._options = {} if compile is True else dict(compile)
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._frozen: dict[torch.device, tuple[Any, Any]] = {}
         self._seen: set[Any] = set()
@@ -137,6 +138,23 @@ class Bound(nn.Module):
         self._write(aux)
         return loss, aux
 
+    @torch.no_grad()
+    def update_ema(self, step: int = 0) -> None:
+        """Move every `ema` model: `e = decay * e + (1 - decay) * student`.
+
+        Once for each update, after `optimizer.step()`, with the same `step` as the loss. In a
+        loop that is not yours, from its callback: `on_step_end` of a HF `Trainer`,
+        `on_before_zero_grad` of Lightning.
+
+        Args:
+          step: the number of the update, at which a scheduled decay is evaluated.
+        """
+        scalars = self.objective.scalars(step)
+        for name, average in self.averages.items():
+            decay = scalars.get(f"{name}/decay", self.objective.models[name].decay)
+            source = _followed(self.objective, name)
+            cast(_Average, average).follow(source, float(decay))
+
     def _run(self, fn: Callable[..., Any], batch: Batch, step: int) -> Any:
         parts = self._parts()
         device = next(p.device for held in parts.trainable.values() for p in held.values())
@@ -159,9 +177,7 @@ class Bound(nn.Module):
             def run(parts: Parts, scalars: Any, batch: Any) -> Any:
                 return fn(objective, parts, scalars, batch, dtype)
 
-            if self._options is not None:
-                run = torch.compile(run, **self._options)
-            self._functions[key] = run
+            self._functions[key] = compiled(run, self._options)
         return self._functions[key]
 
     @staticmethod
@@ -173,13 +189,14 @@ class Bound(nn.Module):
 
     @staticmethod
     def _grads(objective: Objective, parts: Parts, scalars: Any, batch: Any, dtype: Any) -> Any:
-        def loss_of(trainable: Any) -> Any:
-            return Bound._loss(
-                objective, parts._replace(trainable=trainable), scalars, batch, dtype
+        leaves = [p for held in parts.trainable.values() for p in held.values()]
+        with torch.enable_grad():
+            loss, aux = objective(
+                *parts[:3], batch, loss_state=parts.loss_state, scalars=scalars, autocast=dtype
             )
-
-        grads, (loss, aux) = torch.func.grad_and_value(loss_of, has_aux=True)(parts.trainable)
-        return grads, loss, aux
+            found = iter(gradients(loss, leaves))
+        grads = {n: {k: next(found) for k in held} for n, held in parts.trainable.items()}
+        return grads, loss.detach(), _detached(aux)
 
     def _modes(self) -> tuple[bool, ...]:
         """Which of the trainable models are in train mode."""
@@ -205,6 +222,8 @@ class Bound(nn.Module):
         held = still | {
             n: _buffers(m.module, lambda b: b.detach().clone()) for n, m in models.items()
         }
+        for name, average in self.averages.items():
+            fixed[name], held[name] = cast(_Average, average).tensors()
         states = [getattr(self, f"loss_state_{i}") for i in range(self._loss_state_size)]
         loss_state = pytree.tree_unflatten(states, self._loss_state_tree)
         return Parts(trainable, _filled(fixed), _filled(held), loss_state)
@@ -242,6 +261,50 @@ class Bound(nn.Module):
         with unlimited_recompilation():
             yield
         self._seen.add(shape)
+
+
+class _Average(nn.Module):
+    """The moving average of a module's parameters and buffers; itself only buffers."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self._parameter_names = [n for n, _ in module.named_parameters()]
+        self._buffer_names = [n for n, _ in module.named_buffers()]
+        for name, tensor in _named_tensors(module).items():
+            self.register_buffer(_key(name), tensor.detach().clone())
+
+    def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+        """Parameters and buffers, by the names that the module has for them."""
+        held = dict(self.named_buffers())
+        names = self._parameter_names, self._buffer_names
+        parameters, buffers = ({n: held[_key(n)] for n in found} for found in names)
+        return parameters, buffers
+
+    def follow(self, module: nn.Module, decay: float) -> None:
+        """Move towards a module; what is counted and not averaged is copied."""
+        held = dict(self.named_buffers())
+        for name, new in _named_tensors(module).items():
+            old = held[_key(name)]
+            if old.is_floating_point():
+                old.lerp_(new.to(old), 1 - decay)
+            else:
+                old.copy_(new)
+
+
+def _key(name: str) -> str:
+    """A dotted name as a buffer's, which may have no dots."""
+    return name.replace(".", "/")
+
+
+def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
+    return {**dict(module.named_parameters()), **dict(module.named_buffers())}
+
+
+def _followed(objective: Objective, name: str) -> nn.Module:
+    """The module that an `ema` model follows."""
+    module = objective.model(name).module
+    assert module is not None
+    return module
 
 
 def _buffers(module: nn.Module | None, take: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import os
+import socket
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +16,8 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, module, student, teacher, term
 from fkd.interop.modules import bind
-from fkd.losses import cross_entropy, dino, dino_init, kl, mse
+from fkd.loops import train_step
+from fkd.losses import cross_entropy, dino, dino_init, head, kl, mse
 
 COMPILE = {"backend": "aot_eager"}
 
@@ -29,6 +33,17 @@ class Net(nn.Module):
     def forward(self, x: Tensor) -> Any:
         hidden = torch.relu(self.norm(self.first(x)))
         return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+class Headed(nn.Module):
+    """Gives the input of its output projection."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 12, bias=False)
+
+    def forward(self, x: Tensor) -> Any:
+        return {"hidden": torch.tanh(self.body(x))}
 
 
 class Setting:
@@ -206,13 +221,115 @@ def test_mistakes_are_reported_by_name() -> None:
             student=fkd.trainable(setting.student, inputs=lambda b: b["x"]),
         )
         bind(broken)(setting.batches[0])
-    followed = fkd.Objective(
+
+
+def follows(decay: Any) -> fkd.Objective:
+    """A student with batch statistics, and a teacher that follows it."""
+    torch.manual_seed(0)
+    return fkd.Objective(
+        {
+            "labels": term(cross_entropy, student.logits, batch.labels),
+            "kd": term(kl, student.logits, teacher.logits, weight=2.0),
+        },
+        student=fkd.trainable(Net(6), inputs=lambda b: b["x"]),
+        teacher=fkd.ema("student", decay=decay),
+    )
+
+
+@pytest.mark.parametrize("decay", [0.5, fkd.schedules.linear(0.5, 0.9, 4)], ids=["fixed", "moving"])
+def test_an_average_follows_as_in_a_step(decay: Any) -> None:
+    batches = Setting().batches
+    step = train_step(follows(decay), lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
+    state = step.init()
+    for fields in batches:
+        state, _ = step(state, fields)
+    bound = bind(follows(decay))
+    optimizer = torch.optim.SGD(bound.parameters(), lr=0.1)
+    for i, fields in enumerate(batches):
+        bound(fields, i)[0].backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        bound.update_ema(i)
+    torch.testing.assert_close(
+        dict(bound.models.student.named_parameters()), state.trainable["student"]
+    )
+    expected = {**state.frozen["teacher"], **state.buffers["teacher"]}
+    saved = bound.state_dict()
+    found = {n: saved[f"averages.teacher.{n.replace('.', '/')}"] for n in expected}
+    torch.testing.assert_close(found, expected)
+    assert len(found) == len(bound.models.student.state_dict())
+    resumed = bind(follows(decay))
+    resumed.load_state_dict(saved)
+    torch.testing.assert_close(resumed(batches[0], 3)[0], bound(batches[0], 3)[0])
+
+
+@pytest.mark.compile
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated")  # by the compiler itself
+def test_the_backward_of_a_chunked_head_is_used_in_the_graph() -> None:
+    """torch.func.grad in a compiled graph would differentiate its forward instead."""
+
+    def gradients(compile: Any) -> list[Tensor | None]:
+        torch.manual_seed(0)
+        bodies = {n: Headed() for n in ("student", "teacher")}
+        divergence = term(
+            head.head_divergence,
+            student.hidden, student.param("head.weight"),
+            teacher.hidden, teacher.param("head.weight"),
+            divergence=head.kl(), chunk_size=3,
+        )  # fmt: skip
+        objective = fkd.Objective(
+            {"head": divergence},
+            student=fkd.trainable(bodies["student"]),
+            teacher=fkd.frozen(bodies["teacher"]),
+        )
+        bound = bind(objective, compile=compile)
+        bound.backward({"x": torch.randn(7, 4)})
+        return [p.grad for p in bound.parameters()]
+
+    expected = gradients(False)
+    assert all(g is not None and g.abs().sum() > 0 for g in expected)
+    torch.testing.assert_close(gradients(COMPILE), expected)
+
+
+def parallel_worker(rank: int, port: int, folder: str) -> None:
+    """One process of two: trains on its half, and writes the weights that it has after it."""
+    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", rank=rank, world_size=2)
+    found = train_in_halves(lambda m: nn.parallel.DistributedDataParallel(m), [rank])
+    torch.save(found, f"{folder}/{rank}.pt")
+    torch.distributed.destroy_process_group()
+
+
+def train_in_halves(wrap: Any, halves: list[int]) -> dict[str, Tensor]:
+    """Three updates by the mean of the gradients of the given halves of each batch."""
+    torch.manual_seed(0)
+    objective = fkd.Objective(
         term(kl, student.logits, teacher.logits),
         student=fkd.trainable(nn.Linear(4, 3)),
-        teacher=fkd.ema("student"),
+        teacher=fkd.frozen(nn.Linear(4, 3)),
     )
-    with pytest.raises(ValueError, match=r"\['teacher'\] are ema models"):
-        bind(followed)
+    loss_fn = wrap(bind(objective))
+    optimizer = torch.optim.Adam(loss_fn.parameters(), lr=0.1)
+    generator = torch.Generator().manual_seed(1)
+    for step in range(3):
+        parts = torch.randn(8, 4, generator=generator).chunk(2)
+        for half in halves:
+            (loss_fn(parts[half], step)[0] / len(halves)).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return {n.removeprefix("module."): x for n, x in loss_fn.state_dict().items()}
+
+
+@pytest.mark.slow
+def test_data_parallel_training_agrees_on_all_ranks(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.spawn(parallel_worker, (port, str(tmp_path)), nprocs=2)
+    first, second = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    torch.testing.assert_close(first, second, rtol=0, atol=0)
+    torch.testing.assert_close(first, train_in_halves(lambda m: m, [0, 1]))
 
 
 @pytest.mark.compile
