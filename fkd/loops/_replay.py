@@ -6,7 +6,7 @@ from step to step is marked, so that it is read there and not copied into the gr
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -19,7 +19,7 @@ T = TypeVar("T")
 def mark_static(tensors: Iterable[Tensor]) -> None:
     """Say that these stay where they are. Where they do not, a graph is captured anew."""
     for x in tensors:
-        torch._dynamo.mark_static_address(x)  # pyright: ignore[reportPrivateImportUsage]
+        torch._dynamo.mark_static_address(x)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 
 
 def copied(tree: T) -> T:
@@ -57,6 +57,6 @@ def copied_into(old: Any, new: Any) -> Any:
     return pytree.tree_map(own, old, new)
 
 
-def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:
     if targets:
         torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
