@@ -42,7 +42,7 @@ from ._config import (
     terms_from_config,
     wanted_of,
 )
-from ._given import adaptors_of, for_each, form_for, is_one, named_teachers, output_of, still
+from ._given import adaptors_of, form_for, inputs_of, is_one, named_teachers, output_of, still
 from ._loss_model import MultiLayerBasedDistillationLoss
 from ._plain import PlainTotal, leaves
 
@@ -152,7 +152,7 @@ class KnowledgeDistiller:
         if not self.student_model.training:
             self.student_model.train()
         self._refresh()
-        given = self._inputs(batch)
+        given = inputs_of(self.train_data_adaptor(self.device, batch), list(self._teachers))
         tensors = {name: split(value) for name, value in given.items()}
         layouts = {name: layout for name, (_, layout) in tensors.items()}
         fields: dict[str, Any] = {name: found for name, (found, _) in tensors.items()}
@@ -246,16 +246,6 @@ class KnowledgeDistiller:
         )
         self.compile = False
         self._bound.clear()
-
-    def _inputs(self, batch: Any) -> dict[str, Any]:
-        """What each model is called with, by its name."""
-        given = self.train_data_adaptor(self.device, batch)
-        if not isinstance(given, tuple | list) or len(given) != 2:
-            raise ValueError(
-                f"train_data_adaptor gave a {type(given).__name__}; a pair (teacher_input, "
-                "student_input) is expected."
-            )
-        return {"student": given[1], **for_each(given[0], list(self._teachers))}
 
     def _bind(self, layouts: dict[str, Layout], given: Any, fields: Any) -> Bound | str:
         """The objective for inputs with these constants; there is one, as a rule. Or why there

@@ -65,6 +65,16 @@ def adaptors_of(loss_model: MultiLayerBasedDistillationLoss, teachers: Sequence[
     return found
 
 
+def inputs_of(given: Any, teachers: Sequence[str]) -> dict[str, Any]:
+    """What each model is called with, by its name, from what a data adaptor gave."""
+    if not isinstance(given, tuple | list) or len(given) != 2:
+        raise ValueError(
+            f"train_data_adaptor gave a {type(given).__name__}; a pair (teacher_input, "
+            "student_input) is expected."
+        )
+    return {"student": given[1], **for_each(given[0], teachers)}
+
+
 def for_each(given: Any, names: Sequence[str]) -> dict[str, Any]:
     """The input of each teacher: its own, where there are several inputs, or the one there is."""
     if len(names) > 1:
