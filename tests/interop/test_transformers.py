@@ -9,12 +9,14 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import transformers as hf
 from torch import Tensor
 
+import fkd
 from fkd._apply import skeleton
 from fkd.interop.transformers import Capture, default_inputs, prepare
 
-from .tiny import CLASSES, INTERFACE, PARTS, batch_for, counted, eager, maps, tiny
+from .tiny import CLASSES, INTERFACE, OWN, PARTS, batch_for, counted, eager, maps, tiny
 
 KINDS = ("attention", "attention_scores", "query", "key", "value")
 
@@ -77,7 +79,7 @@ def test_gradients_of_maps_are_those_of_the_eager_path(name: str) -> None:
     assert reached > 2
 
 
-@pytest.mark.parametrize("name", INTERFACE)
+@pytest.mark.parametrize("name", CLASSES)
 def test_scores_are_what_the_softmax_is_taken_of(name: str) -> None:
     parts = _parts(name)
     _, found, _ = _run(name, [Capture("attention_scores", 1, p) for p in parts])
@@ -112,13 +114,98 @@ def test_states_are_what_the_eager_function_is_given(
         assert ours.shape[1] == (2 if grouped else theirs.shape[1])
 
 
-def test_projections_of_a_model_without_the_interface() -> None:
-    _, found, model = _run("deberta", [Capture(k, 1) for k in ("query", "value")])
-    hidden = _run("deberta", [], [("hidden_states", 1)])[0]["hidden_states"][1]
-    attention = model.encoder.layer[1].attention.self
-    for kind, projection in (("query", attention.query_proj), ("value", attention.value_proj)):
-        expected = projection(hidden).view(2, 6, 2, 8).transpose(1, 2)
-        torch.testing.assert_close(found[kind, 1, None], expected)
+@pytest.mark.parametrize("name", ["deberta", "mpnet", "gptj"])
+def test_projections_of_a_model_without_the_interface(name: str) -> None:
+    layers = {"deberta": "encoder.layer", "mpnet": "encoder.layer", "gptj": "transformer.h"}
+    modules = {"deberta": ("attention.self", "query_proj", "value_proj")}
+    modules |= {"mpnet": ("attention.attn", "q", "v"), "gptj": ("attn", "", "v_proj")}
+    inner, query, value = modules[name]
+    module = f"{layers[name]}.1.{inner}"
+    _, found, model = _run(name, [Capture(k, 1) for k in ("query", "value")])
+    given = list[Tensor]()
+    attention = model.get_submodule(module)
+    attention.register_forward_pre_hook(
+        lambda _, args, kwargs: given.append((*args, *kwargs.values())[0]), with_kwargs=True
+    )
+    model(**default_inputs(model, batch_for(name)))
+    for kind, projection in (("query", query), ("value", value)):
+        if projection:  # GPT-J rotates its queries
+            expected = getattr(attention, projection)(given[0]).view(2, 6, 2, 8).transpose(1, 2)
+            torch.testing.assert_close(found[kind, 1, None], expected)
+
+
+@pytest.mark.parametrize("name", OWN)
+def test_states_make_the_map(name: str) -> None:
+    """Where nothing is added to the scores but a mask, query and key give the map."""
+    scale, kinds = 8**-0.5, ("query", "key", "value", "attention")
+    _, found, _ = _run(name, [Capture(kind, 1) for kind in kinds])
+    query, key, value, weights = (found[kind, 1, None] for kind in kinds)
+    assert (query.shape[:3] == weights.shape[:3] and key.shape == query.shape == value.shape) or (
+        name == "falcon" and key.shape == value.shape == (2, 1, 6, 8)
+    )
+    if name in ("gptj", "falcon"):
+        scores = query @ key.mT * scale
+        causal = (
+            torch.ones(6, 6).tril().bool() & batch_for(name)["attention_mask"][:, None, None].bool()
+        )
+        expected = scores.masked_fill(~causal, -torch.inf).softmax(-1)
+        where = counted(name, batch_for(name), None)
+        torch.testing.assert_close(_real(weights, where), _real(expected, where))
+
+
+def test_a_sink_has_no_column() -> None:
+    sizes = dict(hidden_size=16, num_attention_heads=2, num_key_value_heads=2, head_dim=8)
+    model = hf.GptOssModel(
+        hf.GptOssConfig(**sizes, num_hidden_layers=2, intermediate_size=16, vocab_size=30,
+                        num_local_experts=2, num_experts_per_tok=1, pad_token_id=0)
+    ).eval()  # fmt: skip
+    with torch.no_grad():
+        for p in model.parameters():
+            p.normal_(std=0.3)
+    prepared = prepare(model, [Capture(k, 0) for k in ("attention", "attention_scores")])
+    model(**batch_for("bert"), use_cache=False)
+    weights, scores = prepared.collect().values()
+    assert weights.shape == scores.shape == (2, 2, 6, 6)
+    shares = weights / weights.sum(-1, keepdim=True)
+    torch.testing.assert_close(scores.softmax(-1)[1], shares[1])
+    assert (weights.sum(-1) < 0.99).any()
+
+
+def test_the_language_model_is_meant_where_no_part_is_named() -> None:
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16)
+    vision = hf.CLIPVisionConfig(**sizes, num_hidden_layers=2, image_size=16, patch_size=8)
+    text = hf.LlamaConfig(**sizes, num_hidden_layers=3, vocab_size=30, pad_token_id=0)
+    model = hf.LlavaModel(hf.LlavaConfig(vision_config=vision, text_config=text)).eval()
+    plain = copy.deepcopy(model)
+    plain.set_attn_implementation("eager")
+    prepared = prepare(model, [Capture("attention", 2)])
+    model(**batch_for("bert"))
+    expected = plain(**batch_for("bert"), output_attentions=True).attentions[2]
+    where = batch_for("bert")["attention_mask"]
+    found = prepared.collect()["attention", 2, None]
+    torch.testing.assert_close(_real(found, where), _real(expected, where))
+    with pytest.raises(ValueError, match=r"part 'audio'; one of \['vision', 'text'\]"):
+        prepare(plain, [Capture("attention", 0, "audio")])
+
+
+def test_a_window_is_refused_and_its_own_maps_can_be_read() -> None:
+    """Longformer has no map of all pairs."""
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=30)
+    config = hf.LongformerConfig(**sizes, num_hidden_layers=2, attention_window=4, pad_token_id=0)
+    model = hf.LongformerModel(config)
+    unused = ["pooler", *(n for n, _ in model.named_parameters() if "_global" in n)]
+
+    def check(ref: Any) -> Any:
+        term = fkd.term(lambda s: s.square().sum((1, 3)).mean(-1), ref)
+        last = fkd.term(lambda s: s.square().mean(-1), fkd.student.last_hidden_state)
+        student = fkd.trainable(model, unused=unused)
+        return fkd.check(fkd.Objective({"map": term, "last": last}, student=student), batch)
+
+    batch = batch_for("bert") | {"input_ids": torch.ones(2, 8).long()}
+    batch["attention_mask"] = torch.ones(2, 8).long()
+    with pytest.raises(fkd.ObjectiveError, match=r"attention\(1\): .* Use \.attentions\[layer\]"):
+        check(fkd.student.attention(1))
+    assert check(fkd.student.attentions[1]).rows
 
 
 @pytest.mark.parametrize("name", ["bert", "llama", "gpt2", "vit"])
@@ -135,7 +222,7 @@ def test_other_layers_stay_on_sdpa(
     assert len(seen) == calls
 
 
-@pytest.mark.parametrize("name", ["bert", "t5", "albert", "deberta", "clip_vision"])
+@pytest.mark.parametrize("name", ["bert", "t5", "albert", "deberta", "falcon", "clip_vision"])
 def test_the_users_model_is_unchanged(name: str) -> None:
     model = tiny(name)
     batch = default_inputs(model, batch_for(name))
@@ -154,7 +241,7 @@ def test_the_users_model_is_unchanged(name: str) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
 
 
-@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "albert"])
+@pytest.mark.parametrize("name", ["bert", "gpt2", "llama", "t5", "albert", "gptj", "falcon"])
 @pytest.mark.compile
 def test_compiled_is_eager_value_and_gradient(name: str) -> None:
     part = _parts(name)[-1]
@@ -219,7 +306,7 @@ def test_all_maps_by_output_path() -> None:
         ("bert", Capture("maps", 0), "kind 'maps'; one of"),
         ("t5", Capture("key", 0), r"part None; one of \['encoder', 'decoder', 'cross'\]"),
         ("t5", Capture("key", 2, "cross"), "of part 'cross'; layers 0 to 1"),
-        ("deberta", Capture("attention_scores", 0), "scores cannot be captured"),
+        ("deberta", Capture("attention_scores", 7), "layers 0 to 2 are expected"),
         ("deberta", Capture("attention", 7), "layers 0 to 2 are expected"),
         ("deberta", Capture("query", 7), "layers 0 to 2 are expected"),
     ],

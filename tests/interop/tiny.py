@@ -10,12 +10,18 @@ import torch
 import transformers as hf
 from torch import Tensor, nn
 
+from fkd.interop.transformers._sites import uses_interface
+
 VOCAB = 30
 _SIZES = dict(hidden_size=16, num_attention_heads=2, num_hidden_layers=3, intermediate_size=16)
 _TEXT: dict[str, Any] = dict(_SIZES, vocab_size=VOCAB, max_position_embeddings=40)
 _IMAGE: dict[str, Any] = dict(_SIZES, image_size=16, patch_size=8)
 _IDS: dict[str, Any] = dict(bos_token_id=1, eos_token_id=2, pad_token_id=0)
 _GROUPED: dict[str, Any] = _TEXT | _IDS | dict(num_attention_heads=4, num_key_value_heads=2)
+_GPT: dict[str, Any] = _IDS | dict(
+    vocab_size=VOCAB, n_embd=16, n_head=2, n_layer=3, n_positions=40, max_position_embeddings=40
+)
+_XLNET: dict[str, Any] = _IDS | dict(vocab_size=VOCAB, d_model=16, n_head=2, n_layer=3, d_inner=16)
 _SEQ2SEQ: dict[str, Any] = _IDS | dict(
     vocab_size=VOCAB,
     d_model=16,
@@ -72,12 +78,26 @@ MAKERS: dict[str, Any] = {
     "deit": lambda: hf.DeiTModel(hf.DeiTConfig(**_IMAGE)),
     "clip_vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**_IMAGE)),
     "deberta": lambda: hf.DebertaV2Model(hf.DebertaV2Config(**_TEXT)),
+    "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**_GPT, rotary_dim=4)),
+    "codegen": lambda: hf.CodeGenModel(hf.CodeGenConfig(**_GPT | dict(n_head=4), rotary_dim=4)),
+    "bloom": lambda: hf.BloomModel(hf.BloomConfig(**_GPT, hidden_size=16)),
+    "falcon": lambda: hf.FalconModel(hf.FalconConfig(**_TEXT, **_IDS)),
+    "xlnet": lambda: hf.XLNetModel(hf.XLNetConfig(**_XLNET)),
+    "mpnet": lambda: hf.MPNetModel(hf.MPNetConfig(**_TEXT, pad_token_id=0)),
+    "convbert": lambda: hf.ConvBertModel(
+        hf.ConvBertConfig(**_TEXT | dict(num_attention_heads=4), embedding_size=16)
+    ),
+    "trocr": lambda: hf.TrOCRForCausalLM(
+        hf.TrOCRConfig(**_SEQ2SEQ | dict(decoder_layers=3), max_position_embeddings=40)
+    ),
 }
+OWN = "deberta gptj codegen bloom falcon xlnet mpnet convbert trocr".split()
+"""Classes that compute attention in their own code."""
 
 PARTS = {"t5": ("encoder", "decoder", "cross"), "bart": ("encoder", "decoder", "cross")}
 PARTS["whisper"] = PARTS["t5"]
 CLASSES = tuple(MAKERS)
-INTERFACE = tuple(n for n in CLASSES if n != "deberta")
+INTERFACE = tuple(n for n in CLASSES if n not in OWN)
 """Classes whose attention can be replaced."""
 
 
@@ -109,7 +129,10 @@ def batch_for(name: str) -> dict[str, Tensor]:
 def eager(model: nn.Module) -> Any:
     """A copy on transformers' own eager path, the reference."""
     copied: Any = copy.deepcopy(model)
-    if type(model).__name__ != "DebertaV2Model":
+    if not any(uses_interface(m) for m in model.modules()):  # it is set when the model is made
+        copied = type(copied)._from_config(copied.config, attn_implementation="eager").eval()
+        copied.load_state_dict(model.state_dict())
+    else:
         copied.set_attn_implementation("eager")
     return copied
 

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from ._watch import Reached, Seen, Watch
 
 NAME = "fkd_capture"
 
@@ -83,7 +87,7 @@ def capture_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attention as the model computes it, writing what its tag asks for into the store."""
     tag: Tag = module._fkd_capture  # pyright: ignore[reportAssignmentType]
-    wanted = tag.wanted.get(_call(tag), {})
+    wanted = tag.wanted.get(numbered(tag.store, tag.counter), {})
     states = {"query": query, "key": key, "value": value}
     for kind in wanted.keys() & states.keys():
         _keep(tag, wanted, kind, states[kind])
@@ -91,23 +95,40 @@ def capture_attention(
     if not explicit and "attention_scores" not in wanted:
         return tag.base(module, query, key, value, attention_mask, dropout=dropout, **options)
     mask = additive_mask(module, query, key, attention_mask, options)
-    if "attention_scores" in wanted:
-        _keep(tag, wanted, "attention_scores", _scores(module, query, key, mask, options))
+    inputs = (module, query, key, value, mask)
+    eager = partial(tag.eager, *inputs, dropout=0.0, **options)
     if not explicit:
+        _keep(tag, wanted, "attention_scores", _scores(eager, key.shape[2]))
         return tag.base(module, query, key, value, attention_mask, dropout=dropout, **options)
-    output, weights = tag.eager(module, query, key, value, mask, dropout=0.0, **options)
+    seen = Seen()
+    with Watch(seen) if "attention_scores" in wanted else contextlib.nullcontext():
+        output, weights = eager()
+    for given, _, _ in seen.maps:
+        _keep(tag, wanted, "attention_scores", given[..., : key.shape[2]])
     _keep(tag, wanted, "attention", weights)
     if module.training and dropout > 0:
-        output = _dropped(tag, module, (query, key, value, mask), weights, dropout, options)
+        output = _dropped(tag, inputs, weights, dropout, options)
     return output, weights
 
 
-def _call(tag: Tag) -> int | None:
+def _scores(eager: Callable[[], Any], length: int) -> Tensor:
+    """What the eager function takes the softmax of, without the columns of sinks."""
+    seen = Seen()
+    if torch.compiler.is_compiling():  # what follows the softmax is dropped from the graph
+        with Watch(seen):
+            eager()
+    else:
+        with contextlib.suppress(Reached), Watch(seen, until_softmax=True):
+            eager()
+    return seen.maps[-1][0][..., :length]
+
+
+def numbered(store: Store, counter: str) -> int | None:
     """The number of this call, for modules that run as several layers."""
-    if not tag.counter:
+    if not counter:
         return None
-    number = tag.store.get(tag.counter, 0)
-    tag.store[tag.counter] = number + 1
+    number = store.get(counter, 0)
+    store[counter] = number + 1
     return number
 
 
@@ -116,28 +137,12 @@ def _keep(tag: Tag, wanted: Mapping[str, tuple[Key, ...]], kind: str, value: Ten
         tag.store[key] = value
 
 
-def _dropped(
-    tag: Tag, module: nn.Module, inputs: tuple[Any, ...], weights: Tensor, p: float, options: Any
-) -> Tensor:
+def _dropped(tag: Tag, inputs: tuple[Any, ...], weights: Tensor, p: float, options: Any) -> Tensor:
     """The output with dropout on the map, which itself is captured without."""
-    if hasattr(module, "sinks"):  # the output is more than map times value
-        return tag.eager(module, *inputs, dropout=p, **options)[0]
-    value = _repeat(inputs[2], weights.shape[1])
+    if hasattr(inputs[0], "sinks"):  # the output is more than map times value
+        return tag.eager(*inputs, dropout=p, **options)[0]
+    value = _repeat(inputs[3], weights.shape[1])
     return (F.dropout(weights, p) @ value).transpose(1, 2).contiguous()
-
-
-def _scores(
-    module: nn.Module, query: Tensor, key: Tensor, mask: Tensor | None, options: Mapping[str, Any]
-) -> Tensor:
-    """What the softmax is taken of: scaled, capped, with position bias and mask."""
-    scaling = options.get("scaling")
-    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
-    scores = query @ _repeat(key, query.shape[1]).transpose(-1, -2) * scaling
-    if options.get("softcap") is not None:
-        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
-    if options.get("position_bias") is not None:
-        scores = scores + options["position_bias"]
-    return scores if mask is None else scores + mask
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
@@ -189,5 +194,12 @@ def _eager(
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention for a model whose file has none."""
-    weights = _scores(module, query, key, attention_mask, options).softmax(-1)
+    scaling = options.get("scaling")
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    scores = query @ _repeat(key, query.shape[1]).transpose(-1, -2) * scaling
+    if options.get("softcap") is not None:
+        scores = torch.tanh(scores / options["softcap"]) * options["softcap"]
+    if options.get("position_bias") is not None:
+        scores = scores + options["position_bias"]
+    weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
     return (weights @ _repeat(value, weights.shape[1])).transpose(1, 2).contiguous(), weights

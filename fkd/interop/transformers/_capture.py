@@ -5,17 +5,19 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from torch import Tensor, nn
 
-from ._attend import Key, Store, attach
+from ._attend import Key, Store, attach, numbered
 from ._collect import install_output_hooks, return_all_maps
 from ._fallback import hook_projection, output_map
 from ._forward import flags as output_flags
 from ._forward import outputs as plain_outputs
-from ._sites import Layers, attention_parts, resolve
+from ._sites import Layers, attention_parts, resolve, uses_interface
 from ._types import Capture, CaptureLike
+from ._watch import Wanted, watch
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,13 +106,15 @@ def _plan(
         return {}
     parts = attention_parts(model)
     if parts:
-        _tag(parts, captures, store)
+        _tag(model, parts, captures, store)
         return {}
     return {c: output_map(model, c) for c in captures if not hook_projection(model, c, store)}
 
 
-def _tag(parts: Mapping[str, Layers], captures: Sequence[Capture], store: Store) -> None:
-    """Give each captured attention module its tag."""
+def _tag(
+    model: nn.Module, parts: Mapping[str, Layers], captures: Sequence[Capture], store: Store
+) -> None:
+    """Let each captured attention module write what is wanted of it."""
     wanted: dict[str, dict[int, dict[str, tuple[Key, ...]]]] = defaultdict(dict)
     for capture in captures:
         part, layer = resolve(parts, capture)
@@ -120,7 +124,16 @@ def _tag(parts: Mapping[str, Layers], captures: Sequence[Capture], store: Store)
         sites = parts[part]
         if next(iter(sites.values())).shared:
             for module in {id(s.module): s.module for s in sites.values()}.values():
-                attach(module, store, dict(layers), counter=f"calls of {part}")
+                _install(model, module, store, dict(layers), f"calls of {part}")
         else:
             for layer, kinds in layers.items():
-                attach(sites[layer].module, store, {None: kinds})
+                _install(model, sites[layer].module, store, {None: kinds}, "")
+
+
+def _install(
+    model: nn.Module, module: nn.Module, store: Store, wanted: Wanted, counter: str
+) -> None:
+    if uses_interface(module):
+        attach(module, store, wanted, counter=counter)
+    else:
+        watch(module, model, store, wanted, partial(numbered, store, counter))

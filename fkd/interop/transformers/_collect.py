@@ -9,20 +9,21 @@ from torch import nn
 
 from ._attend import Store, Tag, attach
 from ._forward import is_transformers
-from ._sites import attention_parts
+from ._sites import attention_parts, uses_interface
 
 
 def return_all_maps(model: nn.Module, store: Store) -> None:
     """Every layer returns its map, for transformers to collect: as `output_attentions` asks."""
     parts = attention_parts(model)
-    for site in (s for layers in parts.values() for s in layers.values()):
+    sites = [s for layers in parts.values() for s in layers.values()]
+    for site in (s for s in sites if uses_interface(s.module)):
         tag: Tag | None = getattr(site.module, "_fkd_capture", None)
         if tag is None:
             attach(site.module, store, {}, returns=True)
         elif not tag.returns:
             module: Any = site.module
             module._fkd_capture = replace(tag, returns=True)
-    if not parts:
+    if not all(uses_interface(s.module) for s in sites) or not sites:
         configs: list[Any] = [getattr(m, "config", None) for m in model.modules()]
         for config in configs:
             if hasattr(config, "_attn_implementation_internal"):

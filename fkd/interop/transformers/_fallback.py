@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
 from ._attend import Store
 from ._forward import is_transformers
-from ._sites import projection_parts, projections, resolve
+from ._sites import number_of_heads, projection_parts, projections, resolve
 from ._types import STATES, Capture
+from ._watch import split_hook
 
 
 def hook_projection(model: nn.Module, capture: Capture, store: Store) -> bool:
@@ -28,26 +28,10 @@ def hook_projection(model: nn.Module, capture: Capture, store: Store) -> bool:
     module = parts[part][layer].module
     found = projections(module)
     assert found is not None
-    head_dim = found[0].out_features // _heads(module, model)
+    head_dim = found[0].out_features // number_of_heads(module, model)
     projection = found[STATES.index(capture.kind)]
-    projection.register_forward_hook(_split_hook(store, capture, head_dim))
+    projection.register_forward_hook(split_hook(store, capture, head_dim))
     return True
-
-
-def _split_hook(store: Store, capture: Capture, head_dim: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Tensor) -> None:
-        del module, args
-        store[capture] = output.unflatten(-1, (-1, head_dim)).transpose(1, 2)
-
-    return hook
-
-
-def _heads(module: nn.Module, model: nn.Module) -> int:
-    for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
-        for owner in (module, getattr(module, "config", None), getattr(model, "config", None)):
-            if isinstance(getattr(owner, name, None), int):
-                return getattr(owner, name)
-    raise ValueError(f"attention capture: {type(module).__name__} does not say how many heads.")
 
 
 def output_map(model: nn.Module, capture: Capture) -> tuple[str, int]:

@@ -2,17 +2,32 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
+from types import CodeType, FunctionType
 from typing import Any
 
 from torch import nn
 
 from ._types import KINDS, Capture
 
-_FAMILIES = (("encoder", "decoder"), ("text", "vision", "image", "audio", "speech"))
+_FAMILIES = (
+    {"encoder": "encoder", "decoder": "decoder"},
+    {
+        "text": "text",
+        "language": "text",
+        "vision": "vision",
+        "visual": "vision",
+        "image": "vision",
+        "audio": "audio",
+        "speech": "audio",
+    },
+)
+"""Words in the name of a stack, and the name of the part that they mean."""
 _CROSS = ("cross", "encoder_attn", "encdec", "encoder_decoder")
+_SOFTMAX = {"softmax", "Softmax", "scaled_dot_product_attention"}
 _PROJECTIONS = (
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
@@ -58,6 +73,15 @@ def uses_interface(module: nn.Module) -> bool:
     )
 
 
+def number_of_heads(module: nn.Module, model: nn.Module) -> int:
+    """The number of attention heads, as a module or its config states it."""
+    for owner in (module, getattr(module, "config", None), getattr(model, "config", None)):
+        for name in ("num_attention_heads", "num_heads", "n_heads", "n_head"):
+            if isinstance(getattr(owner, name, None), int):
+                return getattr(owner, name)
+    raise ValueError(f"attention capture: {type(module).__name__} does not say how many heads.")
+
+
 def projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
     """The query, key and value projections of a module, if they are separate layers."""
     for names in _PROJECTIONS:
@@ -67,9 +91,50 @@ def projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | N
     return None
 
 
+def computes_attention(module: nn.Module) -> bool:
+    """Whether a module computes attention in its own code."""
+    if "att" not in type(module).__name__.lower() or uses_interface(module):
+        return False
+    own = any(isinstance(child, nn.Softmax) for child in module.children())
+    return own or bool(_names_used(type(module)) & _SOFTMAX)
+
+
+def applies_rotary(module: nn.Module) -> bool:
+    """Whether queries and keys are rotated after they are projected."""
+    return any("rotary" in n or "rope" in n for n in _names_used(type(module)))
+
+
+@functools.cache
+def _names_used(cls: type) -> frozenset[str]:
+    """The names in the code of a class, and of the functions of its file that it calls."""
+    found: set[str] = set()
+    for base in cls.__mro__:
+        if base.__module__.partition(".")[0] == "torch" or base is object:
+            continue
+        for method in (inspect.unwrap(m) for m in vars(base).values() if callable(m)):
+            if isinstance(method, FunctionType) and method.__name__ != "__init__":
+                names = _code_names(method.__code__)
+                called = [method.__globals__.get(n) for n in names]
+                here = [f for f in called if isinstance(f, FunctionType)]
+                own = [f for f in here if f.__module__ == base.__module__]
+                found |= names.union(*(_code_names(f.__code__) for f in own))
+    return frozenset(found)
+
+
+def _code_names(code: CodeType) -> set[str]:
+    inner = (c for c in code.co_consts if isinstance(c, CodeType))
+    return set(code.co_names).union(*map(_code_names, inner))
+
+
 def attention_parts(root: nn.Module) -> dict[str, Layers]:
-    """The modules that use the attention interface, by part and layer."""
-    return _parts([s for s in _sites(root) if uses_interface(s.module)])
+    """The modules that compute attention, or have it computed, by part and layer."""
+    sites = list(_sites(root))
+    found = [s for s in sites if uses_interface(s.module)]
+    own = [s for s in sites if computes_attention(s.module)]
+    own = [s for s in own if not any(s.name.startswith(f"{f.name}.") for f in found)]
+    keys = [s.name.split(".") for s in (*found, *own)]
+    outer = {".".join(k[:i]) for k in keys for i in range(len(k))}
+    return _parts([s for s in sites if s in found or (s in own and s.name not in outer)])
 
 
 def projection_parts(root: nn.Module) -> dict[str, Layers]:
@@ -117,8 +182,8 @@ def label_stacks(stacks: list[str]) -> dict[str, str]:
     return {stack: stack for stack in stacks}
 
 
-def _word(stack: str, family: tuple[str, ...]) -> str | None:
-    found = (w for key in stack.split(".") for w in family if w in key)
+def _word(stack: str, family: Mapping[str, str]) -> str | None:
+    found = (part for key in stack.split(".") for w, part in family.items() if w in key)
     return next(found, None)
 
 
@@ -164,6 +229,9 @@ def _part(parts: Mapping[str, Layers], capture: Capture) -> str:
     own = [p for p in parts if p != "cross"]
     if len(own) == 1 and (capture.part is None or capture.part in own[0].split(".")):
         return own[0]
+    language = [p for p in own if "language" in parts[p][min(parts[p])].stack]
+    if capture.part is None and len(language) == 1:
+        return language[0]
     head = f"{capture.kind}({capture.layer}): part {capture.part!r}"
     if len(parts) == 1:
         raise ValueError(f"{head}; the model has one stack of attention layers. Leave out part.")
