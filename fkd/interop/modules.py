@@ -151,7 +151,7 @@ class Bound(nn.Module):
         """
         scalars = self.objective.scalars(step)
         for name, average in self.averages.items():
-            decay = scalars.get(f"{name}/decay", self.objective.models[name].decay)
+            decay: Any = scalars.get(f"{name}/decay", self.objective.models[name].decay)
             source = _followed(self.objective, name)
             cast(_Average, average).follow(source, float(decay))
 
