@@ -62,7 +62,8 @@ class Run:
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
-    compiled: float = 0.0
+    compilations: int = 0
+    compile_seconds: float = 0.0
     structure: Any = None
     saved_at: int | None = None
 
@@ -103,7 +104,8 @@ def start(
     step: TrainStep, state: State, loader: Loader, options: Options, stack: contextlib.ExitStack
 ) -> tuple[Run, str]:
     """A run at its beginning, or where its newest good checkpoint left it; and where that is."""
-    run = Run(step, state, options, fingerprint(step, state), compiled=step.compile_seconds)
+    run = Run(step, state, options, fingerprint(step, state))
+    run.compilations, run.compile_seconds = step.compilations, step.compile_seconds
     if options.dev is not None:
         step.evaluator(options.metrics, compile=options.compile_evaluation).expect(options.best)
     came_from = _resume(run)
@@ -118,12 +120,11 @@ def log_point(run: Run) -> Iterator[Event]:
     found = run.window.fetch()
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
-    compiling = run.step.compile_seconds
-    speed = run.throughput.rates(now=now - (compiling - run.compiled))
-    values = {**found.values, **rates, **speed}
-    if compiling:
-        values["compile_s"] = compiling
-    run.throughput, run.compiled = Throughput(now), compiling
+    values = {**found.values, **rates, **_speed(run, steps=len(found.finite), now=now)}
+    if run.step.compile_seconds:
+        values["compile_s"] = run.step.compile_seconds
+    run.throughput = Throughput(now)
+    run.compilations, run.compile_seconds = run.step.compilations, run.step.compile_seconds
     if run.log is not None:
         run.log.write(values, step=run.state.step, kind="train", epoch=run.at.epoch)
     yield run.event("log", values)
@@ -135,6 +136,17 @@ def log_point(run: Run) -> Iterator[Event]:
                 f"{run.where}: {run.at.nonfinite} updates in a row were left out, since "
                 f"{', '.join(found.culprits)} were not finite. The parameters are those before."
             )
+
+
+def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
+    """The throughput since the last log point: of the steps that did not compile, in the time
+    that these took. Nothing if all of them did."""
+    share = 1 - (run.step.compilations - run.compilations) / steps
+    if share <= 0:
+        return {}
+    done = run.throughput
+    done = done._replace(examples=done.examples * share, tokens=done.tokens * share)
+    return done.rates(now=now - (run.step.compile_seconds - run.compile_seconds))
 
 
 def evaluation(run: Run) -> Iterator[Event]:

@@ -208,12 +208,18 @@ def train_step(
     gradient is not finite, parameters, optimizer, buffers and EMA stay as they were, and
     `state.skipped` counts it.
 
+    torch keeps what it has compiled on disk (in the folder `TORCHINDUCTOR_CACHE_DIR`), so that
+    the same step in another process is traced again but not compiled. In float32 on a GPU,
+    `torch.set_float32_matmul_precision("high")`, before the first step, multiplies in TF32.
+
     Args:
       objective: what to minimise.
       optimizer: named parameters -> optimizer, as in
         `lambda params: torch.optim.AdamW(params, lr=1e-4)`. For groups (no decay on biases and
         norms, other rates for adapters) see `param_groups`.
-      compile: True, False, or options for `torch.compile` such as `{"mode": "max-autotune"}`.
+      compile: True, False, or options for `torch.compile`. `{"mode": "reduce-overhead"}` and
+        `{"mode": "max-autotune"}` capture CUDA graphs, whose outputs the step copies where they
+        live on; an optimizer of your own must not keep the gradients that it is given.
       accumulate: in how many parts to run each batch. Masks and labels are counted over the
         whole batch first, so that value and gradient are those of the whole batch, except for
         losses that relate the examples of a batch to each other: these see one part at a time.
