@@ -199,12 +199,16 @@ class Objective:
         now = {name: value_at(knob, step) for name, knob in self.knobs.items()}
         found = {n: v.detach() for n, v in now.items() if isinstance(v, Tensor)}
         numbers = {n: v for n, v in now.items() if not isinstance(v, Tensor)}
+        # Not towards the host, which would read the copy before it is there.
+        ahead = device is not None and torch.device(device).type == "cuda"
         if numbers:
             vector = torch.tensor(list(numbers.values()), dtype=torch.float32)
-            if device is not None and torch.device(device).type == "cuda":
-                vector = vector.pin_memory().to(device, non_blocking=True)
+            vector = vector.pin_memory() if ahead else vector
+            vector = vector if device is None else vector.to(device, non_blocking=ahead)
             found.update(zip(numbers, vector.unbind(), strict=True))
-        return {n: v if device is None else v.to(device) for n, v in found.items()}
+        if device is None:
+            return found
+        return {n: v.to(device, non_blocking=ahead) for n, v in found.items()}
 
     def __call__(
         self,
