@@ -188,6 +188,18 @@ def test_the_language_model_is_meant_where_no_part_is_named() -> None:
         prepare(plain, [Capture("attention", 0, "audio")])
 
 
+def test_two_attention_modules_of_a_layer_are_two_parts() -> None:
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, num_hidden_layers=2)
+    config = hf.TimesformerConfig(**sizes, image_size=16, patch_size=8, num_frames=3)
+    model = hf.TimesformerModel(config).eval()
+    with pytest.raises(ValueError, match=r"encoder.attention.attention', 'encoder.temporal_"):
+        prepare(model, [Capture("attention", 1)])
+    prepared = prepare(model, [Capture("attention", 1, "encoder.attention.attention")])
+    raw = model(torch.randn(2, 3, 3, 16, 16), output_attentions=True)
+    (found,) = prepared.collect().values()
+    torch.testing.assert_close(found, raw.attentions[1])
+
+
 def test_a_window_is_refused_and_its_own_maps_can_be_read() -> None:
     """Longformer has no map of all pairs."""
     sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=30)
@@ -270,6 +282,14 @@ def test_compiled_is_eager_value_and_gradient(name: str) -> None:
         torch.testing.assert_close(compiled_value, value)
         torch.testing.assert_close(compiled_grads, grads, atol=1e-4, rtol=1e-3)
     assert sum(bool((g != 0).any()) for g in grads.values()) > 4
+
+
+@pytest.mark.parametrize("part", PARTS["t5"])
+def test_paths_of_an_encoder_decoder_are_its_captures(part: str) -> None:
+    field = f"{part}_attentions"
+    output, found, _ = _run("bart", [Capture("attention", 1, part)], [(field, 1)])
+    assert torch.equal(output[field][1], found["attention", 1, part])
+    torch.testing.assert_close(output[field][0], _reference("bart")[0][field][0])
 
 
 def test_the_map_is_captured_before_dropout() -> None:

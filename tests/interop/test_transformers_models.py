@@ -24,7 +24,7 @@ from fkd.interop.transformers import (
     save_pretrained,
 )
 
-from .tiny import MAKERS, VOCAB, batch_for, tiny
+from .tiny import MAKERS, PARTS, VOCAB, batch_for, tiny
 
 TEXT: dict[str, Any] = dict(
     hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=VOCAB
@@ -108,6 +108,8 @@ def _shallow(name: str) -> Any:
     """The model of `tiny(name)` with two layers (and as many decoder layers as before)."""
     config = copy.deepcopy(tiny(name).config)
     config.num_hidden_layers = 2
+    if hasattr(config, "encoder_layers"):
+        config.encoder_layers = 2
     if getattr(config, "layer_types", None):
         config.layer_types = config.layer_types[:2]
     torch.manual_seed(9)
@@ -117,6 +119,9 @@ def _shallow(name: str) -> Any:
 STACKS = {
     "bert": "bert.encoder.layer", "roberta": "encoder.layer", "distilbert": "transformer.layer",
     "vit": "vit.layers", "gpt2": "transformer.h", "llama": "model.layers", "t5": "encoder.block",
+    "electra": "encoder.layer", "qwen3": "model.layers", "deberta": "encoder.layer",
+    "mpnet": "encoder.layer", "gptj": "transformer.h", "bloom": "h", "falcon": "h",
+    "xlnet": "layer", "bart": "model.encoder.layers", "whisper": "model.encoder.layers",
 }  # fmt: skip
 
 
@@ -124,7 +129,7 @@ STACKS = {
 def test_a_student_of_all_layers_but_one(name: str) -> None:
     """Dropping layer 1 of the teacher by hand gives what init_from_layers gives."""
     teacher, student = tiny(name), _shallow(name)
-    layers: Any = {"encoder": [0, 2], "decoder": [0, 1]} if name == "t5" else [0, 2]
+    layers: Any = {"encoder": [0, 2], "decoder": [0, 1]} if name in PARTS else [0, 2]
     before = copy.deepcopy(student.state_dict())
     started = init_from_layers(student, teacher, layers)
     by_hand = copy.deepcopy(teacher)
@@ -162,6 +167,17 @@ def test_what_does_not_fit_stays_and_is_logged(caplog: pytest.LogCaptureFixture)
     assert torch.equal(started.classifier.weight, student.classifier.weight)
     assert torch.equal(started.bert.pooler.dense.weight, teacher.bert.pooler.dense.weight)
     assert "embeddings.word_embeddings.weight, classifier.weight" in caplog.text
+
+
+def test_a_layer_of_another_type_is_logged(caplog: pytest.LogCaptureFixture) -> None:
+    """Gemma 2 alternates between a window and full attention; weights do not show it."""
+    teacher, student = tiny("gemma2"), _shallow("gemma2")
+    with caplog.at_level(logging.WARNING):
+        init_from_layers(student, teacher, [0, 1])
+    assert not caplog.text
+    with caplog.at_level(logging.WARNING):
+        init_from_layers(student, teacher, [0, 2])
+    assert "layer 1 is full_attention, teacher layer 2 is sliding_attention" in caplog.text
 
 
 @pytest.mark.parametrize(

@@ -77,7 +77,11 @@ MAKERS: dict[str, Any] = {
     ),
     "deit": lambda: hf.DeiTModel(hf.DeiTConfig(**_IMAGE)),
     "clip_vision": lambda: hf.CLIPVisionModel(hf.CLIPVisionConfig(**_IMAGE)),
-    "deberta": lambda: hf.DebertaV2Model(hf.DebertaV2Config(**_TEXT)),
+    "deberta": lambda: hf.DebertaV2Model(
+        hf.DebertaV2Config(
+            **_TEXT, relative_attention=True, pos_att_type=["c2p", "p2c"], share_att_key=True
+        )
+    ),
     "gptj": lambda: hf.GPTJForCausalLM(hf.GPTJConfig(**_GPT, rotary_dim=4)),
     "codegen": lambda: hf.CodeGenModel(hf.CodeGenConfig(**_GPT | dict(n_head=4), rotary_dim=4)),
     "bloom": lambda: hf.BloomModel(hf.BloomConfig(**_GPT, hidden_size=16)),

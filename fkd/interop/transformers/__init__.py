@@ -12,6 +12,21 @@ the masks, keep theirs. So the other layers run exactly as without fkd (on SDPA)
 the captured layer gets the mask that SDPA would have been given. Its map is computed by the eager
 function of the model's own file, so soft caps, sinks and position biases are in it.
 
+A module that computes attention in its own code (GPT-J, BLOOM, Falcon, DeBERTa, XLNet, ...) runs
+as it is, and its softmax and its products are watched: the map is what the softmax gives, and
+scores, queries, keys and values are what goes into it and into the products around it. It has to
+take one softmax over `[batch, head, query, key]`. Windows and blocks (Longformer, LED's encoder,
+BigBird's sparse attention), hashing and gates are refused by `fkd.check`, before anything is
+computed; what such a model itself returns as maps is `student.attentions[layer]`.
+
+Parts. A model with one stack of layers needs none. Encoder-decoders have `"encoder"`, `"decoder"`
+and `"cross"`: `student.attention(0, part="cross")`, or, from the model's own output,
+`student.encoder_attentions[0]`, `student.decoder_attentions[0]`, `student.cross_attentions[0]`.
+Those output paths make every layer compute its map; a capture does so in one. Models of several
+kinds of input have `"text"`, `"vision"`, `"audio"`; around a language model, that is meant where
+no part is named. A layer that has no attention (state space models between) cannot be captured,
+and layers are counted with it.
+
 Nothing here is imported before a model of transformers is met.
 """
 

@@ -95,19 +95,22 @@ def capture_attention(
     if not explicit and "attention_scores" not in wanted:
         return tag.base(module, query, key, value, attention_mask, dropout=dropout, **options)
     mask = additive_mask(module, query, key, attention_mask, options)
-    inputs = (module, query, key, value, mask)
-    eager = partial(tag.eager, *inputs, dropout=0.0, **options)
+    eager = partial(tag.eager, module, query, key, value, mask, dropout=dropout, **options)
     if not explicit:
         _keep(tag, wanted, "attention_scores", _scores(eager, key.shape[2]))
         return tag.base(module, query, key, value, attention_mask, dropout=dropout, **options)
-    seen = Seen()
-    with Watch(seen) if "attention_scores" in wanted else contextlib.nullcontext():
+    dropped = module.training and dropout > 0
+    if not dropped and "attention_scores" not in wanted:
         output, weights = eager()
-    for given, _, _ in seen.maps:
-        _keep(tag, wanted, "attention_scores", given[..., : key.shape[2]])
+    else:
+        seen = Seen()
+        with Watch(seen):
+            output, weights = eager()
+        scores, probabilities, _ = seen.maps[-1]
+        _keep(tag, wanted, "attention_scores", scores[..., : key.shape[2]])
+        if dropped:  # the map is wanted before dropout, the output after it
+            weights = probabilities[..., : key.shape[2]].to(query.dtype)
     _keep(tag, wanted, "attention", weights)
-    if module.training and dropout > 0:
-        output = _dropped(tag, inputs, weights, dropout, options)
     return output, weights
 
 
@@ -135,14 +138,6 @@ def numbered(store: Store, counter: str) -> int | None:
 def _keep(tag: Tag, wanted: Mapping[str, tuple[Key, ...]], kind: str, value: Tensor) -> None:
     for key in wanted.get(kind, ()):
         tag.store[key] = value
-
-
-def _dropped(tag: Tag, inputs: tuple[Any, ...], weights: Tensor, p: float, options: Any) -> Tensor:
-    """The output with dropout on the map, which itself is captured without."""
-    if hasattr(inputs[0], "sinks"):  # the output is more than map times value
-        return tag.eager(*inputs, dropout=p, **options)[0]
-    value = _repeat(inputs[3], weights.shape[1])
-    return (F.dropout(weights, p) @ value).transpose(1, 2).contiguous()
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:
@@ -191,6 +186,7 @@ def _eager(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None,
+    dropout: float = 0.0,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
     """Eager attention for a model whose file has none."""
@@ -202,4 +198,5 @@ def _eager(
     if options.get("position_bias") is not None:
         scores = scores + options["position_bias"]
     weights = (scores if attention_mask is None else scores + attention_mask).softmax(-1)
+    weights = F.dropout(weights, dropout, module.training)
     return (weights @ _repeat(value, weights.shape[1])).transpose(1, 2).contiguous(), weights

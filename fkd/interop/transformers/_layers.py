@@ -77,6 +77,8 @@ def init_from_layers(
     for label, stack in ours.items():
         chosen = _chosen(layers, label, _depth(mine, stack), _depth(weights, theirs[label]))
         start |= _layer_weights(mine, weights, (stack, theirs[label]), chosen)
+        if not label:
+            _log_types(student, teacher, chosen)
     start |= _outside(mine, weights, tuple(ours.values()))
     result = copy.deepcopy(student)
     names = {_bare(student, n): n for n in result.state_dict()}
@@ -126,6 +128,19 @@ def _chosen(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
             f"0 to {theirs - 1} are expected (or {-theirs} to -1, from the end)."
         )
     return [i % theirs for i in layers]
+
+
+def _log_types(student: nn.Module, teacher: nn.Module, chosen: Sequence[int]) -> None:
+    """Say which layers become layers of another type (windowed or full attention, say)."""
+    configs = (getattr(m, "config", None) for m in (student, teacher))
+    ours, theirs = (getattr(c, "layer_types", None) or [] for c in configs)
+    for i, j in enumerate(chosen):
+        if i < len(ours) and j < len(theirs) and ours[i] != theirs[j]:
+            _LOG.warning(
+                "init_from_layers: layer %d is %s, teacher layer %d is %s: give the student's "
+                "config the layer_types of the chosen layers.",
+                *(i, ours[i], j, theirs[j]),
+            )
 
 
 def _bare(model: nn.Module, name: str) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import CodeType, FunctionType
@@ -130,11 +131,18 @@ def attention_parts(root: nn.Module) -> dict[str, Layers]:
     """The modules that compute attention, or have it computed, by part and layer."""
     sites = list(_sites(root))
     found = [s for s in sites if uses_interface(s.module)]
+    taken = {(s.stack, s.cross) for s in found}  # what else takes a softmax there is no attention
     own = [s for s in sites if computes_attention(s.module)]
-    own = [s for s in own if not any(s.name.startswith(f"{f.name}.") for f in found)]
-    keys = [s.name.split(".") for s in (*found, *own)]
-    outer = {".".join(k[:i]) for k in keys for i in range(len(k))}
-    return _parts([s for s in sites if s in found or (s in own and s.name not in outer)])
+    own = [s for s in own if (s.stack, s.cross) not in taken and not _inside(s, found)]
+    return _parts([s for s in sites if s in found or (s in own and not _around(s, own))])
+
+
+def _inside(site: Site, others: list[Site]) -> bool:
+    return any(site.name.startswith(f"{o.name}.") for o in others)
+
+
+def _around(site: Site, others: list[Site]) -> bool:
+    return any(o.name.startswith(f"{site.name}.") for o in others)
 
 
 def projection_parts(root: nn.Module) -> dict[str, Layers]:
@@ -170,7 +178,18 @@ def _parts(sites: list[Site]) -> dict[str, Layers]:
         several = len({s.stack for s in cross}) > 1
         name = f"{labels.get(stack, stack)}.cross" if several else "cross"
         parts[name] = [s for s in cross if s.stack == stack]
-    return {name: _layers(found) for name, found in parts.items()}
+    split = [pair for name, found in parts.items() for pair in _by_place(name, found)]
+    return {name: _layers(found) for name, found in split}
+
+
+def _by_place(part: str, sites: list[Site]) -> list[tuple[str, list[Site]]]:
+    """A part as it is, or by place in the layer where a layer has several attention modules."""
+    split = [re.fullmatch(r"(.*\.\d+)(?:\.(.*))?", s.name) for s in sites]
+    layers, places = ([m[i] or "" for m in split if m] for i in (1, 2))
+    if len(set(layers)) == len(sites):
+        return [(part, sites)]
+    of = {p: [s for s, q in zip(sites, places, strict=True) if p == q] for p in places}
+    return [(f"{part}.{p}", found) for p, found in of.items()]
 
 
 def label_stacks(stacks: list[str]) -> dict[str, str]:
@@ -235,7 +254,8 @@ def _part(parts: Mapping[str, Layers], capture: Capture) -> str:
     head = f"{capture.kind}({capture.layer}): part {capture.part!r}"
     if len(parts) == 1:
         raise ValueError(f"{head}; the model has one stack of attention layers. Leave out part.")
+    likely = "text" if "text" in parts else next(iter(parts))
     raise ValueError(
         f"{head}; one of {list(parts)} is expected, since the model has several stacks of "
-        f"attention layers. Write {capture.kind}({capture.layer}, part={next(iter(parts))!r})."
+        f"attention layers. Write {capture.kind}({capture.layer}, part={likely!r})."
     )

@@ -18,7 +18,9 @@ class Capture(NamedTuple):
         (the losses of `fkd.losses` leave such pairs out; padding goes to `where`).
         `"query"`, `"key"`, `"value"`: what the attention function is given, `[batch, head,
         length, head_dim]`, after rotary positions; key and value before they are repeated for
-        grouped-query attention.
+        grouped-query attention. Of a module that computes attention in its own code: what it
+        projects, where there is a projection for each and no rotation; the factors of its
+        products otherwise.
       layer: counted from 0, or from the end if negative.
       part: `"encoder"`, `"decoder"`, `"cross"`, `"text"`, `"vision"`: needed where a model has
         several stacks of layers.

@@ -185,6 +185,7 @@ def watch(
         _watch_projections(module, model, kinds, projected)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
+        projected.clear()
         now = wanted.get(call())
         if not now:
             return inner(*args, **kwargs)
@@ -197,7 +198,6 @@ def watch(
                 value = _agreeing(projected[kind], value, module)
             for key in keys:
                 store[key] = value
-        projected.clear()
         return output
 
     module.forward = forward
@@ -229,6 +229,8 @@ def split_hook(store: dict[Any, Any], key: Any, head_dim: int) -> Callable[..., 
 
     def hook(module: nn.Module, args: Any, output: Tensor) -> None:
         del module, args
+        if key in store:  # DeBERTa projects positions afterwards
+            return
         heads = output.reshape(*output.shape[:-1], -1, head_dim)
         store[key] = heads.transpose(1, 2)
 
