@@ -91,7 +91,7 @@ class KnowledgeDistiller:
         student_model: nn.Module,
         train_dataloader: Iterable[Any],
         dev_dataloader: Any,
-        device: torch.device | str,
+        device: torch.device | str | None,
         loss_model: Any,
         optimizer: Any,
         evaluator: Any,
