@@ -5,9 +5,9 @@
     python benchmarks/bert.py --device cuda --hidden 768 --shape 8x512 --case attention --bf16
 
 Cases: `all-layers` (hidden states of the embedding and of layers 4, 8, 12), `upper-unused`
-(of the embedding and of layers 1, 2, 4), `attention` (all-layers, and the attention
-probabilities of two layers). All variants have the same losses, masks and weights, AdamW with
-its fused kernel, no dropout. Losses and gradients are compared before anything is timed.
+(of the embedding and of layers 1, 2, 4), `attention` and `lower-attention` (the same two, and the
+attention probabilities of two of the layers). All variants have the same losses, masks and
+weights, AdamW with its fused kernel, no dropout. Losses and gradients are compared before anything is timed.
 
 The peers are the packages KnowledgeDistillation and TextBrewer (`pip install fkd[peers]`): the
 loss model of the one and `train_on_batch` of the other; the few lines of the loop around them
@@ -17,12 +17,12 @@ loss model of the one and `train_on_batch` of the other; the few lines of the lo
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 from _measure import COLUMNS, Run, arguments, compare, gemm_rate, needed_flops, same, table, write
+from _steps import Loss, fkd_gradients, fkd_step, peer_gradients, peer_step
 from torch import Tensor, nn
 
 import fkd
@@ -33,8 +33,14 @@ LAYERS = {
     "all-layers": [(0, 0), (1, 4), (2, 8), (3, 12)],
     "upper-unused": [(0, 0), (1, 1), (2, 2), (3, 4)],
     "attention": [(0, 0), (1, 4), (2, 8), (3, 12)],
+    "lower-attention": [(0, 0), (1, 1), (2, 2), (3, 4)],
 }
-MAPS = {"all-layers": [], "upper-unused": [], "attention": [(0, 3), (2, 11)]}
+MAPS = {
+    "all-layers": [],
+    "upper-unused": [],
+    "attention": [(0, 3), (2, 11)],
+    "lower-attention": [(0, 0), (2, 3)],
+}
 
 
 class Setting:
@@ -47,10 +53,9 @@ class Setting:
         self.student = bert(options, 3, "sdpa")
         self.teacher = bert(options, 12, "sdpa").eval()
         # What peers run: every layer on the eager path where a map is asked for.
-        self.peer_student = bert(options, 3, implementation)
-        self.peer_teacher = bert(options, 12, implementation).eval()
-        self.peer_student.load_state_dict(self.student.state_dict())
-        self.peer_teacher.load_state_dict(self.teacher.state_dict())
+        self.peers = bert(options, 3, implementation), bert(options, 12, implementation).eval()
+        for peer, model in zip(self.peers, (self.student, self.teacher), strict=True):
+            peer.load_state_dict(model.state_dict())
         self.batch = text(options)
 
     def outputs(self, model: nn.Module) -> Any:
@@ -85,10 +90,6 @@ def text(options: argparse.Namespace) -> dict[str, Tensor]:
     return {k: v.to(options.device) for k, v in found.items()}
 
 
-def adamw(params: Any) -> torch.optim.Optimizer:
-    return torch.optim.AdamW(params, lr=1e-4, fused=True)
-
-
 # fkd
 
 
@@ -111,38 +112,10 @@ def objective(setting: Setting) -> fkd.Objective:
     )
 
 
-def fkd_step(setting: Setting, compile: Any) -> Run:
-    precision = "bf16" if setting.options.bf16 else "fp32"
-    step = fkd.loops.train_step(objective(setting), adamw, compile=compile, precision=precision)
-    state = step.init(0)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = step(state, setting.batch)
-        return metrics
-
-    return run
-
-
-def fkd_gradients(setting: Setting) -> dict[str, Tensor]:
-    made = objective(setting)
-    parts = made.init()
-    params = {n: p.requires_grad_() for n, p in parts.trainable["student"].items()}
-    autocast = torch.bfloat16 if setting.options.bf16 else None
-    loss, _ = made({"student": params}, *parts[1:3], setting.batch, autocast=autocast)
-    return named_gradients(loss, params)
-
-
-def named_gradients(loss: Tensor, params: dict[str, Tensor]) -> dict[str, Tensor]:
-    found = torch.autograd.grad(loss, list(params.values()), allow_unused=True)
-    given = {n: g for n, g in zip(params, found, strict=True) if g is not None}
-    return {"loss": loss.detach(), **given}
-
-
 # Peers: `(student, teacher) -> loss`
 
 
-def plain_loss(setting: Setting) -> Callable[[nn.Module, nn.Module], Tensor]:
+def plain_loss(setting: Setting) -> Loss:
     mask = setting.batch["attention_mask"].float()
     count, pairs = mask.sum(), mask[:, :, None] * mask[:, None, :]
 
@@ -162,7 +135,7 @@ def plain_loss(setting: Setting) -> Callable[[nn.Module, nn.Module], Tensor]:
     return loss
 
 
-def knowledge_distillation_loss(setting: Setting) -> Callable[[nn.Module, nn.Module], Tensor]:
+def knowledge_distillation_loss(setting: Setting) -> Loss:
     from knowledge_distillation import MultiLayerBasedDistillationLoss
 
     def pair(kind: str, s: int, t: int, loss: str) -> dict[str, Any]:
@@ -192,7 +165,7 @@ def knowledge_distillation_loss(setting: Setting) -> Callable[[nn.Module, nn.Mod
     return loss
 
 
-def textbrewer_loss(setting: Setting) -> Callable[[nn.Module, nn.Module], Tensor]:
+def textbrewer_loss(setting: Setting) -> Loss:
     from textbrewer import DistillationConfig, GeneralDistiller, TrainingConfig
 
     def match(feature: str, s: int, t: int, loss: str) -> dict[str, Any]:
@@ -226,40 +199,21 @@ def textbrewer_loss(setting: Setting) -> Callable[[nn.Module, nn.Module], Tensor
     return loss
 
 
-Peer = Callable[[Setting], Callable[[nn.Module, nn.Module], Tensor]]
-PEERS: dict[str, Peer] = {
+PEERS: dict[str, Callable[[Setting], Loss]] = {
     "KnowledgeDistillation": knowledge_distillation_loss,
     "TextBrewer": textbrewer_loss,
     "plain eager loop": plain_loss,
 }
 
 
-def peer_step(setting: Setting, peer: Peer, *, compiled: bool = False) -> Run:
-    small, big = copy.deepcopy(setting.peer_student).train(), setting.peer_teacher
-    optimizer, loss = adamw(small.parameters()), peer(setting)
-    if compiled:
-        small, big = torch.compile(small, dynamic=False), torch.compile(big, dynamic=False)
-
-    def run() -> Any:
-        value = loss(small, big)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value
-
-    return run
-
-
 def agreement(setting: Setting) -> list[str]:
     """Losses and gradients of every peer against fkd's."""
-    expected, notes = fkd_gradients(setting), []
-    tolerance = 3e-2 if setting.options.bf16 else 1e-4
+    bf16 = setting.options.bf16
+    expected, notes = fkd_gradients(objective(setting), setting.batch, bf16=bf16), []
+    tolerance = 3e-2 if bf16 else 1e-4
     for name, peer in PEERS.items():
-        small = copy.deepcopy(setting.peer_student).train()
         try:
-            found = named_gradients(
-                peer(setting)(small, setting.peer_teacher), dict(small.named_parameters())
-            )
+            found = peer_gradients(peer(setting), setting.peers)
         except ImportError as error:
             notes.append(f"{name}: not installed: {error}")
             continue
@@ -278,15 +232,20 @@ def main() -> None:
     setting = Setting(options)
     notes = agreement(setting)
     print("\n".join(notes))
-    compile: Any = {"mode": options.mode} if options.mode else True
+
+    def step(compile: Any) -> Run:
+        return fkd_step(objective(setting), setting.batch, compile=compile, bf16=options.bf16)
+
     make: dict[str, Callable[[], Run]] = {
-        "fkd, compiled": lambda: fkd_step(setting, compile),
-        "fkd, eager": lambda: fkd_step(setting, False),
-        "plain loop, models compiled": lambda: peer_step(setting, plain_loss, compiled=True),
+        "fkd, compiled": lambda: step({"mode": options.mode} if options.mode else True),
+        "fkd, eager": lambda: step(False),
+        "plain loop, models compiled": lambda: peer_step(
+            plain_loss(setting), setting.peers, compiled=True
+        ),
     }
     for name, peer in PEERS.items():
-        make[name] = lambda peer=peer: peer_step(setting, peer)
-    flops = needed_flops(lambda chosen: fkd_step(setting, chosen))
+        make[name] = lambda peer=peer: peer_step(peer(setting), setting.peers)
+    flops = needed_flops(step)
     rows = compare(make, options, baseline="fkd, compiled")
     tokens = setting.batch["input_ids"].numel()
     dtype = torch.bfloat16 if options.bf16 else torch.float32

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from _measure import COLUMNS, Run, arguments, compare, gemm_rate, needed_flops, same, table, write
-from bert import adamw, named_gradients
+from _steps import Loss, fkd_gradients, fkd_step, peer_gradients, peer_step
 from torch import Tensor, nn
 
 import fkd
@@ -77,23 +77,6 @@ def objective(options: argparse.Namespace, pair: Any, way: str) -> fkd.Objective
             where=batch.valid,
         )
     return fkd.Objective({"kd": made}, student=fkd.trainable(pair[0]), teacher=fkd.frozen(pair[1]))
-
-
-def fkd_step(options: argparse.Namespace, pair: Any, data: Any, way: str, compile: Any) -> Run:
-    precision = "bf16" if options.bf16 else "fp32"
-    made = objective(options, pair, way)
-    step = fkd.loops.train_step(made, adamw, compile=compile, precision=precision)
-    state = step.init(0)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = step(state, data)
-        return metrics
-
-    return run
-
-
-Loss = Callable[[nn.Module, nn.Module], Tensor]
 
 
 def plain_loss(options: argparse.Namespace, data: dict[str, Tensor]) -> Loss:
@@ -159,42 +142,17 @@ PEERS: dict[str, Callable[..., Loss]] = {
 }
 
 
-def peer_step(
-    options: argparse.Namespace, pair: Any, data: Any, peer: Any, *, compiled: bool = False
-) -> Run:
-    small, big = copy.deepcopy(pair[0]).train(), pair[1]
-    if options.bf16:
-        big = copy.deepcopy(big).bfloat16()
-    optimizer, loss = adamw(small.parameters()), peer(options, data)
-    if compiled:
-        small, big = torch.compile(small, dynamic=False), torch.compile(big, dynamic=False)
-
-    def run() -> Any:
-        value = loss(small, big)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value
-
-    return run
-
-
 def agreement(options: argparse.Namespace, pair: Any, data: Any) -> tuple[list[str], list[str]]:
     """What agrees with the plain loop, and which peers cannot be compared."""
 
     def of_peer(peer: Any) -> dict[str, Tensor]:
-        small = pair[0]
-        return named_gradients(peer(options, data)(small, pair[1]), dict(small.named_parameters()))
+        return peer_gradients(peer(options, data), pair)
 
     expected, tolerance = of_peer(plain_loss), 5e-2 if options.bf16 else 1e-3
     notes, left_out = [], []
     for way in ("logits", "head"):
-        made = objective(options, pair, way)
-        parts = made.init()
-        params = {n: p.requires_grad_() for n, p in parts.trainable["student"].items()}
-        autocast = torch.bfloat16 if options.bf16 else None
-        loss, _ = made({"student": params}, *parts[1:3], data, autocast=autocast)
-        notes.append(same(f"fkd, {way}", named_gradients(loss, params), expected, tolerance))
+        found = fkd_gradients(objective(options, pair, way), data, bf16=options.bf16)
+        notes.append(same(f"fkd, {way}", found, expected, tolerance))
     for name, peer in PEERS.items():
         if name == "plain eager loop":
             continue
@@ -223,17 +181,23 @@ def main() -> None:
     pair[1].eval()
     notes, left_out = agreement(options, pair, data)
     print("\n".join(notes))
+
+    def step(way: str, compile: Any = True) -> Run:
+        return fkd_step(objective(options, pair, way), data, compile=compile, bf16=options.bf16)
+
+    # Peers hold the teacher in the precision that they compute in, as fkd does.
+    peers = pair[0], copy.deepcopy(pair[1]).bfloat16() if options.bf16 else pair[1]
     make: dict[str, Callable[[], Run]] = {
-        "fkd, logits": lambda: fkd_step(options, pair, data, "logits", True),
-        "fkd, head": lambda: fkd_step(options, pair, data, "head", True),
+        "fkd, logits": lambda: step("logits"),
+        "fkd, head": lambda: step("head"),
         "plain loop, models compiled": lambda: peer_step(
-            options, pair, data, plain_loss, compiled=True
+            plain_loss(options, data), peers, compiled=True
         ),
     }
     for name, peer in PEERS.items():
         if name not in left_out:
-            make[name] = lambda peer=peer: peer_step(options, pair, data, peer)
-    flops = needed_flops(lambda chosen: fkd_step(options, pair, data, "logits", chosen))
+            make[name] = lambda peer=peer: peer_step(peer(options, data), peers)
+    flops = needed_flops(lambda chosen: step("logits", chosen))
     rows = compare(make, options, baseline="fkd, logits")
     tokens = data["input_ids"].numel()
     dtype = torch.bfloat16 if options.bf16 else torch.float32

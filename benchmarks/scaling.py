@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from _measure import COLUMNS, Run, arguments, compare, table, write
-from bert import adamw
+from _steps import fkd_step
 from torch import Tensor, nn
 
 import fkd
@@ -73,16 +73,7 @@ def build(options: argparse.Namespace, sizes: dict[str, int], compile: bool) -> 
     )
     ids = torch.randint(0, sizes["vocab"], (4, sizes["tokens"] // 4), device=options.device)
     data = {"ids": ids, "mask": torch.ones_like(ids, dtype=torch.bool)}
-    precision = "bf16" if options.bf16 else "fp32"
-    step = fkd.loops.train_step(objective, adamw, compile=compile, precision=precision)
-    state = step.init(0)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = step(state, data)
-        return metrics
-
-    return run
+    return fkd_step(objective, data, compile=compile, bf16=options.bf16)
 
 
 def sizes_of(options: argparse.Namespace, axis: str) -> list[dict[str, int]]:

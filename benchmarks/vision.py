@@ -13,14 +13,13 @@ states of two layers (ViT), of which the teacher's later blocks are only needed 
 from __future__ import annotations
 
 import argparse
-import copy
 from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from _measure import COLUMNS, Run, arguments, compare, gemm_rate, needed_flops, same, table, write
-from bert import adamw, named_gradients
+from _steps import Loss, fkd_gradients, fkd_step, peer_gradients, peer_step
 from torch import Tensor, nn
 
 import fkd
@@ -141,7 +140,7 @@ def objective(options: argparse.Namespace, pair: tuple[nn.Module, nn.Module]) ->
     )
 
 
-def plain(options: argparse.Namespace, data: dict[str, Tensor]) -> Callable[..., Tensor]:
+def plain(options: argparse.Namespace, data: dict[str, Tensor]) -> Loss:
     def energy(x: Tensor) -> Tensor:
         return F.normalize(x.float().square().mean(1).flatten(1), dim=1)
 
@@ -166,50 +165,6 @@ def plain(options: argparse.Namespace, data: dict[str, Tensor]) -> Callable[...,
     return loss
 
 
-def peer_step(
-    options: argparse.Namespace, pair: Any, data: dict[str, Tensor], compiled: bool
-) -> Run:
-    small, big = copy.deepcopy(pair[0]).train(), pair[1]
-    optimizer, loss = adamw(small.parameters()), plain(options, data)
-    if compiled:
-        small, big = torch.compile(small, dynamic=False), torch.compile(big, dynamic=False)
-
-    def run() -> Any:
-        value = loss(small, big)
-        value.backward()
-        optimizer.step()
-        optimizer.zero_grad()
-        return value
-
-    return run
-
-
-def fkd_step(options: argparse.Namespace, pair: Any, data: Any, compile: Any) -> Run:
-    precision = "bf16" if options.bf16 else "fp32"
-    made = objective(options, pair)
-    step = fkd.loops.train_step(made, adamw, compile=compile, precision=precision)
-    state = step.init(0)
-
-    def run() -> Any:
-        nonlocal state
-        state, metrics = step(state, data)
-        return metrics
-
-    return run
-
-
-def agreement(options: argparse.Namespace, pair: Any, data: Any) -> str:
-    made = objective(options, pair)
-    parts = made.init()
-    params = {n: p.requires_grad_() for n, p in parts.trainable["student"].items()}
-    autocast = torch.bfloat16 if options.bf16 else None
-    loss, _ = made({"student": params}, *parts[1:3], data, autocast=autocast)
-    expected = named_gradients(loss, params)
-    small = copy.deepcopy(pair[0]).train()
-    found = named_gradients(plain(options, data)(small, pair[1]), dict(small.named_parameters()))
-    return same("plain eager loop", found, expected, 5e-2 if options.bf16 else 1e-3)
-
-
 def main() -> None:
     parser = arguments(__doc__ or "", examples=32, size=32)
     parser.add_argument("--pair", choices=["resnet", "vit"], default="resnet")
@@ -217,15 +172,22 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     pair, data = models(options), images(options)
-    notes = [agreement(options, pair, data)]
+    made, loss = objective(options, pair), plain(options, data)
+    expected = fkd_gradients(made, data, bf16=options.bf16)
+    tolerance = 5e-2 if options.bf16 else 1e-3
+    notes = [same("plain eager loop", peer_gradients(loss, pair), expected, tolerance)]
     print(notes[0])
+
+    def step(compile: Any) -> Run:
+        return fkd_step(made, data, compile=compile, bf16=options.bf16)
+
     make: dict[str, Callable[[], Run]] = {
-        "fkd, compiled": lambda: fkd_step(options, pair, data, True),
-        "fkd, eager": lambda: fkd_step(options, pair, data, False),
-        "plain loop, models compiled": lambda: peer_step(options, pair, data, True),
-        "plain eager loop": lambda: peer_step(options, pair, data, False),
+        "fkd, compiled": lambda: step(True),
+        "fkd, eager": lambda: step(False),
+        "plain loop, models compiled": lambda: peer_step(loss, pair, compiled=True),
+        "plain eager loop": lambda: peer_step(loss, pair),
     }
-    flops = needed_flops(lambda chosen: fkd_step(options, pair, data, chosen))
+    flops = needed_flops(step)
     dtype = torch.bfloat16 if options.bf16 else torch.float32
     rate = gemm_rate(options, product(options), dtype)
     notes.append(f"needed: {flops} FLOP a step; measured rate of matrix products: {rate:.3e}/s")
