@@ -60,6 +60,7 @@ def head_rows_kernel(
     w2, w3 = tl.load(scalars + 7), tl.load(scalars + 8)
     a0, a1 = tl.load(scalars + 9), tl.load(scalars + 10)
     a2, a3 = tl.load(scalars + 11), tl.load(scalars + 12)
+    inverse_t = 1.0 / temperature  # a division costs several instructions an entry
     kept = tl.load(keep + row).to(tl.float32)
     inf = float("inf")
     lanes = tl.arange(0, BLOCK)
@@ -75,7 +76,7 @@ def head_rows_kernel(
         inside = column < vocab
         z = transform(tl.load(student + column, inside, 0.0), scale_s, cap_s, SCALE_S, CAP_S)
         z = tl.where(inside, z, -inf)
-        y = z / temperature
+        y = z * inverse_t
         block_max = tl.max(y, 0)
         if METRICS:
             top_q = tl.where(block_max > max_q, start + tl.argmax(y, 0), top_q)
@@ -94,7 +95,7 @@ def head_rows_kernel(
             self_q = self_q * decay + tl.sum(tl.where(q > 0, q * y, 0.0), 0)
         if TEACHER:
             t = transform(tl.load(teacher + column, inside, 0.0), scale_t, cap_t, SCALE_T, CAP_T)
-            t = tl.where(inside, t, -inf) / temperature
+            t = tl.where(inside, t, -inf) * inverse_t
             block_max = tl.max(t, 0)
             if METRICS:
                 top_p = tl.where(block_max > max_p, start + tl.argmax(t, 0), top_p)
@@ -133,8 +134,8 @@ def head_rows_kernel(
             inside = column < vocab
             z = transform(tl.load(student + column, inside, 0.0), scale_s, cap_s, SCALE_S, CAP_S)
             t = transform(tl.load(teacher + column, inside, 0.0), scale_t, cap_t, SCALE_T, CAP_T)
-            log_q = tl.where(inside, z, -inf) / temperature - lse_q
-            log_p = tl.where(inside, t, -inf) / temperature - lse_p
+            log_q = tl.where(inside, z, -inf) * inverse_t - lse_q
+            log_p = tl.where(inside, t, -inf) * inverse_t - lse_p
             q, p = tl.exp(log_q), tl.exp(log_p)
             v0 += tl.sum(phi(K0, a0, log_p, log_q, p, q), 0)
             u0 += tl.sum(sloped(K0, a0, log_p, log_q, p, q), 0)
@@ -176,13 +177,13 @@ def head_rows_kernel(
             column = last - back + lanes
             inside = column < vocab
             z = transform(tl.load(student + column, inside, 0.0), scale_s, cap_s, SCALE_S, CAP_S)
-            log_q = tl.where(inside, z, -inf) / temperature - lse_q
+            log_q = tl.where(inside, z, -inf) * inverse_t - lse_q
             q = tl.exp(log_q)
             gradient = -expected * q
             if TEACHER:
                 t = tl.load(teacher + column, inside, 0.0)
                 t = transform(t, scale_t, cap_t, SCALE_T, CAP_T)
-                log_p = tl.where(inside, t, -inf) / temperature - lse_p
+                log_p = tl.where(inside, t, -inf) * inverse_t - lse_p
                 p = tl.exp(log_p)
                 gradient += f0 * sloped(K0, a0, log_p, log_q, p, q)
                 gradient += f1 * sloped(K1, a1, log_p, log_q, p, q)
@@ -192,7 +193,8 @@ def head_rows_kernel(
                 gradient += onto_q * tl.exp(z - lse_1)
                 gradient -= tl.where(column == label, onto_label, 0.0)
             if CAP_S:
-                gradient *= 1.0 - (z / cap_s) * (z / cap_s)
+                share = z / cap_s
+                gradient *= 1.0 - share * share
             if SCALE_S:
                 gradient *= scale_s
             gradient = tl.where(excluded, 0.0, gradient)
