@@ -7,7 +7,8 @@
 Cases: `all-layers` (hidden states of the embedding and of layers 4, 8, 12), `upper-unused`
 (of the embedding and of layers 1, 2, 4), `attention` and `lower-attention` (the same two, and the
 attention probabilities of two of the layers). All variants have the same losses, masks and
-weights, AdamW with its fused kernel, no dropout. Losses and gradients are compared before anything is timed.
+weights, AdamW with its fused kernel, no dropout. Losses and gradients are compared before
+anything is timed.
 
 The peers are the packages KnowledgeDistillation and TextBrewer (`pip install fkd[peers]`): the
 loss model of the one and `train_on_batch` of the other; the few lines of the loop around them

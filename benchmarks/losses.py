@@ -3,6 +3,7 @@
     python benchmarks/losses.py
     python benchmarks/losses.py --device cuda --batch 64 --length 512 --vocab 32000
     python benchmarks/losses.py --only nst,rkd
+    python benchmarks/losses.py --all                             # every loss of a pair of tensors
 
 Forward and backward by the student's input. `memory` is the peak above what was held before.
 The traps are re-stated from the published definitions: NST by the broadcast
@@ -13,7 +14,8 @@ from all `n^3` difference vectors, CRD with memory banks of the whole data set.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -21,10 +23,11 @@ import torch.nn.functional as F
 from _measure import COLUMNS, Run, arguments, compare, table, write
 from torch import Tensor
 
+import fkd
 from fkd import losses
 from fkd.loops._compile import compiled
 
-Case = tuple[Callable[..., Tensor], list[Tensor]]
+Case = tuple[Callable[..., Any], list[Tensor]]
 """A loss of tensors, the first of which is the student's."""
 
 
@@ -51,10 +54,10 @@ def cases(o: argparse.Namespace) -> dict[str, Case]:
     def fsp(a: Tensor, b: Tensor, c: Tensor, d: Tensor) -> Tensor:
         return losses.fsp(a, c, b, d, convention="code")
 
-    def tokens(loss: Callable[..., Tensor]) -> Case:
+    def tokens(loss: Callable[..., Any]) -> Case:
         return loss, logits
 
-    return {
+    some: dict[str, Case] = {
         **{n: tokens(getattr(losses, n)) for n in ("kl", "reverse_kl", "jsd", "skew_kl")},
         **{n: tokens(getattr(losses, n)) for n in ("total_variation", "soft_cross_entropy")},
         "alpha_divergence": (lambda s, t: losses.alpha_divergence(s, t, alpha=0.5), logits),
@@ -75,6 +78,35 @@ def cases(o: argparse.Namespace) -> dict[str, Case]:
         "rkd_angle, differences": (rkd_differences, rows),
         "crd": (crd, [normal(b, 128), normal(b, 128)]),
     }
+    if not o.all:
+        return some
+    labels = torch.randint(0, 1000, (4 * b,), generator=g, device=o.device)
+    by_kind = {
+        "logits": [*classes, labels],
+        "map": same,
+        "features": rows,
+        "embeddings": rows,
+        "hidden": hidden,
+        "x": hidden,
+        "probabilities": maps,
+        "preactivation": same,
+    }
+    return {**{n: case for n, case in pairwise(by_kind).items() if n not in some}, **some}
+
+
+def pairwise(by_kind: Mapping[str, list[Tensor]]) -> dict[str, Case]:
+    """Every public loss of a student's and a teacher's tensor of the same kind, which its
+    arguments are named for, and perhaps of labels, that needs no more than these."""
+    found: dict[str, Case] = {}
+    for name, loss in vars(losses).items():
+        if name.startswith("_") or not inspect.isfunction(loss):
+            continue
+        parameters = inspect.signature(loss).parameters.values()
+        needed = [p.name for p in parameters if p.default is p.empty]
+        kind = needed[0].partition("student_")[2] if needed else ""
+        if kind in by_kind and needed[1:] in ([f"teacher_{kind}"], [f"teacher_{kind}", "labels"]):
+            found[name] = (loss, by_kind[kind][: len(needed)])
+    return found
 
 
 def nst_broadcast(student: Tensor, teacher: Tensor) -> Tensor:
@@ -117,7 +149,8 @@ def one(case: Case, *, compile: bool) -> Run:
     moving = inputs[0].detach().requires_grad_()
 
     def value(student: Tensor, *others: Tensor) -> tuple[Tensor, Tensor]:
-        total = loss(student, *others).mean()
+        values = loss(student, *others)
+        total = values.value if isinstance(values, fkd.Mean) else values.mean()
         (gradient,) = torch.autograd.grad(total, student)
         return gradient, total.detach()
 
@@ -129,6 +162,7 @@ def main() -> None:
     sizes = {"batch": 8, "length": 128, "vocab": 8000, "hidden": 256, "channels": 64, "places": 14}
     parser = arguments(__doc__ or "", **sizes)
     parser.add_argument("--only", default="", help="names that begin so, separated by commas")
+    parser.add_argument("--all", action="store_true", help="every loss of a pair of tensors")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     chosen = {
@@ -150,7 +184,8 @@ def main() -> None:
         rows |= {f"{name}, {how}": row for how, row in found.items()}
     print("\n".join(notes))
     print(table(rows, {**COLUMNS, "median_s": ".5f"}))
-    write(f"losses_{options.device}", options, rows, notes)
+    name = "losses_all" if options.all else "losses"
+    write(f"{name}_{options.device}", options, rows, notes)
 
 
 if __name__ == "__main__":
