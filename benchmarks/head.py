@@ -15,19 +15,17 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
 import math
 import multiprocessing
-import platform
 import resource
 import statistics
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from _measure import write
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
@@ -123,6 +121,7 @@ CPU: dict[str, Callable[[argparse.Namespace], Callable[..., Tensor]]] = {
     "torch eager": plain,
     "torch compiled": lambda o: torch.compile(plain(o), fullgraph=True),
     "checkpointed chunks (TRL's rule)": checkpointed,
+    "liger chunked base, compiled": lambda o: liger(o, chunked=True),
 }
 CUDA = {
     "fkd fused": lambda o: by_fkd(o, strategy="fused"),
@@ -130,7 +129,6 @@ CUDA = {
         o, strategy="fused", logits_dtype=torch.bfloat16
     ),
     "liger fused linear jsd": lambda o: liger(o, chunked=False),
-    "liger chunked base, compiled": lambda o: liger(o, chunked=True),
 }
 
 
@@ -229,7 +227,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--divergence", default="kl", choices=["kl", "reverse_kl", "jsd"])
     parser.add_argument("--only", nargs="*", help="names of variants")
-    parser.add_argument("--out", type=Path, default=None, help="JSON file of the results")
+    parser.add_argument("--name", help="of the result file, without .json; none is written if ''")
     options = parser.parse_args()
     for name, size in SIZES[options.device].items():
         if getattr(options, name) is None:
@@ -249,12 +247,9 @@ def main() -> None:
                   f"{row['peak_mb']:9.0f} {row['first_s']:8.1f}", flush=True)  # fmt: skip
     error = gradient_error(options)
     print(f"gradient error on nearly converged rows: {error:.1e}")
-    machine = torch.cuda.get_device_name() if options.device == "cuda" else platform.machine()
-    about = {"torch": torch.__version__, "machine": machine, "threads": torch.get_num_threads()}
-    shapes = {k: v for k, v in vars(options).items() if k not in ("out", "only")}
-    if options.out is not None:
-        report = {"about": about, "options": shapes, "gradient_error": error, "rows": rows}
-        options.out.write_text(json.dumps(report, indent=1) + "\n")
+    options.threads, options.clock = torch.get_num_threads(), "wall"
+    notes = [f"gradient error on nearly converged rows: {error:.1e}"]
+    write(f"head_{options.divergence}_{options.device}", options, rows, notes)
 
 
 if __name__ == "__main__":
