@@ -94,6 +94,17 @@ def same_space(loss: str, **pair: Tensor) -> None:
         )
 
 
+def maps(loss: str, /, **feature_maps: Tensor) -> None:
+    """Refuse what is no feature map `[batch, channels, *space]` with space."""
+    for name, x in feature_maps.items():
+        if x.ndim < 3:
+            raise ValueError(
+                f"{loss}: {name} {tuple(x.shape)} has {x.ndim} axes; a feature map [batch, "
+                "channels, *space] with 3 or more is expected. Give features without space an "
+                "axis of one place first, x[..., None]."
+            )
+
+
 def same_channels(loss: str, **pair: Tensor) -> None:
     """Refuse two feature maps `[batch, channels, *space]` that differ in channels."""
     (a, x), (b, y) = pair.items()

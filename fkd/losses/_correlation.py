@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ._checks import maps
 from ._numerics import fill, floating, keep, same_shape
 
 
@@ -76,7 +77,7 @@ def dist_intra(
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
     q, p = _distributions("dist_intra", student_logits, teacher_logits, temperature, where)
-    q, p = q.flatten(0, -2), p.flatten(0, -2)
+    q, p = q.reshape(-1, q.shape[-1]), p.reshape(-1, p.shape[-1])
     if where is None:
         return 1 - pearson(q, p, 0)
     counts = where.flatten()[:, None].bool()
@@ -121,6 +122,8 @@ def dist(
     Reference:
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
+    floating("dist", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape("dist", student_logits=student_logits, teacher_logits=teacher_logits)
     inter = dist_inter(student_logits, teacher_logits, temperature=temperature, where=where)
     intra = dist_intra(student_logits, teacher_logits, temperature=temperature, where=where)
     count = inter.numel() if where is None else where.bool().sum().clamp(min=1)
@@ -225,5 +228,6 @@ def _features(
     loss: str, student: Tensor, teacher: Tensor, where: Tensor | None
 ) -> tuple[Tensor, Tensor]:
     floating(loss, student_features=student, teacher_features=teacher)
+    maps(loss, student_features=student, teacher_features=teacher)
     s, t = fill(student, teacher, where=where)
     return s.flatten(2), t.flatten(2)

@@ -175,6 +175,8 @@ def adaptive_kl(
         "adaptive_kl", student_logits, teacher_logits, temperature, where
     )
     p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
+    if forward_weight is not None:
+        _one_a_position(forward_weight, log_q)
     w = _head_share(p, q, head) if forward_weight is None else forward_weight
     values = w * cross(p, ratio) + (1 - w) * cross(q, -ratio)
     return keep(squared(temperature) * values, where)
@@ -238,6 +240,14 @@ def _head_share(p: Tensor, q: Tensor, head: float | Tensor) -> Tensor:
     g_head = torch.where(in_head, gap.gather(-1, order), 0.0).sum(-1)
     g = gap.sum(-1)
     return torch.where(g > 0, g_head / torch.where(g > 0, g, 1.0), 0.5)
+
+
+def _one_a_position(forward_weight: Tensor, logits: Tensor) -> None:
+    if forward_weight.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"adaptive_kl: forward_weight {tuple(forward_weight.shape)}; "
+            f"{tuple(logits.shape[:-1])} is expected, one weight for every position."
+        )
 
 
 def _scalar(x: float | Tensor, like: Tensor) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import one_of, per_sample, same_channels, same_space, unit
+from ._checks import maps, one_of, per_sample, same_channels, same_space, unit
 from ._feature_maps import common_space
 from ._numerics import keep
 
@@ -47,13 +47,42 @@ def fsp(
       Yim et al., A Gift from Knowledge Distillation, CVPR 2017.
     """
     one_of("fsp", "convention", convention, ("paper", "code"))
-    same_channels("fsp", student_first=student_first, teacher_first=teacher_first)
-    same_channels("fsp", student_second=student_second, teacher_second=teacher_second)
-    first = per_sample("fsp", where, student_first=student_first, teacher_first=teacher_first)
-    second = per_sample("fsp", where, student_second=student_second, teacher_second=teacher_second)
+    first, second = two_layers(
+        "fsp",
+        where,
+        {"student_first": student_first, "teacher_first": teacher_first},
+        {"student_second": student_second, "teacher_second": teacher_second},
+    )
+    _same_axes(student_first=student_first, student_second=student_second)
+    _same_axes(teacher_first=teacher_first, teacher_second=teacher_second)
     difference = (_flow(first[0], second[0]) - _flow(first[1], second[1])).flatten(1).square()
     values = difference.sum(-1) if convention == "paper" else difference.mean(-1)
     return keep(values, where)
+
+
+def two_layers(
+    loss: str, where: Tensor | None, first: dict[str, Tensor], second: dict[str, Tensor]
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Maps of two layers, the student's and the teacher's of each, checked and filled."""
+    filled = per_sample(loss, where, **first), per_sample(loss, where, **second)
+    maps(loss, **first, **second)
+    same_channels(loss, **first)
+    same_channels(loss, **second)
+    (a, x), (b, y) = next(iter(first.items())), next(iter(second.items()))
+    if x.shape[0] != y.shape[0]:
+        raise ValueError(
+            f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same batch size."
+        )
+    return filled
+
+
+def _same_axes(**layers: Tensor) -> None:
+    (a, x), (b, y) = layers.items()
+    if x.ndim != y.ndim:
+        raise ValueError(
+            f"fsp: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same number of "
+            "axes, since the larger one is pooled. Reshape one of them first."
+        )
 
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
@@ -91,6 +120,7 @@ def gram(
       Gatys et al., A Neural Algorithm of Artistic Style, arXiv:1508.06576.
     """
     student, teacher = per_sample("gram", where, student_map=student_map, teacher_map=teacher_map)
+    maps("gram", student_map=student_map, teacher_map=teacher_map)
     same_channels("gram", student_map=student_map, teacher_map=teacher_map)
     difference = _flow(student, student) - _flow(teacher, teacher)
     return keep(difference.square().mean((-2, -1)), where)
@@ -172,6 +202,7 @@ def ickd(
     """
     one_of("ickd", "convention", convention, ("code", "paper"))
     student, teacher = per_sample("ickd", where, student_map=student_map, teacher_map=teacher_map)
+    maps("ickd", student_map=student_map, teacher_map=teacher_map)
     same_channels("ickd", student_map=student_map, teacher_map=teacher_map)
     gs, gt = _inner(student), _inner(teacher)
     if convention == "code":

@@ -16,7 +16,7 @@ from .._mean import divide
 from ._attention import attention_mse
 from ._checks import counted, covers, huber, per_sample, unit
 from ._context_relations import same_tokens
-from ._numerics import keep
+from ._numerics import axes, keep
 from ._pairs import log_softmax_keys, pair_mask
 
 
@@ -130,6 +130,7 @@ def mgskd_sample(
       Liu et al., Multi-Granularity Structural Knowledge Distillation, ACL 2022.
     """
     name = "mgskd_sample"
+    axes(name, "batch hidden", student_features=student_features, teacher_features=teacher_features)
     student, teacher = per_sample(
         name, where, student_features=student_features, teacher_features=teacher_features
     )

@@ -129,7 +129,8 @@ def hard_label(
       Touvron et al., Training data-efficient image transformers & distillation through
       attention, arXiv:2012.12877.
     """
-    floating("hard_label", teacher_logits=teacher_logits)
+    floating("hard_label", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape("hard_label", student_logits=student_logits, teacher_logits=teacher_logits)
     (teacher_logits,) = fill(teacher_logits, where=where)
     labels = teacher_logits.argmax(-1)
     return cross_entropy(student_logits, labels, label_smoothing=label_smoothing, where=where)
@@ -150,15 +151,17 @@ def _log_q(
     return F.log_softmax(student_logits, dim=-1), index, counts
 
 
-def check_labels(loss: str, student_logits: Tensor, labels: Tensor) -> None:
-    """Refuse labels that are not one integer a position."""
+def check_labels(
+    loss: str, logits: Tensor, labels: Tensor, *, name: str = "student_logits"
+) -> None:
+    """Refuse labels that are not one integer a position of the logits, called `name`."""
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"{loss}: labels have dtype {labels.dtype}; integers are expected. "
             "For distributions over the classes use soft_cross_entropy."
         )
-    if labels.shape != student_logits.shape[:-1]:
+    if labels.shape != logits.shape[:-1]:
         raise ValueError(
-            f"{loss}: labels {tuple(labels.shape)} must be the leading shape of student_logits "
-            f"{tuple(student_logits.shape)}: one label for every position."
+            f"{loss}: labels {tuple(labels.shape)} must be the leading shape of {name} "
+            f"{tuple(logits.shape)}: one label for every position."
         )

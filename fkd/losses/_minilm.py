@@ -12,8 +12,8 @@ from ._pairs import log_softmax_keys, pair_mask
 
 
 def minilm_relation(
-    student_x: Float[Tensor, ...],
-    teacher_x: Float[Tensor, ...],
+    student_x: Float[Tensor, "*student_shape"],
+    teacher_x: Float[Tensor, "*teacher_shape"],
     *,
     relation_heads: int,
     where: Bool[Tensor, "*batch length"] | Int[Tensor, "*batch length"] | None = None,

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._logits import kl
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import axes, fill, floating, keep, same_shape
 
 
 def mlkd_instance(
@@ -40,6 +40,8 @@ def mlkd_instance(
     """
     if not temperatures:
         raise ValueError("mlkd_instance: temperatures is empty; one or more are expected.")
+    floating("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
     values = [kl(student_logits, teacher_logits, temperature=t, where=where) for t in temperatures]
     return torch.stack(values).sum(0)
 
@@ -146,9 +148,8 @@ def skd_direction(
     Reference:
       Jeong et al., Streamlined Knowledge Distillation, CVPR 2026.
     """
-    floating("skd_direction", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("skd_direction", student_logits=student_logits, teacher_logits=teacher_logits)
-    s, t = (unit(x) for x in fill(student_logits, teacher_logits, where=where))
+    s, t = _checked("skd_direction", student_logits, teacher_logits, where)
+    s, t = unit(s), unit(t)
     d = s @ s.T - t @ t.T
     counts = torch.ones_like(d[0]) if where is None else where.bool().to(d.dtype)
     centred = (d - counts @ d / counts.sum().clamp(min=1)) * counts[:, None]
@@ -164,6 +165,16 @@ def unit(x: Tensor) -> Tensor:
     return x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
 
 
+def _checked(
+    loss: str, student_logits: Tensor, teacher_logits: Tensor, where: Tensor | None
+) -> tuple[Tensor, ...]:
+    """Two batches of logits `[batch, vocab]`, checked and filled."""
+    floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    axes(loss, "batch vocab", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    return fill(student_logits, teacher_logits, where=where)
+
+
 def _rows(
     loss: str,
     student_logits: Tensor,
@@ -172,9 +183,7 @@ def _rows(
     where: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | int]:
     """Distributions (rows of zeros for samples that do not count) and the count, 1 or more."""
-    floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    s, t = fill(student_logits, teacher_logits, where=where)
+    s, t = _checked(loss, student_logits, teacher_logits, where)
     q, p = F.softmax(s / temperature, dim=-1), F.softmax(t / temperature, dim=-1)
     if where is None:
         return q, p, len(q)

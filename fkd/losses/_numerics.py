@@ -62,11 +62,43 @@ def same_shape(loss: str, **pair: Tensor) -> None:
         )
 
 
-def floating(loss: str, **tensors: Tensor) -> None:
-    """Refuse integer tensors where logits or hidden states are meant."""
+def axes(loss: str, layout: str, /, **tensors: Tensor) -> None:
+    """Refuse tensors with other axes than the layout, such as "batch vocab" or "*batch vocab".
+
+    Args:
+      loss: the name that starts every message.
+      layout: one word an axis; a word with a star stands for any number of them.
+      tensors: by the names of the arguments.
+    """
+    words = layout.split()
+    least = sum(not word.startswith("*") for word in words)
     for name, x in tensors.items():
+        if x.ndim < least or (x.ndim > least and least == len(words)):
+            more = "" if least == len(words) else " or more"
+            raise ValueError(
+                f"{loss}: {name} {tuple(x.shape)} has {x.ndim} axes; {least}{more} are expected, "
+                f"[{', '.join(words)}]. Reshape it first."
+            )
+
+
+def floating(loss: str, **tensors: Tensor) -> None:
+    """Refuse integer tensors, and single numbers, where logits or hidden states are meant."""
+    for name, x in tensors.items():
+        if x.ndim == 0:
+            raise ValueError(
+                f"{loss}: {name} () has no axes; a last axis for the classes or the features is "
+                "expected. Was one entry taken too many?"
+            )
         if not x.is_floating_point():
             raise ValueError(
                 f"{loss}: {name} has dtype {x.dtype}; floating point is expected. "
                 "Were labels or token ids passed in the place of logits?"
             )
+
+
+def positive(loss: str, **numbers: float | Tensor | None) -> None:
+    """Refuse temperatures and bounds of 0 or less, as far as it shows without a device: tensors
+    are taken as they are."""
+    for name, x in numbers.items():
+        if isinstance(x, (int, float)) and not x > 0:
+            raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")

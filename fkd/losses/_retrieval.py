@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._logits import kl
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import axes, fill, floating, keep, same_shape
 from ._softmax import cross, log_probabilities
 
 
@@ -45,6 +45,8 @@ def listwise_kl(
       Lin et al., Distilling Dense Representations for Ranking using Tightly-Coupled Teachers,
       arXiv:2010.11386.
     """
+    floating("listwise_kl", student_scores=student_scores, teacher_scores=teacher_scores)
+    same_shape("listwise_kl", student_scores=student_scores, teacher_scores=teacher_scores)
     if candidates is not None:
         same_shape("listwise_kl", candidates=candidates, student_scores=student_scores)
         empty = ~candidates.any(-1, keepdim=True)
@@ -91,8 +93,13 @@ def in_batch_kl(
       Kim et al., EmbedDistill: A Geometric Knowledge Distillation for Information Retrieval,
       arXiv:2301.12005.
     """
-    student = _cosines("in_batch_kl", student_queries, student_documents, where)
-    teacher = _cosines("in_batch_kl", teacher_queries, teacher_documents, where)
+    student = _cosines(where, student_queries=student_queries, student_documents=student_documents)
+    teacher = _cosines(where, teacher_queries=teacher_queries, teacher_documents=teacher_documents)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"in_batch_kl: student_queries {tuple(student_queries.shape)} and teacher_queries "
+            f"{tuple(teacher_queries.shape)} must have the same batch size."
+        )
     log_q, log_p = log_probabilities("in_batch_kl", student, teacher, temperature, where)
     return keep(cross(log_p.exp(), log_p - log_q), where)
 
@@ -134,13 +141,14 @@ def adaptive_layer_kl(
     return keep(scale * cross(log_p.exp(), log_p - log_q), where)
 
 
-def _cosines(loss: str, queries: Tensor, documents: Tensor, where: Tensor | None) -> Tensor:
-    """`[batch, batch]`; -inf for documents that do not count."""
-    floating(loss, queries=queries, documents=documents)
-    same_shape(loss, queries=queries, documents=documents)
+def _cosines(where: Tensor | None, /, **pair: Tensor) -> Tensor:
+    """Of queries and documents, `[batch, batch]`; -inf for documents that do not count."""
+    floating("in_batch_kl", **pair)
+    axes("in_batch_kl", "batch features", **pair)
+    same_shape("in_batch_kl", **pair)
     q, d = (
         x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
-        for x in fill(queries, documents, where=where)
+        for x in fill(*pair.values(), where=where)
     )
     cosines = q @ d.T
     return cosines if where is None else cosines.masked_fill(~where.bool(), -torch.inf)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import per_sample, root, same_channels, unit
+from ._checks import root, unit
+from ._gram import two_layers
 from ._numerics import keep
 
 
@@ -57,11 +58,11 @@ def kdsvd(
       Lee et al., Self-supervised Knowledge Distillation using Singular Value Decomposition,
       arXiv:1807.06819.
     """
-    same_channels("kdsvd", student_first=student_first, teacher_first=teacher_first)
-    same_channels("kdsvd", student_second=student_second, teacher_second=teacher_second)
-    first = per_sample("kdsvd", where, student_first=student_first, teacher_first=teacher_first)
-    second = per_sample(
-        "kdsvd", where, student_second=student_second, teacher_second=teacher_second
+    first, second = two_layers(
+        "kdsvd",
+        where,
+        {"student_first": student_first, "teacher_first": teacher_first},
+        {"student_second": student_second, "teacher_second": teacher_second},
     )
     ws_first, wt_first = _aligned(first[0], first[1], rank, extra)
     ws_second, wt_second = _aligned(second[0], second[1], rank, extra)

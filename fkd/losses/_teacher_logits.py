@@ -199,7 +199,7 @@ def replace_wrong(
 def _labelled(loss: str, logits: Tensor, labels: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """One-hot labels as bool, indices `[*batch, 1]`, and which positions have a label."""
     floating(loss, teacher_logits=logits)
-    check_labels(loss, logits, labels)
+    check_labels(loss, logits, labels, name="teacher_logits")
     known = labels.unsqueeze(-1) >= 0
     index = torch.where(known, labels.unsqueeze(-1), 0).long()
     return torch.arange(logits.shape[-1], device=logits.device) == index, index, known

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import covers
-from ._numerics import fill, floating, keep, upcast
+from ._numerics import axes, fill, floating, keep, upcast
 
 _LOG_ZERO = -1e9  # log of no mass; finite, so that sums of it stay finite
 
@@ -103,8 +103,8 @@ def sinkhorn(
       Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport,
       arXiv:1306.0895.
     """
-    floating("sinkhorn", student_hidden=student_hidden, teacher_hidden=teacher_hidden)
-    _same_sets("sinkhorn", student_hidden, teacher_hidden)
+    pair = {"student_hidden": student_hidden, "teacher_hidden": teacher_hidden}
+    _same_sets("sinkhorn", "*batch length hidden", **pair)
     covers("sinkhorn", where, student_hidden.shape[:-2])
     student, teacher = fill(student_hidden, teacher_hidden, where=where)
     student, a = _massed(student, student_where)
@@ -115,13 +115,15 @@ def sinkhorn(
     return keep(torch.where(some, (plan * cost).sum((-2, -1)), 0.0), where)
 
 
-def _same_sets(loss: str, student: Tensor, teacher: Tensor) -> None:
-    a, b = student.shape, teacher.shape
-    if len(a) < 2 or a[:-2] != b[:-2] or a[-1:] != b[-1:]:
+def _same_sets(loss: str, layout: str, /, **pair: Tensor) -> None:
+    floating(loss, **pair)
+    axes(loss, layout, **pair)
+    (a, x), (b, y) = ((name, x.shape) for name, x in pair.items())
+    if x[:-2] != y[:-2] or x[-1] != y[-1]:
         raise ValueError(
-            f"{loss}: student {tuple(a)} and teacher {tuple(b)} must agree in all axes but the "
+            f"{loss}: {a} {tuple(x)} and {b} {tuple(y)} must agree in all axes but the "
             "last but one. If the widths differ, map the student first, for example with "
-            f"fkd.trainable(torch.nn.Linear({a[-1]}, {b[-1]}))."
+            f"fkd.trainable(torch.nn.Linear({x[-1]}, {y[-1]}))."
         )
 
 
@@ -177,8 +179,8 @@ def bert_emd(
       Li et al., BERT-EMD: Many-to-Many Layer Mapping for BERT Compression with Earth Mover's
       Distance, arXiv:2010.06133.
     """
-    floating("bert_emd", student_layers=student_layers, teacher_layers=teacher_layers)
-    _same_sets("bert_emd", student_layers, teacher_layers)
+    pair = {"student_layers": student_layers, "teacher_layers": teacher_layers}
+    _same_sets("bert_emd", "*batch length layers hidden", **pair)
     covers("bert_emd", where, student_layers.shape[:-2])
     student, teacher = fill(student_layers, teacher_layers, where=where)
     tokens = torch.ones_like(student[..., 0, 0]) if where is None else where.to(student.dtype)

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep
+from ._numerics import axes, fill, floating, keep
 from ._softmax import cross
 
 
@@ -90,6 +90,7 @@ def multi_level_ot(
       Cui et al., Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge
       Distillation on Language Models, arXiv:2412.14528.
     """
+    _sequences("multi_level_ot", student_logits, teacher_logits)
     q, p = _probabilities("multi_level_ot", student_logits, teacher_logits, temperature, where)
     q, p = _leading(q, k, where), _leading(p, k, where)
     log_q = torch.where(q > 0, torch.where(q > 0, q, 1.0).log(), 0.0)
@@ -134,6 +135,7 @@ def sinkhorn_ot(
     Reference:
       Cui et al., arXiv:2412.14528; Cuturi, Sinkhorn Distances, arXiv:1306.0895.
     """
+    _sequences("sinkhorn_ot", student_logits, teacher_logits)
     q, p = _probabilities("sinkhorn_ot", student_logits, teacher_logits, temperature, where)
     q, p = _leading(q, k, where), _leading(p, k, where)
     cost = (p.unsqueeze(2) - q.unsqueeze(1)).abs().sum(-1)  # [batch, teacher, student]
@@ -149,6 +151,11 @@ def sinkhorn_ot(
 def _divisor(total: Tensor) -> Tensor:
     """The total, 1 where it is 0: rows and columns of tokens that do not count stay 0."""
     return torch.where(total > 0, total, 1.0)
+
+
+def _sequences(loss: str, student_logits: Tensor, teacher_logits: Tensor) -> None:
+    pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    axes(loss, "batch length vocab", **pair)
 
 
 def _probabilities(

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterator
+from typing import Any, get_type_hints
 
 import numpy as np
 import torch
+from jaxtyping import jaxtyped
 from torch import Tensor
 from torch.utils._pytree import tree_leaves, tree_map
 
@@ -114,6 +115,40 @@ def take(mask: Tensor, relational: bool) -> Callable[[Tensor], Tensor]:
         keep = mask.reshape(-1, mask.shape[-1])[0].argwhere()[:, 0]
         return lambda x: x.index_select(mask.ndim - 1, keep)
     return lambda x: x[mask].reshape((1,) * (mask.ndim - 1) + (-1, *x.shape[mask.ndim :]))
+
+
+# Wrong numbers of axes. Of a tensor with too few axes for a change there is no such change.
+RESHAPED: dict[str, Callable[[Tensor], Tensor]] = {
+    "one fewer": lambda x: x[0],
+    "two fewer": lambda x: x[0][0],
+    "one more": lambda x: x[None],
+    "flat": lambda x: x.flatten(),
+    "0-d": lambda x: x.flatten()[0],
+}
+
+
+def reshaped(args: Args, change: str) -> Iterator[Args]:
+    """The arguments with the student's, the teacher's, both, and all of them reshaped."""
+
+    def apply(x: Any) -> Any:
+        try:
+            return RESHAPED[change](x) if isinstance(x, Tensor) else x
+        except IndexError:
+            return x
+
+    for which in ({0}, {1}, {0, 1}, set(range(len(args)))):
+        new = tuple(tree_map(apply, x) if i in which else x for i, x in enumerate(args))
+        if any(a is not b for a, b in zip(tree_leaves(new), tree_leaves(args), strict=True)):
+            yield new
+
+
+def admitted(case: Case, args: Args) -> bool:
+    """Whether the annotations of the loss admit the axes of these arguments, by name."""
+    hints = get_type_hints(case.function)
+    names = list(inspect.signature(case.function).parameters)[: len(args)]
+    given = {**dict(zip(names, args, strict=True)), **case.kwargs}
+    with jaxtyped("context"):
+        return all(isinstance(x, hints[k]) for k, x in given.items() if isinstance(x, Tensor))
 
 
 def knobs(case: Case) -> dict[str, float]:

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from fkd.losses import kl
@@ -14,6 +15,8 @@ from fkd.losses import kl
 from . import test_laws as battery
 from .case import Case, pair
 from .cases_logits import kl_reference
+
+Logits = Float[Tensor, "*batch vocab"]
 
 
 def raw(student: Tensor, teacher: Tensor) -> Tensor:
@@ -80,6 +83,18 @@ def ordered(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) ->
     return kl(student, teacher, where=where) * torch.arange(1.0, 1.0 + len(student))
 
 
+def silent(student: Logits, teacher: Logits) -> Tensor:
+    return raw(student, teacher)
+
+
+def misnamed(student: Logits, teacher: Logits) -> Tensor:
+    return kl(student, teacher)
+
+
+def flattened(student: Logits, teacher: Logits) -> Tensor:
+    return raw(student.flatten(0, -2), teacher.flatten(0, -2))
+
+
 BROKEN: list[tuple[Callable[..., Tensor], Callable[..., None], dict[str, Any]]] = [
     (scaled, battery.test_reference, {}),
     (shifted, battery.test_zero_at_equality, {}),
@@ -111,6 +126,19 @@ def test_law_refuses(loss, law, given) -> None:
 def test_law_refuses_a_mask_that_is_ignored() -> None:
     with pytest.raises(pytest.fail.Exception):
         battery.test_mask_is_never_broadcast(Case(broadcasting, pair(5, 7), kl_reference))
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("loss", [silent, misnamed])
+def test_law_refuses_a_loss_that_does_not_look_at_its_axes(loss) -> None:
+    with pytest.raises(AssertionError):
+        battery.test_wrong_number_of_axes(Case(loss, pair(5, 7), kl_reference), "one fewer")
+
+
+@pytest.mark.plain
+def test_law_refuses_an_error_of_torch() -> None:
+    with pytest.raises(IndexError):
+        battery.test_wrong_number_of_axes(Case(flattened, pair(5, 7), kl_reference), "one fewer")
 
 
 @pytest.mark.compile

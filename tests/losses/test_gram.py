@@ -96,3 +96,7 @@ def test_messages():
         ickd(a, a, convention="mean")
     with pytest.raises(ValueError, match=r"gram: .* the same number of channels"):
         gram(a, b)
+    with pytest.raises(ValueError, match=r"fsp: student_first \(2, 3, 4, 4\) and student_second"):
+        fsp(a, a, a.flatten(2), a.flatten(2))
+    with pytest.raises(ValueError, match=r"fsp: student_first .* the same batch size"):
+        fsp(a[:1], a[:1], a, a)

@@ -13,6 +13,8 @@ import fkd.losses
 
 from .case import Case
 from .laws import (
+    RESHAPED,
+    admitted,
     cast,
     close,
     expected,
@@ -22,6 +24,7 @@ from .laws import (
     knobs,
     leading,
     per_position,
+    reshaped,
     spoil,
     take,
     values,
@@ -242,6 +245,23 @@ def test_mask_is_never_broadcast(case: Case) -> None:
     wrong = torch.ones((*leading(case, args)[:-1], leading(case, args)[-1] + 1), dtype=torch.bool)
     with pytest.raises(ValueError, match="where"):
         case.loss(*args, **{**case.kwargs, "where": wrong})
+
+
+@pytest.mark.plain
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("change", RESHAPED)
+@over()
+def test_wrong_number_of_axes(case: Case, change: str) -> None:
+    """What the annotations refuse, the loss refuses itself, in its own name."""
+    assert admitted(case, case.make())
+    for args in reshaped(case.make(), change):
+        shapes = tree_map(lambda x: tuple(x.shape) if isinstance(x, Tensor) else x, args)
+        try:
+            case.loss(*args, **case.kwargs)
+        except (ValueError, TypeError) as error:
+            assert str(error).startswith(f"{case.function.__name__}: "), (shapes, error)
+        else:
+            assert admitted(case, args), shapes
 
 
 @over([c.positions > 0 and c.permutes for c in CASES])

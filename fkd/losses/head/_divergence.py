@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -55,6 +56,8 @@ class Divergence:
     terms: tuple[tuple[float | Tensor, Atom], ...]
 
     def __add__(self, other: Divergence) -> Divergence:
+        if not isinstance(other, Divergence):  # pyright: ignore[reportUnnecessaryIsInstance]
+            return NotImplemented
         return Divergence(self.terms + other.terms)
 
     def scaled(self, weight: float | Tensor) -> Divergence:
@@ -112,19 +115,26 @@ def elementwise(phi: Phi) -> Divergence:
       >>> head.elementwise(lambda log_p, log_q: (log_p.exp().sqrt() - log_q.exp().sqrt()) ** 2)
       elementwise(<lambda>)
     """
+    name = f"elementwise({getattr(phi, '__name__', repr(phi))})"
 
     def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> tuple[Tensor, Tensor]:
         dead = torch.isneginf(log_p) & torch.isneginf(log_q)
         log_p, log_q = log_p.masked_fill(dead, 0.0), log_q.masked_fill(dead, 0.0)
 
         def total(x: Tensor) -> tuple[Tensor, Tensor]:
-            values = phi(log_p, x).masked_fill(dead, 0.0)
+            values = phi(log_p, x)
+            if values.shape != x.shape:
+                raise ValueError(
+                    f"head_divergence: {name} gives {tuple(values.shape)} for inputs "
+                    f"{tuple(x.shape)}; one value for every entry is expected. Leave the sum over "
+                    "the vocabulary to the head; the named divergences are head.kl() and others."
+                )
+            values = values.masked_fill(dead, 0.0)
             return values.sum(), values
 
         slope, values = torch.func.grad(total, has_aux=True)(log_q)
         return values, slope
 
-    name = f"elementwise({getattr(phi, '__name__', repr(phi))})"
     return Divergence(((1.0, Atom(name, rule, phi=phi)),))
 
 
@@ -137,4 +147,19 @@ def as_divergence(value: Divergence | Phi) -> Divergence:
             f"head_divergence: divergence {value!r} is neither a divergence nor a function "
             "phi(log_p, log_q). Did you mean head.kl()?"
         )
+    if not torch.compiler.is_compiling() and not _takes_two(value):
+        raise ValueError(
+            f"head_divergence: divergence {getattr(value, '__name__', value)} does not take "
+            "(log_p, log_q). If it makes a divergence, call it: head.kl(), not head.kl."
+        )
     return elementwise(value)
+
+
+def _takes_two(fn: Phi) -> bool:
+    try:
+        inspect.signature(fn).bind(None, None)
+    except TypeError:
+        return False
+    except ValueError:  # no signature to be had, as of some builtins
+        return True
+    return True

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._numerics import floating
+from .._numerics import floating, positive
 from ._divergence import Divergence, Phi, as_divergence
 from ._problem import Head, Number, Problem, Vocabulary
 
@@ -44,6 +44,8 @@ def problem_of(
 ) -> Problem:
     """The problem that the arguments of `head_divergence` describe."""
     divergence = as_divergence(divergence)
+    caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
+    positive("head_divergence", temperature=temperature, **caps)
     if student.hidden is None or student.weight is None:
         raise ValueError("head_divergence: student_hidden and student_weight must be tensors.")
     labels, keep = _flat_targets(student.hidden, student.weight, student.vocabulary, targets)
@@ -129,6 +131,15 @@ def _flat_targets(
                 f"head_divergence: {name} {tuple(x.shape)} must have the positions of "
                 f"student_hidden {tuple(hidden.shape)}: {tuple(batch)}."
             )
+    if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+        raise ValueError(
+            f"head_divergence: labels have dtype {labels.dtype}; integers are expected."
+        )
+    if where is not None and where.is_floating_point():
+        raise ValueError(
+            f"head_divergence: where has dtype {where.dtype}; bool or 0/1 integers are expected. "
+            "Compare it: where > 0."
+        )
     keep = torch.ones(batch, dtype=torch.bool, device=hidden.device)
     if labels is not None:
         keep = labels != ignore_index
