@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from fkd import losses
 from fkd.losses import head
 from fkd.losses.head import head_divergence, head_metrics
 
@@ -53,6 +54,15 @@ def test_half_precision_weights_accumulate_in_float32():
     ("change", "message"),
     [
         ({"divergence": "kl"}, r"divergence 'kl' is neither .* Did you mean head.kl\(\)"),
+        ({"divergence": head.kl}, r"divergence kl does not take .* call it: head.kl\(\)"),
+        ({"divergence": head.jsd}, "divergence jsd does not take"),
+        ({"divergence": lambda log_p: log_p}, "does not take"),
+        ({"divergence": losses.kl}, r"elementwise\(kl\) gives .* one value for every entry"),
+        ({"temperature": 0.0}, "temperature 0.0; a number above 0"),
+        ({"temperature": float("nan")}, "temperature nan; a number above 0"),
+        ({"student_softcap": -30.0}, "student_softcap -30.0; a number above 0"),
+        ({"labels": torch.zeros(11)}, "labels have dtype torch.float32; integers"),
+        ({"where": torch.ones(11)}, "where has dtype torch.float32; bool or 0/1 integers"),
         ({"strategy": "fast"}, "strategy 'fast'; 'auto'"),
         ({"chunk_size": 0}, "chunk_size 0; 1 or more"),
         ({"divergence": head.cross_entropy()}, r"cross_entropy\(\) needs labels"),
@@ -89,3 +99,8 @@ def test_a_teacher_that_requires_grad_is_refused():
     head_divergence(x, w, xt, wt, divergence=head.kl(), strategy="materialized").total.backward()
     assert wt.grad is not None
     assert not head_metrics(x, w, xt, wt.detach(), divergence=head.kl())["kl()"].requires_grad
+
+
+def test_a_divergence_is_added_to_divergences_only():
+    with pytest.raises(TypeError, match="unsupported operand"):
+        head.kl() + 1
