@@ -16,10 +16,10 @@ import argparse
 import multiprocessing
 import platform
 import resource
-import time
 from typing import Any
 
 import torch
+from _measure import arguments, clock_of, table, write
 from torch import Tensor, nn
 
 VARIANTS = ("sdpa", "capture", "capture scores", "capture values", "output_attentions")
@@ -77,8 +77,7 @@ def measure(options: argparse.Namespace, variant: str, result: Any) -> None:
     batch = {k: v.to(options.device) for k, v in batch.items()}
     cuda = options.device == "cuda"
     before = torch.cuda.memory_allocated() if cuda else _resident()
-    # On a CPU with other work, processor time of the one thread says more than wall time.
-    clock = time.process_time if not cuda and options.threads == 1 else time.perf_counter
+    clock = clock_of(options)
     seconds: list[float] = []
     for i in range(options.repeats + 2):
         if cuda:
@@ -123,22 +122,25 @@ def run(options: argparse.Namespace) -> dict[str, tuple[float, float]]:
 
 def main() -> None:
     """Measure and print the table."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    sizes = {"length": 512, "batch": 4, "layers": 6, "hidden": 384, "repeats": 5, "rounds": 2}
-    for name, default in {**sizes, "threads": 1}.items():
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
-    parser.add_argument("--compile", action="store_true")
-    parser.add_argument("--bf16", action="store_true")
+    parser = arguments(
+        __doc__ or "", rounds=2, repeats=5, length=512, batch=4, layers=6, hidden=384
+    )
+    parser.add_argument("--compile", action="store_true", help="the forward pass")
     options = parser.parse_args()
     found = run(options)
     sdpa, eager = found["sdpa"], found["output_attentions"]
     expected = [a + (b - a) / options.layers for a, b in zip(sdpa, eager, strict=True)]
-    print(f"torch {torch.__version__}, {vars(options)}\n")
-    print("| variant | s/step | of expected | MiB | of expected |\n|---|---|---|---|---|")
-    for variant, (seconds, peak) in {**found, "expected": tuple(expected)}.items():
-        shares = f"{seconds / expected[0]:.2f} | {peak:.0f} | {peak / expected[1]:.2f}"
-        print(f"| {variant} | {seconds:.4f} | {shares} |")
+    rows = {
+        variant: {
+            "best_s": seconds,
+            "of expected time": seconds / expected[0],
+            "peak_mib": peak,
+            "of expected memory": peak / expected[1],
+        }
+        for variant, (seconds, peak) in {**found, "expected": tuple(expected)}.items()
+    }
+    print(table(rows, dict(zip(rows["sdpa"], (".4f", ".2f", ".0f", ".2f"), strict=True))))
+    write(f"attention_capture_{options.length}_{options.device}", options, rows, [])
 
 
 if __name__ == "__main__":
