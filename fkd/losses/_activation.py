@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import equal_samples, one_of, unit
-from ._numerics import keep, upcast
+from ._numerics import between, keep, upcast
 
 
 def activation_boundary(
@@ -46,6 +46,7 @@ def activation_boundary(
       Heo et al., Knowledge Transfer via Distillation of Activation Boundaries Formed by
       Hidden Neurons, arXiv:1811.03233.
     """
+    between("activation_boundary", 0, math.inf, ends="[)", margin=margin)
     student, teacher = equal_samples(
         "activation_boundary",
         where,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -9,7 +11,7 @@ from torch import Tensor
 from ._checks import one_of
 from ._decoupled import labels_index
 from ._labels import check_labels
-from ._numerics import keep
+from ._numerics import between, keep
 from ._softmax import cross, log_probabilities
 
 
@@ -56,6 +58,7 @@ def ofa(
       Distillation, arXiv:2310.19444.
     """
     one_of("ofa", "convention", convention, ("paper", "code"))
+    between("ofa", 1, math.inf, ends="[)", gamma=gamma)
     check_labels("ofa", student_logits, labels)
     log_q, log_p = log_probabilities("ofa", student_logits, teacher_logits, temperature, where)
     classes = torch.arange(log_p.shape[-1], device=log_p.device)

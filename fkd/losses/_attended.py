@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import equal_maps, equal_samples, norm, per_sample, root, same_space, unit
-from ._numerics import fill, keep
+from ._numerics import fill, keep, positive
 
 
 def semckd(
@@ -204,6 +204,7 @@ def fbkd_masked(
       Zhang and Ma, Improve Object Detection with Feature-based Knowledge Distillation,
       ICLR 2021.
     """
+    positive("fbkd_masked", temperature=temperature)
     student, teacher = equal_maps(
         "fbkd_masked", where, student_map=student_map, teacher_map=teacher_map
     )

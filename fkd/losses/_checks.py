@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ._numerics import fill, floating
+from ._numerics import covers, fill, floating
 
 
 def paired(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
@@ -72,15 +72,6 @@ def equal_samples(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[T
             f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same shape."
         )
     return tuple(x.flatten(1) for x in filled)
-
-
-def covers(loss: str, where: Tensor | None, shape: torch.Size) -> None:
-    """Refuse a mask that has not exactly one entry for every value of the loss."""
-    if where is not None and where.shape != shape:
-        raise ValueError(
-            f"{loss}: where has shape {tuple(where.shape)}; {tuple(shape)} is expected, "
-            "one True or False for every position."
-        )
 
 
 def same_space(loss: str, **pair: Tensor) -> None:

@@ -11,6 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import counted, norm, one_of, unit
+from ._numerics import positive
 from ._relation import pairwise_distance, rows
 
 
@@ -136,6 +137,7 @@ def _kernels(
     where: Tensor | None,
 ) -> tuple[Tensor, Tensor]:
     one_of(loss, "kernel", kernel, ("linear", "rbf"))
+    positive(loss, bandwidth=bandwidth)
     weight, count = counted(where, (x := rows(loss, where, student, teacher))[0])
     k, l = (_centred_kernel(y, kernel, bandwidth, weight, count) for y in x)
     return k, l

@@ -13,8 +13,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._mean import divide
-from ._checks import covers, unit
-from ._numerics import fill, floating, keep
+from ._checks import unit
+from ._numerics import covers, fill, floating, keep
 from ._pairs import log_softmax_keys
 
 
@@ -177,6 +177,8 @@ def pool_spans(
     Reference:
       Liu et al., Multi-Granularity Structural Knowledge Distillation, ACL 2022.
     """
+    shape = (*x.shape[:-2], *spans.shape[-2:-1], *x.shape[-2:-1])
+    covers("pool_spans", spans, shape, name="spans")
     (x,) = fill(x, where=spans.any(-2))
     weights = spans.to(x.dtype)
     return weights @ x / weights.sum(-1, keepdim=True).clamp(min=1.0)

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import one_of, paired, unit
-from ._numerics import keep
+from ._numerics import keep, positive, whole
 from ._queue import Queue, enqueue, queue_init
 
 
@@ -53,6 +53,7 @@ def crd_init(
       >>> crd_init(4, 2).teacher.features.shape
       torch.Size([4, 2])
     """
+    whole("crd_init", 1, size=size, dim=dim)
     empty = queue_init(size, dim, dtype=dtype, device=device)
     return CRDState(empty, empty)
 
@@ -102,6 +103,7 @@ def crd(
       Tian et al., Contrastive Representation Distillation, arXiv:1910.10699.
     """
     one_of("crd", "anchor", anchor, ("both", "student", "teacher"))
+    positive("crd", temperature=temperature, dataset_size=dataset_size)
     names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
     s, t = _embeddings("crd", where, state.teacher, **names)
     values = torch.zeros_like(s[:, 0])
@@ -148,6 +150,7 @@ def queue_kl(
     Reference:
       Fang et al., SEED: Self-supervised Distillation for Visual Representation, arXiv:2101.04731.
     """
+    positive("queue_kl", temperature=temperature)
     names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
     s, t = _embeddings("queue_kl", where, state, **names)
     keys = _keys(state, s)

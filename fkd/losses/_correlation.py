@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import maps
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape
 
 
 def dist_inter(
@@ -124,6 +124,8 @@ def dist(
     """
     floating("dist", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("dist", student_logits=student_logits, teacher_logits=teacher_logits)
+    positive("dist", temperature=temperature)
+    covers("dist", where, student_logits.shape[:-1])
     inter = dist_inter(student_logits, teacher_logits, temperature=temperature, where=where)
     intra = dist_intra(student_logits, teacher_logits, temperature=temperature, where=where)
     count = inter.numel() if where is None else where.bool().sum().clamp(min=1)
@@ -220,6 +222,8 @@ def _distributions(
 ) -> tuple[Tensor, Tensor]:
     floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    positive(loss, temperature=temperature)
+    covers(loss, where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
     return (s / temperature).softmax(-1), (t / temperature).softmax(-1)
 
@@ -229,5 +233,6 @@ def _features(
 ) -> tuple[Tensor, Tensor]:
     floating(loss, student_features=student, teacher_features=teacher)
     maps(loss, student_features=student, teacher_features=teacher)
+    covers(loss, where, student.shape[:1])
     s, t = fill(student, teacher, where=where)
     return s.flatten(2), t.flatten(2)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._labels import check_labels
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape
 from ._softmax import cross, logsumexp, squared
 
 
@@ -49,6 +49,7 @@ def dkd(
     Reference:
       Zhao et al., Decoupled Knowledge Distillation, arXiv:2203.08679.
     """
+    positive("dkd", temperature=temperature)
     s, t, index = _prepare("dkd", student_logits, teacher_logits, labels, where)
     target_q, others_q = decouple(s / temperature, index)
     target_p, others_p = decouple(t / temperature, index)
@@ -92,6 +93,7 @@ def nkd(
       Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified
       Approach with Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
     """
+    positive("nkd", temperature=temperature)
     s, t, index = _prepare("nkd", student_logits, teacher_logits, labels, where)
     log_q_y = F.log_softmax(s, -1).gather(-1, index).squeeze(-1)
     p_y = t.softmax(-1).gather(-1, index).squeeze(-1)
@@ -113,6 +115,7 @@ def _prepare(
     floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
     check_labels(loss, student_logits, labels)
+    covers(loss, where, labels.shape)
     s, t = fill(student_logits, teacher_logits, where=where)
     return s, t, labels_index(labels, where)
 

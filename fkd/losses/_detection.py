@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import equal_maps
-from ._numerics import fill, floating, keep
+from ._numerics import covers, fill, floating, keep, positive
 
 
 def fgd_weight(
@@ -46,6 +46,7 @@ def fgd_weight(
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
     floating("fgd_weight", boxes=boxes)
+    covers("fgd_weight", valid, boxes.shape[:-1], name="valid")
     left, top = boxes[..., 0].floor(), boxes[..., 1].floor()
     right, bottom = boxes[..., 2].ceil().maximum(left + 1), boxes[..., 3].ceil().maximum(top + 1)
     y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in size)
@@ -95,6 +96,7 @@ def fgd_focal(
     Reference:
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
+    positive("fgd_focal", temperature=temperature)
     s, t = equal_maps("fgd_focal", where, student_map=student_map, teacher_map=teacher_map)
     if place_weight.shape != (s.shape[0], *s.shape[2:]):
         raise ValueError(
@@ -136,6 +138,7 @@ def fgd_attention(
     Reference:
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
+    positive("fgd_attention", temperature=temperature)
     s, t = equal_maps("fgd_attention", where, student_map=student_map, teacher_map=teacher_map)
     pairs = zip(_attention(s, temperature), _attention(t, temperature), strict=True)
     space, channels = ((a - b).abs().sum(-1) for a, b in pairs)

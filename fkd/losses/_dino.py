@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import covers
-from ._numerics import fill, floating, keep
+from ._numerics import between, covers, fill, floating, keep, positive
 
 
 class DINOState(NamedTuple):
@@ -72,7 +71,7 @@ def dino(
       state: from `dino_init`, or the one returned by the step before.
       student_temperature: T_s > 0.
       teacher_temperature: T_t > 0, smaller: this sharpens.
-      momentum: m, of the centre.
+      momentum: 0 <= m <= 1, of the centre.
       same_view: also count the pairs i == j. For a frozen teacher, or a single view.
       where: `[*batch]`, True where a sample counts. Others yield 0 and no gradient, and do not
         enter the centre.
@@ -89,6 +88,9 @@ def dino(
     Reference:
       Caron et al., Emerging Properties in Self-Supervised Vision Transformers, arXiv:2104.14294.
     """
+    positive("dino", student_temperature=student_temperature)
+    positive("dino", teacher_temperature=teacher_temperature)
+    between("dino", 0, 1, momentum=momentum)
     s, t = _views(student_logits, teacher_logits, state, same_view, where)
     center = state.center.to(s.dtype)
     log_q = F.log_softmax(s / student_temperature, dim=-1)

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import keep
+from ._numerics import between, keep, positive
 from ._softmax import cross, log_probabilities, squared
 
 
@@ -83,6 +83,7 @@ def renyi(
       Renyi, On Measures of Entropy and Information, 1961; van Erven and Harremoes, Renyi
       Divergence and Kullback-Leibler Divergence, arXiv:1206.2459.
     """
+    positive("renyi", alpha=alpha)
     log_q, log_p = log_probabilities("renyi", student_logits, teacher_logits, temperature, where)
     alpha = _scalar(alpha, log_p)
     gap = 1 - alpha
@@ -171,6 +172,7 @@ def adaptive_kl(
       Wu et al., Rethinking Kullback-Leibler Divergence in Knowledge Distillation for Large
       Language Models, arXiv:2404.02657.
     """
+    between("adaptive_kl", 0, 1, ends="()", head=head)
     log_q, log_p = log_probabilities(
         "adaptive_kl", student_logits, teacher_logits, temperature, where
     )
@@ -211,6 +213,7 @@ def adaptive_kl_weight(
     Reference:
       Wu et al., arXiv:2404.02657.
     """
+    between("adaptive_kl_weight", 0, 1, ends="()", head=head)
     log_q, log_p = log_probabilities(
         "adaptive_kl_weight", student_logits, teacher_logits, temperature, where
     )

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import counted, equal_maps, norm, one_of, per_sample, root, same_space, unit
-from ._numerics import keep
+from ._numerics import keep, positive, whole
 
 
 def attention_transfer(
@@ -95,6 +95,7 @@ def cwd(
     Reference:
       Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, arXiv:2011.13256.
     """
+    positive("cwd", temperature=temperature)
     student, teacher = equal_maps("cwd", where, student_map=student_map, teacher_map=teacher_map)
     log_p = F.log_softmax(teacher.flatten(2) / temperature, dim=-1)
     log_q = F.log_softmax(student.flatten(2) / temperature, dim=-1)
@@ -134,6 +135,7 @@ def cat_kd(
     """
     student, teacher = equal_maps("cat_kd", where, student_map=student_map, teacher_map=teacher_map)
     if size is not None:
+        whole("cat_kd", 1, size=size)
         sizes = [size] * (student.ndim - 2)
         student, teacher = pooled(student, sizes), pooled(teacher, sizes)
     difference = unit(student.flatten(2)) - unit(teacher.flatten(2))
@@ -157,7 +159,7 @@ def hcl(
     Args:
       student_map: `[batch, channels, *space]`, the fused map of a stage.
       teacher_map: `[batch, channels, *space]`.
-      levels: sizes to which every axis of space is average-pooled.
+      levels: sizes, each 1 or more, to which every axis of space is average-pooled.
       where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
 
     Returns:
@@ -171,6 +173,8 @@ def hcl(
       Chen et al., Distilling Knowledge via Knowledge Review, arXiv:2104.09044.
     """
     student, teacher = equal_maps("hcl", where, student_map=student_map, teacher_map=teacher_map)
+    for level in levels:
+        whole("hcl", 1, levels=level)
     difference = student - teacher  # pooling is linear
     total, weights = difference.square().flatten(1).mean(-1), 1.0
     smaller = [level for level in levels if level < student.shape[2]]

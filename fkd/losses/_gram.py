@@ -7,7 +7,7 @@ from torch import Tensor
 
 from ._checks import maps, one_of, per_sample, same_channels, same_space, unit
 from ._feature_maps import common_space
-from ._numerics import keep
+from ._numerics import keep, whole
 
 
 def fsp(
@@ -159,6 +159,7 @@ def nst(
       Huang and Wang, Like What You Like: Knowledge Distill via Neuron Selectivity Transfer,
       arXiv:1707.01219.
     """
+    whole("nst", 1, degree=degree)
     student, teacher = per_sample("nst", where, student_map=student_map, teacher_map=teacher_map)
     same_space("nst", student_map=student_map, teacher_map=teacher_map)
     s, t = unit(student.flatten(2)), unit(teacher.flatten(2))

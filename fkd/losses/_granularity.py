@@ -14,9 +14,9 @@ from torch import Tensor
 
 from .._mean import divide
 from ._attention import attention_mse
-from ._checks import counted, covers, huber, per_sample, unit
+from ._checks import counted, huber, per_sample, unit
 from ._context_relations import same_tokens
-from ._numerics import axes, keep
+from ._numerics import axes, covers, keep, whole
 from ._pairs import log_softmax_keys, pair_mask
 
 
@@ -75,8 +75,8 @@ def mgskd_angle(
     Args:
       student_x: `[*batch, token, student_hidden]`, tokens or spans of one layer.
       teacher_x: `[*batch, token, teacher_hidden]`.
-      vertices: |V|, all tokens if there are fewer.
-      neighbours: |N(j)|, all tokens if there are fewer.
+      vertices: |V| >= 1, all tokens if there are fewer.
+      neighbours: |N(j)| >= 1, all tokens if there are fewer.
       relation_heads: of the relation that chooses, a divisor of the teacher's hidden size.
       where: `[*batch, token]`, True for tokens that count. Others are in no triple.
 
@@ -91,6 +91,7 @@ def mgskd_angle(
     Reference:
       Liu et al., Multi-Granularity Structural Knowledge Distillation, ACL 2022.
     """
+    whole("mgskd_angle", 1, vertices=vertices, neighbours=neighbours)
     student_x, teacher_x = same_tokens("mgskd_angle", student_x, teacher_x, where)
     v, n = _salient(teacher_x, relation_heads, vertices, neighbours, where)
     counts = torch.ones_like(student_x[..., 0]) if where is None else where.to(student_x.dtype)

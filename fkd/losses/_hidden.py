@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import huber, norm, paired, unit
-from ._numerics import keep
+from ._numerics import keep, positive
 
 
 def mse(
@@ -148,6 +148,7 @@ def smooth_l1(
       Girshick, Fast R-CNN, arXiv:1504.08083; as a distillation loss: Miles et al., VkD,
       arXiv:2403.06213.
     """
+    positive("smooth_l1", beta=beta)
     student, teacher = paired(
         "smooth_l1", where, student_hidden=student_hidden, teacher_hidden=teacher_hidden
     )

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._counted import counted_where
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import between, covers, fill, floating, keep, same_shape
 
 
 def _counted(labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -50,6 +52,7 @@ def cross_entropy(
     Reference:
       Szegedy et al., Rethinking the Inception Architecture, arXiv:1512.00567 (smoothing).
     """
+    between("cross_entropy", 0, 1, ends="[)", label_smoothing=label_smoothing)
     log_q, index, counts = _log_q("cross_entropy", student_logits, labels, ignore_index, where)
     values = -log_q.gather(-1, index).squeeze(-1)
     # Without smoothing -inf logits are legal: 0 * -inf is nan, and a pass over them is saved.
@@ -92,6 +95,7 @@ def focal(
     Reference:
       Lin et al., Focal Loss for Dense Object Detection, arXiv:1708.02002.
     """
+    between("focal", 0, math.inf, ends="[)", gamma=gamma)
     log_q, index, counts = _log_q("focal", student_logits, labels, ignore_index, where)
     log_q_y = log_q.gather(-1, index).squeeze(-1)
     # A power below 1 has no derivative at 0; the clamp cuts it off there.
@@ -131,6 +135,8 @@ def hard_label(
     """
     floating("hard_label", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("hard_label", student_logits=student_logits, teacher_logits=teacher_logits)
+    between("hard_label", 0, 1, ends="[)", label_smoothing=label_smoothing)
+    covers("hard_label", where, student_logits.shape[:-1])
     (teacher_logits,) = fill(teacher_logits, where=where)
     labels = teacher_logits.argmax(-1)
     return cross_entropy(student_logits, labels, label_smoothing=label_smoothing, where=where)
@@ -142,9 +148,9 @@ def _log_q(
     """Log-probabilities, indices `[*batch, 1]` to gather with, and the positions that count."""
     floating(loss, student_logits=student_logits)
     check_labels(loss, student_logits, labels)
+    covers(loss, where, labels.shape)
     counts = _counted(labels, ignore_index)
     if where is not None:
-        same_shape(loss, where=where, labels=labels)
         counts = counts & where.bool()
     (student_logits,) = fill(student_logits, where=counts)
     index = torch.where(counts, labels, 0).long().unsqueeze(-1)

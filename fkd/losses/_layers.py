@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import covers, unit
-from ._numerics import fill, floating, keep
+from ._checks import unit
+from ._numerics import covers, fill, floating, keep
 
 
 def alp(
@@ -45,6 +45,7 @@ def alp(
       Passban et al., ALP-KD: Attention-Based Layer Projection, arXiv:2012.14022.
     """
     student_x, teacher_x = _stacks("alp", student_x, teacher_x, where)
+    covers("alp", allowed, (student_x.shape[-2], teacher_x.shape[-2]), name="allowed")
     mixed = mix_layers(student_x, teacher_x, allowed=allowed)
     return keep((student_x - mixed).square().mean((-2, -1)), where)
 
@@ -79,12 +80,8 @@ def mix_layers(
     """
     student_x, teacher_x = _stacks("mix_layers", student_x, teacher_x, None)
     scores = student_x @ teacher_x.mT
+    covers("mix_layers", allowed, scores.shape[-2:], name="allowed")
     if allowed is not None:
-        if allowed.shape != scores.shape[-2:]:
-            raise ValueError(
-                f"mix_layers: allowed {tuple(allowed.shape)}; {tuple(scores.shape[-2:])} is "
-                "expected, [student_layer, teacher_layer]."
-            )
         scores = scores.masked_fill(~allowed.bool(), torch.finfo(scores.dtype).min)
     return scores.softmax(-1) @ teacher_x
 

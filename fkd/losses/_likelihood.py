@@ -5,12 +5,14 @@ Also two further distances of features: in logarithm, and of gradients.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import equal_maps, equal_samples, paired, unit
-from ._numerics import fill, keep, upcast
+from ._numerics import between, fill, keep, positive, upcast
 
 
 def vid(
@@ -129,6 +131,8 @@ def log_distance(
       Miles and Mikolajczyk, Understanding the Role of the Projector in Knowledge
       Distillation, arXiv:2303.11098.
     """
+    between("log_distance", 1, math.inf, ends="()", exponent=exponent)
+    positive("log_distance", eps=eps)
     student, teacher = paired(
         "log_distance", where, student_hidden=student_hidden, teacher_hidden=teacher_hidden
     )

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import covers, fill, floating, keep, same_shape
 from ._softmax import cross, log_probabilities, squared
 
 
@@ -192,6 +192,7 @@ def logit_mse(
     """
     floating("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
+    covers("logit_mse", where, student_logits.shape[:-1])
     student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
     excluded = student_logits.isneginf() & teacher_logits.isneginf()
     difference = torch.where(excluded, 0.0, student_logits - teacher_logits)

@@ -7,7 +7,7 @@ import math
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep
+from ._numerics import covers, fill, floating, keep
 from ._pairs import log_softmax_keys, pair_mask
 
 
@@ -90,8 +90,4 @@ def _check(student: Tensor, teacher: Tensor, heads: int, where: Tensor | None) -
                 f"minilm_relation: relation_heads {heads}; a divisor of the hidden size "
                 f"{x.shape[-1]} of {name} is expected."
             )
-    if where is not None and where.shape != student.shape[:-1]:
-        raise ValueError(
-            f"minilm_relation: where {tuple(where.shape)}; {tuple(student.shape[:-1])} is "
-            "expected: one True or False for every token."
-        )
+    covers("minilm_relation", where, student.shape[:-1])

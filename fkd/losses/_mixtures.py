@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import keep
+from ._numerics import between, keep
 from ._softmax import cross, log_probabilities, squared
 
 
@@ -44,6 +44,7 @@ def jsd(
     Reference:
       Agarwal et al., On-Policy Distillation of Language Models, arXiv:2306.13649.
     """
+    between("jsd", 0, 1, beta=beta)
     log_q, log_p = log_probabilities("jsd", student_logits, teacher_logits, temperature, where)
     p, q = beta * log_p.exp(), (1 - beta) * log_q.exp()
     log_m = _log(p + q)
@@ -70,7 +71,7 @@ def skew_kl(
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
       teacher_logits: `[*batch, vocab]`.
-      skew: 0 < skew <= 1, the weight of the teacher in the mixture.
+      skew: 0 <= skew <= 1, the weight of the teacher in the mixture.
       temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
@@ -85,6 +86,7 @@ def skew_kl(
       Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models,
       arXiv:2402.03898.
     """
+    between("skew_kl", 0, 1, skew=skew)
     log_q, log_p = log_probabilities("skew_kl", student_logits, teacher_logits, temperature, where)
     p, q = log_p.exp(), log_q.exp()
     return keep(squared(temperature) * cross(p, log_p - _log(skew * p + (1 - skew) * q)), where)
@@ -108,7 +110,7 @@ def skew_reverse_kl(
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
       teacher_logits: `[*batch, vocab]`.
-      skew: 0 < skew <= 1, the weight of the student in the mixture.
+      skew: 0 <= skew <= 1, the weight of the student in the mixture.
       temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
@@ -123,6 +125,7 @@ def skew_reverse_kl(
       Ko et al., DistiLLM: Towards Streamlined Distillation for Large Language Models,
       arXiv:2402.03898.
     """
+    between("skew_reverse_kl", 0, 1, skew=skew)
     log_q, log_p = log_probabilities(
         "skew_reverse_kl", student_logits, teacher_logits, temperature, where
     )

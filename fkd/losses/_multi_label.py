@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape
 from ._softmax import squared
 
 
@@ -44,6 +44,7 @@ def binary_cross_entropy(
     """
     floating("binary_cross_entropy", student_logits=student_logits)
     same_shape("binary_cross_entropy", student_logits=student_logits, labels=labels)
+    covers("binary_cross_entropy", where, student_logits.shape[:-1])
     student_logits, y = fill(student_logits, labels.to(student_logits.dtype), where=where)
     return keep(
         -_expectation(y, F.logsigmoid(student_logits), F.logsigmoid(-student_logits)), where
@@ -83,6 +84,8 @@ def binary_kl(
     """
     floating("binary_kl", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("binary_kl", student_logits=student_logits, teacher_logits=teacher_logits)
+    positive("binary_kl", temperature=temperature)
+    covers("binary_kl", where, student_logits.shape[:-1])
     student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
     s, t = student_logits / temperature, teacher_logits / temperature
     yes = F.logsigmoid(t) - F.logsigmoid(s)

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._logits import kl
-from ._numerics import axes, fill, floating, keep, same_shape
+from ._numerics import axes, covers, fill, floating, keep, positive, same_shape
 
 
 def mlkd_instance(
@@ -42,6 +42,9 @@ def mlkd_instance(
         raise ValueError("mlkd_instance: temperatures is empty; one or more are expected.")
     floating("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
+    for t in temperatures:
+        positive("mlkd_instance", temperatures=t)
+    covers("mlkd_instance", where, student_logits.shape[:-1])
     values = [kl(student_logits, teacher_logits, temperature=t, where=where) for t in temperatures]
     return torch.stack(values).sum(0)
 
@@ -148,6 +151,7 @@ def skd_direction(
     Reference:
       Jeong et al., Streamlined Knowledge Distillation, CVPR 2026.
     """
+    positive("skd_direction", ridge=ridge)
     s, t = _checked("skd_direction", student_logits, teacher_logits, where)
     s, t = unit(s), unit(t)
     d = s @ s.T - t @ t.T
@@ -156,8 +160,8 @@ def skd_direction(
     covariance = centred.T @ centred / (counts.sum() - 1).clamp(min=1)
     solved = torch.linalg.solve(covariance + ridge * torch.eye(len(d)).to(d), d.T).T
     square = (d * solved).sum(-1)
-    positive = square > 0
-    return keep(torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0), where)
+    above = square > 0
+    return keep(torch.where(above, torch.where(above, square, 1.0).sqrt(), 0.0), where)
 
 
 def unit(x: Tensor) -> Tensor:
@@ -172,6 +176,7 @@ def _checked(
     floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
     axes(loss, "batch vocab", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    covers(loss, where, student_logits.shape[:-1])
     return fill(student_logits, teacher_logits, where=where)
 
 
@@ -183,6 +188,7 @@ def _rows(
     where: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | int]:
     """Distributions (rows of zeros for samples that do not count) and the count, 1 or more."""
+    positive(loss, temperature=temperature)
     s, t = _checked(loss, student_logits, teacher_logits, where)
     q, p = F.softmax(s / temperature, dim=-1), F.softmax(t / temperature, dim=-1)
     if where is None:

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import counted, one_of, unit
-from ._numerics import keep
+from ._numerics import keep, positive, whole
 from ._relation import pairwise_distance, rows
 
 
@@ -38,8 +38,8 @@ def correlation_congruence(
       student_features: `[batch, ...]`, flattened to `[batch, features]`.
       teacher_features: `[batch, ...]`; the number of features may differ.
       kernel: "gaussian" or "linear" (the paper's bilinear pool).
-      gamma: width of the Gaussian kernel.
-      order: of its Taylor polynomial.
+      gamma: > 0, width of the Gaussian kernel.
+      order: of its Taylor polynomial, 1 or more.
       where: `[batch]`, True where a sample counts; n is the number of those.
 
     Returns:
@@ -53,6 +53,8 @@ def correlation_congruence(
       Peng et al., Correlation Congruence for Knowledge Distillation, arXiv:1904.01802.
     """
     one_of("correlation_congruence", "kernel", kernel, ("gaussian", "linear"))
+    positive("correlation_congruence", gamma=gamma)
+    whole("correlation_congruence", 1, order=order)
     student, teacher = rows("correlation_congruence", where, student_features, teacher_features)
     weight, count = counted(where, student)
     cosines = [unit(x) @ unit(x).mT for x in (student, teacher)]
@@ -104,6 +106,7 @@ def pkt(
       Transfer, arXiv:1803.10837.
     """
     one_of("pkt", "convention", convention, ("paper", "code"))
+    positive("pkt", eps=eps)
     student, teacher = rows("pkt", where, student_features, teacher_features)
     neighbours = counted(where, student)[0].expand(len(student), -1)
     if convention == "paper":
@@ -194,6 +197,7 @@ def infonce(
       van den Oord et al., Representation Learning with Contrastive Predictive Coding,
       arXiv:1807.03748.
     """
+    positive("infonce", temperature=temperature)
     student, teacher = rows("infonce", where, student_features, teacher_features)
     if student.shape != teacher.shape:
         raise ValueError(
@@ -202,9 +206,9 @@ def infonce(
             f"with fkd.trainable(torch.nn.Linear({student.shape[1]}, {teacher.shape[1]}))."
         )
     scores = unit(student) @ unit(teacher).mT / temperature
-    positive = scores.diagonal()
+    matching = scores.diagonal()
     if where is not None:
         scores = scores.masked_fill(~where.bool(), -torch.inf)
         # A row of -inf alone has no finite gradient: keep the diagonal of excluded rows.
-        scores = torch.diagonal_scatter(scores, positive)
-    return keep(scores.logsumexp(-1) - positive, where)
+        scores = torch.diagonal_scatter(scores, matching)
+    return keep(scores.logsumexp(-1) - matching, where)

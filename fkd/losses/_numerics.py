@@ -22,7 +22,7 @@ def fill(*tensors: Tensor, where: Tensor | None, value: float = 0.0) -> tuple[Te
 
     Args:
       tensors: `[*batch, *features]` each.
-      where: `[*batch]`, True (or 1) where a position counts.
+      where: `[*batch]`, True (or 1) where a position counts; checked by `covers` before.
       value: what excluded positions hold from here on.
     """
     tensors = tuple(upcast(x) for x in tensors)
@@ -32,25 +32,36 @@ def fill(*tensors: Tensor, where: Tensor | None, value: float = 0.0) -> tuple[Te
 
 
 def _fill(x: Tensor, where: Tensor, value: float) -> Tensor:
-    if x.shape[: where.ndim] != where.shape:
-        raise ValueError(
-            f"where {tuple(where.shape)} must be the leading shape of the inputs "
-            f"{tuple(x.shape)}: one True or False for every position."
-        )
     excluded = ~where.bool().reshape(where.shape + (1,) * (x.ndim - where.ndim))
     return x.masked_fill(excluded, value)
 
 
 def keep(values: Tensor, where: Tensor | None) -> Tensor:
     """The values where a position counts, 0 elsewhere."""
+    return values if where is None else values.masked_fill(~where.bool(), 0.0)
+
+
+def covers(loss: str, where: Tensor | None, shape: tuple[int, ...], *, name: str = "where") -> None:
+    """Refuse a mask that has not exactly one True or False for every position.
+
+    Args:
+      loss: the name that starts every message.
+      where: the mask, called `name`; nothing is broadcast.
+      shape: `[*batch]`, that of the positions.
+      name: of the argument.
+    """
     if where is None:
-        return values
-    if where.shape != values.shape:
+        return
+    if where.shape != shape:
         raise ValueError(
-            f"where {tuple(where.shape)} must have the shape of the values "
-            f"{tuple(values.shape)}: one True or False for every position."
+            f"{loss}: {name} has shape {tuple(where.shape)}; {tuple(shape)} is expected, "
+            "one True or False for every position."
         )
-    return values.masked_fill(~where.bool(), 0.0)
+    if where.dtype.is_floating_point or where.dtype.is_complex:
+        raise ValueError(
+            f"{loss}: {name} has dtype {where.dtype}; bool or 0/1 integers are expected. "
+            f"Compare it: {name} > 0."
+        )
 
 
 def same_shape(loss: str, **pair: Tensor) -> None:
@@ -102,3 +113,25 @@ def positive(loss: str, **numbers: float | Tensor | None) -> None:
     for name, x in numbers.items():
         if isinstance(x, (int, float)) and not x > 0:
             raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")
+
+
+def between(
+    loss: str, low: float, high: float, /, *, ends: str = "[]", **numbers: float | Tensor
+) -> None:
+    """Refuse Python numbers outside an interval; `ends` says which of its ends belong to it."""
+    for name, x in numbers.items():
+        if not isinstance(x, (int, float)):
+            continue
+        above = x >= low if ends[0] == "[" else x > low
+        below = x <= high if ends[1] == "]" else x < high
+        if not (above and below):
+            raise ValueError(
+                f"{loss}: {name} {x}; a number in {ends[0]}{low}, {high}{ends[1]} is expected."
+            )
+
+
+def whole(loss: str, least: int, /, **numbers: float | Tensor) -> None:
+    """Refuse Python numbers that are no whole number from `least` on."""
+    for name, x in numbers.items():
+        if isinstance(x, (int, float)) and (x % 1 or not x >= least):
+            raise ValueError(f"{loss}: {name} {x}; a whole number, {least} or more, is expected.")

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._mean import divide
-from ._numerics import floating, same_shape
+from ._numerics import covers, floating, same_shape
 
 
 def attention_masks(
@@ -33,8 +33,8 @@ def attention_masks(
             f"{teacher.shape[-3]}; equal numbers are expected. Use match_heads on the larger."
         )
     same_shape(loss, **pair)
-    key_where = _key_mask(loss, student, where, key_where)
-    return _query_mask(loss, student, where), key_where
+    covers(loss, where, (*student.shape[:-3], student.shape[-2]))
+    return where, _key_mask(loss, student, where, key_where)
 
 
 def _key_mask(
@@ -42,7 +42,8 @@ def _key_mask(
 ) -> Tensor | None:
     """`[*batch, key]`: the keys that count. In self-attention these are the tokens of `where`."""
     if key_where is not None:
-        return _checked(loss, "key_where", key_where, x, x.shape[-1])
+        covers(loss, key_where, (*x.shape[:-3], x.shape[-1]), name="key_where")
+        return key_where
     if where is None or x.shape[-2] == x.shape[-1]:
         return where
     raise ValueError(
@@ -50,21 +51,6 @@ def _key_mask(
         f"keys for {x.shape[-2]} queries; a mask of the keys is expected too. "
         "Pass key_where [*batch, key]."
     )
-
-
-def _query_mask(loss: str, x: Tensor, where: Tensor | None) -> Tensor | None:
-    """`[*batch, query]`: the queries that count."""
-    return where if where is None else _checked(loss, "where", where, x, x.shape[-2])
-
-
-def _checked(loss: str, name: str, mask: Tensor, x: Tensor, length: int) -> Tensor:
-    expected = (*x.shape[:-3], length)
-    if tuple(mask.shape) != expected:
-        raise ValueError(
-            f"{loss}: {name} {tuple(mask.shape)}; {expected} is expected for attention "
-            f"{tuple(x.shape)}: one True or False for every token."
-        )
-    return mask
 
 
 def pair_mask(x: Tensor, where: Tensor | None, key_where: Tensor | None) -> Tensor | None:

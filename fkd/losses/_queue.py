@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill
+from ._numerics import covers, fill, whole
 
 
 class Queue(NamedTuple):
@@ -45,6 +45,7 @@ def queue_init(
       >>> queue_init(4, 2).valid.sum()
       tensor(0)
     """
+    whole("queue_init", 1, size=size, dim=dim)
     features = torch.zeros(size, dim, dtype=dtype, device=device)
     return Queue(features, torch.zeros(size, dtype=torch.bool, device=device))
 
@@ -69,6 +70,7 @@ def enqueue(
       >>> enqueue(queue_init(3, 1), torch.tensor([[1.0], [2.0]])).features.flatten()
       tensor([1., 2., 0.])
     """
+    covers("enqueue", where, x.shape[:1])
     (x,) = fill(x.detach(), where=where)
     new = torch.ones_like(x[:, 0], dtype=torch.bool) if where is None else where.bool()
     size = queue.valid.shape[0]

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape
 
 
 def margin_mse(
@@ -110,6 +110,7 @@ def logistic_ranking(
     Reference:
       Burges et al., Learning to Rank using Gradient Descent, ICML 2005.
     """
+    positive("logistic_ranking", scale=scale)
     gap, ranked = _pairs("logistic_ranking", student_scores, teacher_scores, where)
     return keep(_mean_of(-F.logsigmoid(scale * gap), ranked), where)
 
@@ -124,6 +125,7 @@ def _scores(
             f"{loss}: student_scores {tuple(student_scores.shape)} has fewer than 2 candidates; "
             "a ranking needs 2 or more on the last axis."
         )
+    covers(loss, where, student_scores.shape[:-1])
     return fill(student_scores, teacher_scores, where=where)
 
 

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._logits import kl
-from ._numerics import axes, fill, floating, keep, same_shape
+from ._numerics import axes, covers, fill, floating, keep, positive, same_shape
 from ._softmax import cross, log_probabilities
 
 
@@ -47,11 +47,14 @@ def listwise_kl(
     """
     floating("listwise_kl", student_scores=student_scores, teacher_scores=teacher_scores)
     same_shape("listwise_kl", student_scores=student_scores, teacher_scores=teacher_scores)
+    positive("listwise_kl", temperature=temperature)
+    covers("listwise_kl", where, student_scores.shape[:-1])
+    covers("listwise_kl", candidates, student_scores.shape, name="candidates")
     if candidates is not None:
-        same_shape("listwise_kl", candidates=candidates, student_scores=student_scores)
-        empty = ~candidates.any(-1, keepdim=True)
-        student_scores = student_scores.masked_fill(~candidates, -torch.inf).masked_fill(empty, 0)
-        teacher_scores = teacher_scores.masked_fill(~candidates, -torch.inf).masked_fill(empty, 0)
+        excluded = ~candidates.bool()
+        empty = excluded.all(-1, keepdim=True)
+        student_scores = student_scores.masked_fill(excluded, -torch.inf).masked_fill(empty, 0)
+        teacher_scores = teacher_scores.masked_fill(excluded, -torch.inf).masked_fill(empty, 0)
     return kl(student_scores, teacher_scores, temperature=temperature, where=where)
 
 
@@ -146,6 +149,7 @@ def _cosines(where: Tensor | None, /, **pair: Tensor) -> Tensor:
     floating("in_batch_kl", **pair)
     axes("in_batch_kl", "batch features", **pair)
     same_shape("in_batch_kl", **pair)
+    covers("in_batch_kl", where, next(iter(pair.values())).shape[:1])
     q, d = (
         x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
         for x in fill(*pair.values(), where=where)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ._numerics import floating, upcast
+from ._numerics import floating, positive, upcast
 
 
 class TopK(NamedTuple):
@@ -61,6 +61,7 @@ def top_k(
       Anshumann et al., arXiv:2503.16870.
     """
     floating("top_k", teacher_logits=teacher_logits)
+    positive("top_k", temperature=temperature)
     if not 1 <= k <= teacher_logits.shape[-1]:
         raise ValueError(
             f"top_k: k is {k}; a number from 1 to the size of the vocabulary, "
@@ -106,6 +107,7 @@ def sample(
       arXiv:2503.16870.
     """
     floating("sample", teacher_logits=teacher_logits, uniform=uniform)
+    positive("sample", proposal=proposal, temperature=temperature)
     if uniform.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(
             f"sample: uniform {tuple(uniform.shape)} must have the leading shape of teacher_logits "

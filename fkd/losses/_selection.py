@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._labels import check_labels
-from ._numerics import floating
+from ._numerics import between, covers, floating
 
 
 def least_wrong(
@@ -46,6 +46,8 @@ def least_wrong(
     """
     floating("least_wrong", teacher_scores=teacher_scores)
     check_labels("least_wrong", teacher_scores, labels)
+    between("least_wrong", 0, 1, fraction=fraction)
+    covers("least_wrong", where, labels.shape)
     counts = torch.ones_like(labels, dtype=torch.bool) if where is None else where.bool()
     index = labels.masked_fill(~counts, 0).long()[:, None]
     error = (teacher_scores > teacher_scores.gather(-1, index)).sum(-1)

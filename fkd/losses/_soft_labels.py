@@ -9,7 +9,7 @@ from torch import Tensor
 from ._decoupled import decouple, labels_index
 from ._labels import check_labels, cross_entropy
 from ._logits import soft_cross_entropy
-from ._numerics import axes, fill, floating, keep, same_shape
+from ._numerics import axes, covers, fill, floating, keep, positive, same_shape
 from ._softmax import cross
 
 
@@ -43,7 +43,7 @@ def uskd_target(
     Reference:
       Yang et al., arXiv:2303.13005.
     """
-    _labelled("uskd_target", student_logits, labels)
+    _labelled("uskd_target", where, student_logits, labels)
     same_shape("uskd_target", soft_label=soft_label, labels=labels)
     values = cross_entropy(student_logits, labels, where=where)
     (soft_label,) = fill(soft_label, where=where)
@@ -83,6 +83,7 @@ def uskd_others(
     floating("uskd_others", student_logits=student_logits, ranking_logits=ranking_logits)
     same_shape("uskd_others", student_logits=student_logits, ranking_logits=ranking_logits)
     check_labels("uskd_others", student_logits, labels)
+    covers("uskd_others", where, labels.shape)
     student, ranking = fill(student_logits, ranking_logits, where=where)
     index = labels_index(labels, where)
     order = ranking.scatter(-1, index, torch.inf).argsort(dim=-1, descending=True)
@@ -119,7 +120,7 @@ def uskd_soft_label(
     Reference:
       Yang et al., arXiv:2303.13005.
     """
-    _labelled("uskd_soft_label", student_logits, labels)
+    _labelled("uskd_soft_label", where, student_logits, labels)
     axes("uskd_soft_label", "batch vocab", student_logits=student_logits)
     squares = torch.exp(-2 * cross_entropy(student_logits, labels, where=where))
     if where is None:
@@ -162,7 +163,8 @@ def wsld(
       Zhou et al., Rethinking Soft Labels for Knowledge Distillation: A Bias-Variance Tradeoff
       Perspective, arXiv:2102.00650.
     """
-    _labelled("wsld", student_logits, labels, teacher_logits)
+    positive("wsld", temperature=temperature)
+    _labelled("wsld", where, student_logits, labels, teacher_logits)
     if weight is None:
         weight = wsld_weight(student_logits, teacher_logits, labels, where=where)
     same_shape("wsld", weight=weight, labels=labels)
@@ -201,18 +203,23 @@ def wsld_weight(
     Reference:
       Zhou et al., arXiv:2102.00650.
     """
-    _labelled("wsld_weight", student_logits, labels, teacher_logits)
+    _labelled("wsld_weight", where, student_logits, labels, teacher_logits)
     student = cross_entropy(student_logits, labels, where=where)
     teacher = cross_entropy(teacher_logits, labels, where=where)
     return keep(-torch.expm1(-student / (teacher + eps)), where)
 
 
 def _labelled(
-    loss: str, student_logits: Tensor, labels: Tensor, teacher_logits: Tensor | None = None
+    loss: str,
+    where: Tensor | None,
+    student_logits: Tensor,
+    labels: Tensor,
+    teacher_logits: Tensor | None = None,
 ) -> None:
     """Refuse what the losses called from here would refuse by their own names."""
     floating(loss, student_logits=student_logits)
     check_labels(loss, student_logits, labels)
+    covers(loss, where, labels.shape)
     if teacher_logits is not None:
         floating(loss, teacher_logits=teacher_logits)
         same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)

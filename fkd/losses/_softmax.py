@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._numerics import fill, floating, same_shape, upcast
+from ._numerics import covers, fill, floating, positive, same_shape, upcast
 
 
 def log_probabilities(
@@ -19,6 +19,8 @@ def log_probabilities(
     """`log q` of the student and `log p` of the teacher, checked, masked and softened."""
     floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    positive(loss, temperature=temperature)
+    covers(loss, where, student_logits.shape[:-1])
     student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
     log_q = F.log_softmax(student_logits / temperature, dim=-1)
     log_p = F.log_softmax(teacher_logits / temperature, dim=-1)

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep
+from ._numerics import covers, fill, floating, keep, positive, same_shape
 from ._softmax import cross, logsumexp, squared
 
 
@@ -111,6 +111,7 @@ def sampled_kl(
     s, log_p, ids = _sparse(
         "sampled_kl", student_logits, teacher_log_probs, teacher_ids, temperature, where
     )
+    same_shape("sampled_kl", weights=weights, teacher_ids=teacher_ids)
     (weights,) = fill(weights, where=where)
     log_q = s.gather(-1, ids) - logsumexp(s)
     return keep(squared(temperature) * cross(weights, log_p - log_q), where)
@@ -171,6 +172,8 @@ def _sparse(
             f"{tuple(entries.shape)} and the leading shape of student_logits "
             f"{tuple(student_logits.shape)}."
         )
+    positive(loss, temperature=temperature)
+    covers(loss, where, student_logits.shape[:-1])
     s, entries = fill(student_logits, entries, where=where)
     if where is not None:
         ids = ids.masked_fill(~where.bool().unsqueeze(-1), 0)

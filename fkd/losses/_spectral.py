@@ -8,7 +8,7 @@ from torch import Tensor
 
 from ._checks import root, unit
 from ._gram import two_layers
-from ._numerics import keep
+from ._numerics import keep, whole
 
 
 def kdsvd(
@@ -42,8 +42,8 @@ def kdsvd(
       teacher_first: `[batch, first, *space]`.
       student_second: `[batch, second, *space]`, the student's map of a later layer.
       teacher_second: `[batch, second, *space]`.
-      rank: how many singular vectors of the teacher.
-      extra: how many more of the student.
+      rank: how many singular vectors of the teacher, 1 or more.
+      extra: how many more of the student, 0 or more.
       where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
 
     Returns:
@@ -58,6 +58,8 @@ def kdsvd(
       Lee et al., Self-supervised Knowledge Distillation using Singular Value Decomposition,
       arXiv:1807.06819.
     """
+    whole("kdsvd", 1, rank=rank)
+    whole("kdsvd", 0, extra=extra)
     first, second = two_layers(
         "kdsvd",
         where,

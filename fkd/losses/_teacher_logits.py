@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from ._labels import check_labels
-from ._numerics import floating, upcast
+from ._numerics import between, floating, upcast
 
 
 def standardize(
@@ -83,6 +83,7 @@ def corrected_teacher(
       Belcak et al., Minifinetuning: Low-Data Generation Domain Adaptation through Corrective
       Self-Distillation, arXiv:2506.15702.
     """
+    between("corrected_teacher", 0, 1, ends="[)", threshold=threshold)
     is_label, index, known = _labelled("corrected_teacher", teacher_logits, labels)
     log_p = F.log_softmax(upcast(teacher_logits), dim=-1)
     p_y = log_p.gather(-1, index).exp()
@@ -156,6 +157,7 @@ def virtual_teacher(
     """
     if num_classes < 2:
         raise ValueError(f"virtual_teacher: num_classes is {num_classes}; 2 or more are expected.")
+    between("virtual_teacher", 0, 1, ends="()", correct=correct)
     correct = torch.as_tensor(correct, dtype=dtype, device=labels.device)
     classes = torch.arange(num_classes, device=labels.device)
     label, other = correct.log(), torch.log1p(-correct) - math.log(num_classes - 1)
@@ -189,6 +191,7 @@ def replace_wrong(
     Reference:
       Wen et al., arXiv:1911.07471.
     """
+    between("replace_wrong", 0, 1, ends="()", correct=correct)
     _, index, known = _labelled("replace_wrong", teacher_logits, labels)
     z = upcast(teacher_logits)
     right = z.argmax(-1, keepdim=True) == index

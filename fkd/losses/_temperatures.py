@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import fill, floating, keep, same_shape, upcast
+from ._numerics import covers, fill, floating, keep, positive, same_shape, upcast
 
 
 def flsw_temperature(
@@ -27,7 +27,7 @@ def flsw_temperature(
     Args:
       student_logits: `[*batch, vocab]`, finite.
       teacher_logits: `[*batch, vocab]`, finite.
-      base: the mean of the temperatures.
+      base: > 0, the mean of the temperatures.
       beta: their spread.
       gamma: gamma > 0, the exponent.
       where: `[*batch]`, True where a position counts. Others yield `base`.
@@ -45,6 +45,8 @@ def flsw_temperature(
     """
     floating("flsw_temperature", student_logits=student_logits, teacher_logits=teacher_logits)
     same_shape("flsw_temperature", student_logits=student_logits, teacher_logits=teacher_logits)
+    positive("flsw_temperature", base=base, gamma=gamma)
+    covers("flsw_temperature", where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
     norms = (
         s.square().sum(-1).clamp(min=1e-24).rsqrt() * t.square().sum(-1).clamp(min=1e-24).rsqrt()
@@ -70,7 +72,7 @@ def cwsm_temperature(
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
-      base: the mean of the temperatures.
+      base: > 0, the mean of the temperatures.
       beta: their spread.
       eps: added to the confidence.
       where: `[*batch]`, True where a position counts. Others yield `base`.
@@ -86,6 +88,8 @@ def cwsm_temperature(
       Wen et al., arXiv:1911.07471.
     """
     floating("cwsm_temperature", student_logits=student_logits)
+    positive("cwsm_temperature", base=base)
+    covers("cwsm_temperature", where, student_logits.shape[:-1])
     (s,) = fill(student_logits, where=where)
     return _spread(1 / (s.softmax(-1).amax(-1) + eps), base, beta, where)
 
@@ -120,6 +124,7 @@ def ctkd_temperature(
     Reference:
       Li et al., Curriculum Temperature for Knowledge Distillation, arXiv:2211.16231.
     """
+    positive("ctkd_temperature", start=start)
     return start + span * reverse_gradient(upcast(g), scale=adversary).sigmoid()
 
 

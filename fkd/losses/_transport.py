@@ -10,8 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._checks import covers
-from ._numerics import axes, fill, floating, keep, upcast
+from ._numerics import axes, covers, fill, floating, keep, positive, upcast, whole
 
 _LOG_ZERO = -1e9  # log of no mass; finite, so that sums of it stay finite
 
@@ -35,7 +34,7 @@ def sinkhorn_plan(
       source_mass: `[*batch, source]`, a, non-negative.
       target_mass: `[*batch, target]`, b, with the same sum.
       epsilon: > 0, in units of the cost; small values are sharper and need more iterations.
-      iterations: how many pairs of updates.
+      iterations: how many pairs of updates, 1 or more.
 
     Returns:
       `[*batch, source, target]`, non-negative.
@@ -49,6 +48,7 @@ def sinkhorn_plan(
       Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport,
       arXiv:1306.0895.
     """
+    _knobs("sinkhorn_plan", epsilon, iterations)
     log_a, log_b = _log(source_mass), _log(target_mass)
     scores = -cost / epsilon
     v = torch.where(target_mass > 0, torch.zeros_like(log_b), _LOG_ZERO)
@@ -57,6 +57,11 @@ def sinkhorn_plan(
         u = log_a - (scores + v[..., None, :]).logsumexp(-1)
         v = log_b - (scores + u[..., :, None]).logsumexp(-2)
     return (scores + u[..., :, None] + v[..., None, :]).exp()
+
+
+def _knobs(loss: str, epsilon: float | Tensor, iterations: int) -> None:
+    positive(loss, epsilon=epsilon)
+    whole(loss, 1, iterations=iterations)
 
 
 def _log(mass: Tensor) -> Tensor:
@@ -103,12 +108,13 @@ def sinkhorn(
       Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport,
       arXiv:1306.0895.
     """
+    _knobs("sinkhorn", epsilon, iterations)
     pair = {"student_hidden": student_hidden, "teacher_hidden": teacher_hidden}
     _same_sets("sinkhorn", "*batch length hidden", **pair)
     covers("sinkhorn", where, student_hidden.shape[:-2])
     student, teacher = fill(student_hidden, teacher_hidden, where=where)
-    student, a = _massed(student, student_where)
-    teacher, b = _massed(teacher, teacher_where)
+    student, a = _massed(student, "student_where", student_where)
+    teacher, b = _massed(teacher, "teacher_where", teacher_where)
     cost = _square_distance(student, teacher) / student.shape[-1]
     plan = sinkhorn_plan(cost, a, b, epsilon=epsilon, iterations=iterations)
     some = (a > 0).any(-1) & (b > 0).any(-1)
@@ -127,9 +133,9 @@ def _same_sets(loss: str, layout: str, /, **pair: Tensor) -> None:
         )
 
 
-def _massed(x: Tensor, where: Tensor | None) -> tuple[Tensor, Tensor]:
+def _massed(x: Tensor, name: str, where: Tensor | None) -> tuple[Tensor, Tensor]:
     """The set without what its excluded members hold, and its uniform mass."""
-    covers("sinkhorn", where, x.shape[:-1])
+    covers("sinkhorn", where, x.shape[:-1], name=name)
     (x,) = fill(x, where=where)
     mass = torch.ones_like(x[..., 0]) if where is None else where.to(x.dtype)
     return x, mass / mass.sum(-1, keepdim=True).clamp(min=1.0)
@@ -179,6 +185,7 @@ def bert_emd(
       Li et al., BERT-EMD: Many-to-Many Layer Mapping for BERT Compression with Earth Mover's
       Distance, arXiv:2010.06133.
     """
+    _knobs("bert_emd", epsilon, iterations)
     pair = {"student_layers": student_layers, "teacher_layers": teacher_layers}
     _same_sets("bert_emd", "*batch length layers hidden", **pair)
     covers("bert_emd", where, student_layers.shape[:-2])

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import axes, fill, floating, keep
+from ._numerics import axes, covers, fill, floating, keep, positive, whole
 from ._softmax import cross
 
 
@@ -73,7 +73,7 @@ def multi_level_ot(
     Args:
       student_logits: `[batch, length, student_vocab]`. `-inf` means probability 0.
       teacher_logits: `[batch, length, teacher_vocab]`.
-      k: how many classes; a vocabulary of fewer is padded by probability 0.
+      k: how many classes, 1 or more; a vocabulary of fewer is padded by probability 0.
       logarithmic: weight of the second sum; beta of the paper.
       temperature: T > 0, a number or a tensor that broadcasts against the logits.
       where: `[batch, length]`, True where a token counts. Others yield 0 and take no part.
@@ -90,6 +90,7 @@ def multi_level_ot(
       Cui et al., Multi-Level Optimal Transport for Universal Cross-Tokenizer Knowledge
       Distillation on Language Models, arXiv:2412.14528.
     """
+    whole("multi_level_ot", 1, k=k)
     _sequences("multi_level_ot", student_logits, teacher_logits)
     q, p = _probabilities("multi_level_ot", student_logits, teacher_logits, temperature, where)
     q, p = _leading(q, k, where), _leading(p, k, where)
@@ -119,9 +120,9 @@ def sinkhorn_ot(
     Args:
       student_logits: `[batch, length, student_vocab]`. `-inf` means probability 0.
       teacher_logits: `[batch, length, teacher_vocab]`.
-      k: how many classes; a vocabulary of fewer is padded by probability 0.
+      k: how many classes, 1 or more; a vocabulary of fewer is padded by probability 0.
       entropy: > 0, lambda of the paper.
-      iterations: of the Sinkhorn algorithm.
+      iterations: of the Sinkhorn algorithm, 1 or more.
       temperature: T > 0, a number or a tensor that broadcasts against the logits.
       where: `[batch, length]`, True where a token counts. Others take no part.
 
@@ -135,6 +136,8 @@ def sinkhorn_ot(
     Reference:
       Cui et al., arXiv:2412.14528; Cuturi, Sinkhorn Distances, arXiv:1306.0895.
     """
+    whole("sinkhorn_ot", 1, k=k, iterations=iterations)
+    positive("sinkhorn_ot", entropy=entropy)
     _sequences("sinkhorn_ot", student_logits, teacher_logits)
     q, p = _probabilities("sinkhorn_ot", student_logits, teacher_logits, temperature, where)
     q, p = _leading(q, k, where), _leading(p, k, where)
@@ -172,6 +175,8 @@ def _probabilities(
             f"{tuple(teacher_logits.shape)} must agree in all axes but the last. "
             "Align the tokens of the two models first."
         )
+    positive(loss, temperature=temperature)
+    covers(loss, where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
     return (s / temperature).softmax(-1), (t / temperature).softmax(-1)
 

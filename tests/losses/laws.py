@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterator
+from itertools import combinations
 from typing import Any, get_type_hints
 
 import numpy as np
@@ -142,11 +143,11 @@ def reshaped(args: Args, change: str) -> Iterator[Args]:
             yield new
 
 
-def admitted(case: Case, args: Args) -> bool:
+def admitted(case: Case, args: Args, **kwargs: Any) -> bool:
     """Whether the annotations of the loss admit the axes of these arguments, by name."""
     hints = get_type_hints(case.function)
     names = list(inspect.signature(case.function).parameters)[: len(args)]
-    given = {**dict(zip(names, args, strict=True)), **case.kwargs}
+    given = {**dict(zip(names, args, strict=True)), **case.kwargs, **kwargs}
     with jaxtyped("context"):
         return all(isinstance(x, hints[k]) for k, x in given.items() if isinstance(x, Tensor))
 
@@ -158,6 +159,30 @@ def knobs(case: Case) -> dict[str, float]:
     found.update(case.kwargs)
     fixed = {"eps", *case.static}
     return {k: v for k, v in found.items() if type(v) is float and k not in fixed}
+
+
+def takes_mask(case: Case) -> bool:
+    """Whether the loss takes a `where`."""
+    return "where" in inspect.signature(case.function).parameters
+
+
+def all_true(case: Case, args: Args) -> Tensor:
+    """A mask of the shape that `where` has, all True.
+
+    Of a row without positions (the mask has axes that are not the leading ones): some axes of
+    the student, as the annotation of `where` admits them.
+    """
+    if case.positions:
+        return torch.ones(leading(case, args), dtype=torch.bool)
+    axes = tree_leaves(args[0])[0].shape
+    shapes = [shape for n in range(len(axes) + 1) for shape in combinations(axes, n)]
+    masks = (torch.ones(shape, dtype=torch.bool) for shape in shapes)
+    return next(mask for mask in masks if admitted(case, args, where=mask))
+
+
+def temperatures(case: Case) -> list[str]:
+    """The names of the temperatures that the loss takes."""
+    return [k for k in inspect.signature(case.function).parameters if k.endswith("temperature")]
 
 
 def close(got: Any, want: Any, *, rtol: float = 1e-9, atol: float = 1e-11) -> None:

@@ -83,6 +83,14 @@ def ordered(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) ->
     return kl(student, teacher, where=where) * torch.arange(1.0, 1.0 + len(student))
 
 
+def truthy(student: Tensor, teacher: Tensor, *, where: Tensor | None = None) -> Tensor:
+    return kl(student, teacher, where=None if where is None else where.bool())
+
+
+def cold(student: Tensor, teacher: Tensor, *, temperature: float = 1.0) -> Tensor:
+    return raw(student / temperature, teacher / temperature)
+
+
 def silent(student: Logits, teacher: Logits) -> Tensor:
     return raw(student, teacher)
 
@@ -126,6 +134,19 @@ def test_law_refuses(loss, law, given) -> None:
 def test_law_refuses_a_mask_that_is_ignored() -> None:
     with pytest.raises(pytest.fail.Exception):
         battery.test_mask_is_never_broadcast(Case(broadcasting, pair(5, 7), kl_reference))
+
+
+@pytest.mark.plain
+def test_law_refuses_a_floating_mask_taken_as_truth() -> None:
+    with pytest.raises(pytest.fail.Exception):
+        battery.test_mask_is_never_floating(Case(truthy, pair(5, 7), kl_reference), torch.float32)
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("value", [-1.0, float("nan")])
+def test_law_refuses_a_temperature_that_is_not_looked_at(value: float) -> None:
+    with pytest.raises(pytest.fail.Exception):
+        battery.test_temperature_is_positive(Case(cold, pair(5, 7), kl_reference), value)
 
 
 @pytest.mark.plain

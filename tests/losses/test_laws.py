@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import re
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from .case import Case
 from .laws import (
     RESHAPED,
     admitted,
+    all_true,
     cast,
     close,
     expected,
@@ -27,6 +30,8 @@ from .laws import (
     reshaped,
     spoil,
     take,
+    takes_mask,
+    temperatures,
     values,
 )
 from .table import BROKEN, CASES, NOT_LOSSES
@@ -46,6 +51,8 @@ PAIRED = [
     for args in (c.make() for c in CASES)
 ]
 MASKED = [c.positions > 0 and "where" not in c.kwargs for c in CASES]
+POSITIONED = {c.function for c in CASES if c.positions > 0}
+TAKES_MASK = [c.positions > 0 or (takes_mask(c) and c.function not in POSITIONED) for c in CASES]
 PER_POSITION = [c.positions > 0 and not c.relational for c in CASES]
 
 
@@ -60,6 +67,11 @@ def mask_of(case: Case, args: tuple) -> Tensor:
     mask = torch.rand(size, generator=torch.Generator().manual_seed(1)) < 0.6
     mask.view(-1)[0], mask.view(-1)[-1] = True, False
     return mask.expand(shape).clone()
+
+
+def refused(case: Case, what: str) -> AbstractContextManager[object]:
+    """Expect a ValueError in the name of the loss that says what it got."""
+    return pytest.raises(ValueError, match="^" + re.escape(f"{case.function.__name__}: {what}"))
 
 
 def positionwise(case: Case, out: Tensor, args: tuple) -> bool:
@@ -239,12 +251,34 @@ def test_all_true_mask_changes_nothing(case: Case) -> None:
 
 
 @pytest.mark.plain
-@over(MASKED)
+@over(TAKES_MASK)
 def test_mask_is_never_broadcast(case: Case) -> None:
     args = case.make()
-    wrong = torch.ones((*leading(case, args)[:-1], leading(case, args)[-1] + 1), dtype=torch.bool)
-    with pytest.raises(ValueError, match="where"):
-        case.loss(*args, **{**case.kwargs, "where": wrong})
+    right = all_true(case, args)
+    case.loss(*args, **{**case.kwargs, "where": right})
+    for wrong in (torch.cat([right, right], -1), right[..., :1], right[None], right[..., None]):
+        if wrong.shape != right.shape:
+            with refused(case, f"where has shape {tuple(wrong.shape)}"):
+                case.loss(*args, **{**case.kwargs, "where": wrong})
+
+
+@pytest.mark.plain
+@over(TAKES_MASK)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+def test_mask_is_never_floating(case: Case, dtype: torch.dtype) -> None:
+    args = case.make()
+    soft = torch.full_like(all_true(case, args), 0.3, dtype=dtype)
+    with refused(case, f"where has dtype {dtype}"):
+        case.loss(*args, **{**case.kwargs, "where": soft})
+
+
+@pytest.mark.plain
+@over([bool(temperatures(c)) for c in CASES])
+@pytest.mark.parametrize("value", [0, 0.0, -1.0, float("nan")], ids=str)
+def test_temperature_is_positive(case: Case, value: float) -> None:
+    for name in temperatures(case):
+        with refused(case, f"{name} {value}"):
+            case.loss(*case.make(), **{**case.kwargs, name: value})
 
 
 @pytest.mark.plain
