@@ -91,6 +91,11 @@ def cases(o: argparse.Namespace) -> dict[str, Case]:
         "probabilities": maps,
         "preactivation": same,
     }
+    sequences = [normal(b, 32, 1000), normal(b, 32, 1000)]
+    some |= {
+        **{n: (getattr(losses, n), same) for n in ("dist_channel", "dist_spatial")},
+        **{n: (getattr(losses, n), sequences) for n in ("multi_level_ot", "sinkhorn_ot")},
+    }
     return {**{n: case for n, case in pairwise(by_kind).items() if n not in some}, **some}
 
 

@@ -13,9 +13,10 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._mean import divide
-from ._checks import unit
+from ._checks import root, unit
 from ._numerics import covers, fill, floating, keep
 from ._pairs import log_softmax_keys
+from ._relation import angle_cosines
 
 
 def word_relation(
@@ -101,7 +102,7 @@ def word_angle(
       student_x: `[*batch, token, student_hidden]`.
       teacher_x: `[*batch, token, teacher_hidden]`.
       window: i and k are at most this many tokens away from j; memory is then
-        `token * window * hidden` instead of `token^2 * hidden`. All tokens if None.
+        `token * window * hidden` instead of `token^2 * (token + hidden)`. All tokens if None.
       where: `[*batch, token]`, True for tokens that count. Others yield 0 and no gradient, and
         are in no triple.
 
@@ -224,20 +225,23 @@ def _angle_mse(s: Tensor, t: Tensor, where: Tensor | None, window: int | None) -
     """`[*batch, row]`: mean over the ordered pairs of two other rows that count."""
     counts = torch.ones(s.shape[:-1], dtype=s.dtype, device=s.device)
     counts = counts if where is None else where.to(s.dtype)
-    s, t, counts = _neighbours(s, window), _neighbours(t, window), _others(counts, window)
-    s, t = unit(s), unit(t)  # [*batch, vertex, neighbour, hidden]
+    s, t = _cosines(s, counts, window), _cosines(t, counts, window)
+    counts = _others(counts, window)  # [*batch, vertex, neighbour]
     triples = counts[..., :, None] * counts[..., None, :]
     triples = triples * (1 - torch.eye(triples.shape[-1], dtype=s.dtype, device=s.device))
-    squares = (s @ s.mT - t @ t.mT).square() * triples
+    squares = (s - t).square() * triples
     return divide(squares.sum((-2, -1)), triples.sum((-2, -1)))
 
 
-def _neighbours(x: Tensor, window: int | None) -> Tensor:
-    """`[*batch, vertex, neighbour, hidden]`: from every row to the rows around it."""
+def _cosines(x: Tensor, counts: Tensor, window: int | None) -> Tensor:
+    """`[*batch, vertex, neighbour, neighbour]`: of the angles that two rows make at a third."""
     if window is None:
-        return x.unsqueeze(-3) - x.unsqueeze(-2)
+        weight = counts.unsqueeze(-1)
+        x = (x - divide((x * weight).sum(-2), weight.sum(-2)).unsqueeze(-2)) * weight
+        return angle_cosines(x, root((x.unsqueeze(-3) - x.unsqueeze(-2)).square().sum(-1)))
     around = F.pad(x, (0, 0, window, window)).unfold(-2, 2 * window + 1, 1).mT
-    return around - x.unsqueeze(-2)
+    sides = unit(around - x.unsqueeze(-2))
+    return sides @ sides.mT
 
 
 def _others(counts: Tensor, window: int | None) -> Tensor:

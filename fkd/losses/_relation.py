@@ -129,12 +129,25 @@ def rkd_angle(
 
 
 def _cosines(x: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-    # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj. Centring first keeps the difference
-    # of the inner products accurate when the samples are far from the origin.
     x = (x - (weight @ x) / count) * weight[:, None]
-    gram, distance = x @ x.mT, pairwise_distance(x)
-    products = gram - gram[:, :, None] - gram[:, None, :] + gram.diagonal()[:, None, None]
-    sides = distance[:, :, None] * distance[:, None, :]
+    return angle_cosines(x, pairwise_distance(x))
+
+
+def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
+    """`[*batch, j, i, k]`: of the angle that rows i and k make at row j; 0 for a side of length 0.
+
+    From inner products, so that no difference of two rows is stored. They should be centred: that
+    keeps the difference of the products accurate when the rows are far from the origin.
+
+    Args:
+      x: `[*batch, row, features]`.
+      distance: `[*batch, row, row]`, of the rows.
+    """
+    # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj
+    gram = x @ x.mT
+    own = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
+    products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + own
+    sides = distance.unsqueeze(-1) * distance.unsqueeze(-2)
     return torch.where(sides > 0, products / torch.where(sides > 0, sides, 1.0), 0.0)
 
 
