@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import maps
-from ._numerics import covers, fill, floating, keep, positive, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape, soften
 
 
 def dist_inter(
@@ -225,7 +225,7 @@ def _distributions(
     positive(loss, temperature=temperature)
     covers(loss, where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
-    return (s / temperature).softmax(-1), (t / temperature).softmax(-1)
+    return soften(s, temperature).softmax(-1), soften(t, temperature).softmax(-1)
 
 
 def _features(

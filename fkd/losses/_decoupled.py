@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._labels import check_labels
-from ._numerics import covers, fill, floating, keep, positive, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape, soften
 from ._softmax import cross, logsumexp, squared
 
 
@@ -51,8 +51,8 @@ def dkd(
     """
     positive("dkd", temperature=temperature)
     s, t, index = _prepare("dkd", student_logits, teacher_logits, labels, where)
-    target_q, others_q = decouple(s / temperature, index)
-    target_p, others_p = decouple(t / temperature, index)
+    target_q, others_q = decouple(soften(s, temperature), index)
+    target_p, others_p = decouple(soften(t, temperature), index)
     tckd = cross(target_p.exp(), target_p - target_q)
     nckd = cross(others_p.exp(), others_p - others_q)
     return keep(squared(temperature) * (alpha * tckd + beta * nckd), where)
@@ -97,8 +97,8 @@ def nkd(
     s, t, index = _prepare("nkd", student_logits, teacher_logits, labels, where)
     log_q_y = F.log_softmax(s, -1).gather(-1, index).squeeze(-1)
     p_y = t.softmax(-1).gather(-1, index).squeeze(-1)
-    _, others_q = decouple(s / temperature, index)
-    _, others_p = decouple(t / temperature, index)
+    _, others_q = decouple(soften(s, temperature), index)
+    _, others_p = decouple(soften(t, temperature), index)
     others = cross(others_p.exp(), others_q)
     return keep(-p_y * log_q_y - gamma * squared(temperature) * others, where)
 

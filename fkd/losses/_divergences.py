@@ -47,7 +47,7 @@ def alpha_divergence(
     log_q, log_p = log_probabilities(
         "alpha_divergence", student_logits, teacher_logits, temperature, where
     )
-    return keep(squared(temperature) * _alpha(log_p, log_q, _scalar(alpha, log_p)), where)
+    return keep(squared(temperature) * _alpha(log_p, log_q, alpha), where)
 
 
 def renyi(
@@ -220,19 +220,29 @@ def adaptive_kl_weight(
     return keep(_head_share(log_p.exp(), log_q.exp(), head), where)
 
 
-def _alpha(log_p: Tensor, log_q: Tensor, alpha: Tensor) -> Tensor:
+def _alpha(log_p: Tensor, log_q: Tensor, alpha: float | Tensor) -> Tensor:
     """-sum_v a_v expm1(e (log b_v - log a_v)) / (e (1 - e)), with e nearer to 0 than to 1.
 
     Here (a, b, e) = (p, q, 1 - alpha) or (q, p, alpha): the same number, since
     sum_v a_v = 1, without the loss of digits of 1 - sum_v p_v^alpha q_v^(1 - alpha).
     """
-    forward = alpha >= 0.5
-    a, b = torch.where(forward, log_p, log_q), torch.where(forward, log_q, log_p)
-    e = torch.where(forward, 1 - alpha, alpha)
-    divisor = torch.where(e == 0, 1.0, e)
+    if isinstance(alpha, Tensor):
+        alpha = _scalar(alpha, log_p)
+        forward = alpha >= 0.5
+        a, b = torch.where(forward, log_p, log_q), torch.where(forward, log_q, log_p)
+        e = torch.where(forward, 1 - alpha, alpha)
+    else:
+        a, b, e = (log_p, log_q, 1 - alpha) if alpha >= 0.5 else (log_q, log_p, alpha)
     ratio = torch.where(a.exp() > 0, b - a, 0.0)  # where a underflows, expm1 may overflow
-    bent = torch.where(e == 0, ratio, torch.expm1(divisor * ratio) / divisor)
-    return -cross(a.exp(), bent) / (1 - e)
+    return -cross(a.exp(), _bent(ratio, e)) / (1 - e)
+
+
+def _bent(ratio: Tensor, e: float | Tensor) -> Tensor:
+    """expm1(e ratio) / e, and its limit, the ratio, where e is 0."""
+    if not isinstance(e, Tensor):
+        return torch.expm1(e * ratio) / e if e else ratio
+    divisor = torch.where(e == 0, 1.0, e)
+    return torch.where(e == 0, ratio, torch.expm1(divisor * ratio) / divisor)
 
 
 def _head_share(p: Tensor, q: Tensor, head: float | Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._logits import kl
-from ._numerics import axes, covers, fill, floating, keep, positive, same_shape
+from ._numerics import axes, covers, fill, floating, keep, positive, same_shape, soften
 
 
 def mlkd_instance(
@@ -190,7 +190,7 @@ def _rows(
     """Distributions (rows of zeros for samples that do not count) and the count, 1 or more."""
     positive(loss, temperature=temperature)
     s, t = _checked(loss, student_logits, teacher_logits, where)
-    q, p = F.softmax(s / temperature, dim=-1), F.softmax(t / temperature, dim=-1)
+    q, p = F.softmax(soften(s, temperature), dim=-1), F.softmax(soften(t, temperature), dim=-1)
     if where is None:
         return q, p, len(q)
     excluded = ~where.bool()[:, None]

@@ -17,6 +17,13 @@ def upcast(x: Tensor) -> Tensor:
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
+def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
+    """`logits / T`. A T of 1.0 costs nothing: neither memory nor, compiled, the checks that
+    PyTorch adds to a scaled softmax."""
+    plain = not isinstance(temperature, Tensor) and temperature == 1
+    return logits if plain else logits / temperature
+
+
 def fill(*tensors: Tensor, where: Tensor | None, value: float = 0.0) -> tuple[Tensor, ...]:
     """Upcast the inputs, and replace the positions that do not count by `value`.
 

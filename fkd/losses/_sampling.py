@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from ._numerics import floating, positive, upcast
+from ._numerics import floating, positive, soften, upcast
 
 
 class TopK(NamedTuple):
@@ -67,7 +67,7 @@ def top_k(
             f"top_k: k is {k}; a number from 1 to the size of the vocabulary, "
             f"{teacher_logits.shape[-1]}, is expected."
         )
-    log_p = F.log_softmax(upcast(teacher_logits) / temperature, dim=-1)
+    log_p = F.log_softmax(soften(upcast(teacher_logits), temperature), dim=-1)
     log_probs, ids = log_p.topk(k, dim=-1)
     return TopK(log_probs, ids)
 
@@ -113,7 +113,7 @@ def sample(
             f"sample: uniform {tuple(uniform.shape)} must have the leading shape of teacher_logits "
             f"{tuple(teacher_logits.shape)}: some random numbers for every position."
         )
-    log_p = F.log_softmax(upcast(teacher_logits) / temperature, dim=-1)
+    log_p = F.log_softmax(soften(upcast(teacher_logits), temperature), dim=-1)
     log_r = F.log_softmax(proposal * log_p, dim=-1)
     cumulative = log_r.exp().cumsum(-1)
     total = cumulative[..., -1:]

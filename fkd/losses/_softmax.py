@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ._numerics import covers, fill, floating, positive, same_shape, upcast
+from ._numerics import covers, fill, floating, positive, same_shape, soften, upcast
 
 
 def log_probabilities(
@@ -22,8 +22,8 @@ def log_probabilities(
     positive(loss, temperature=temperature)
     covers(loss, where, student_logits.shape[:-1])
     student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
-    log_q = F.log_softmax(student_logits / temperature, dim=-1)
-    log_p = F.log_softmax(teacher_logits / temperature, dim=-1)
+    log_q = F.log_softmax(soften(student_logits, temperature), dim=-1)
+    log_p = F.log_softmax(soften(teacher_logits, temperature), dim=-1)
     return log_q, log_p
 
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import covers, fill, floating, keep, positive, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape, soften
 from ._softmax import cross, logsumexp, squared
 
 
@@ -177,7 +177,7 @@ def _sparse(
     s, entries = fill(student_logits, entries, where=where)
     if where is not None:
         ids = ids.masked_fill(~where.bool().unsqueeze(-1), 0)
-    return s / temperature, entries, ids.long()
+    return soften(s, temperature), entries, ids.long()
 
 
 def _log_softmax(log_q: Tensor, log_p: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import axes, covers, fill, floating, keep, positive, whole
+from ._numerics import axes, covers, fill, floating, keep, positive, soften, whole
 from ._softmax import cross
 
 
@@ -178,7 +178,7 @@ def _probabilities(
     positive(loss, temperature=temperature)
     covers(loss, where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
-    return (s / temperature).softmax(-1), (t / temperature).softmax(-1)
+    return soften(s, temperature).softmax(-1), soften(t, temperature).softmax(-1)
 
 
 def _padded(q: Tensor, p: Tensor) -> tuple[Tensor, Tensor]:

@@ -15,6 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from .._numerics import soften
 from ._problem import Head, Number, Problem
 
 
@@ -46,10 +47,11 @@ def rows_of(problem: Problem, student: Tensor, teacher: Tensor | None) -> Rows:
     atoms, student = problem.divergence.atoms, _transform(student, problem.student)
     log_q = q = log_p = p = normaliser = student
     if problem.divergence.needs_teacher or problem.metrics:
-        log_q = _log_softmax(student, problem.temperature)
+        log_q = torch.log_softmax(soften(student, problem.temperature), dim=-1)
         q = log_q.exp()
     if teacher is not None and problem.teacher is not None:
-        log_p = _log_softmax(_transform(teacher, problem.teacher), problem.temperature)
+        teacher = soften(_transform(teacher, problem.teacher), problem.temperature)
+        log_p = torch.log_softmax(teacher, dim=-1)
         p = log_p.exp()
     if any(atom.rule is None for atom in atoms):
         normaliser = torch.logsumexp(student, dim=-1, keepdim=True)
@@ -119,12 +121,6 @@ def _label_slope(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
 def _scaled(x: Tensor, factor: Number) -> Tensor:
     """`factor x`; a factor of 1.0 costs nothing."""
     return x if not isinstance(factor, Tensor) and factor == 1 else factor * x
-
-
-def _log_softmax(logits: Tensor, temperature: Number) -> Tensor:
-    """Log-probabilities of logits / T; a T of 1.0 costs nothing."""
-    plain = not isinstance(temperature, Tensor) and temperature == 1
-    return torch.log_softmax(logits if plain else logits / temperature, dim=-1)
 
 
 def _transform(logits: Tensor, head: Head) -> Tensor:
