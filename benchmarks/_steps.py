@@ -22,17 +22,18 @@ def adamw(params: Any) -> torch.optim.Optimizer:
 
 
 def fkd_step(
-    objective: fkd.Objective, data: Mapping[str, Any], *, compile: Any = True, bf16: bool = False
+    objective: fkd.Objective, *batches: Mapping[str, Any], compile: Any = True, bf16: bool = False
 ) -> Run:
-    """A step of fkd that keeps its state from call to call."""
+    """A step of fkd on each of the batches (often one), whose state is kept from call to call."""
     precision = "bf16" if bf16 else "fp32"
     step = fkd.loops.train_step(objective, adamw, compile=compile, precision=precision)
     state = step.init(0)
 
     def run() -> Any:
         nonlocal state
-        state, metrics = step(state, data)
-        return metrics
+        for data in batches:
+            state, _ = step(state, data)
+        return state
 
     return run
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _measure import COLUMNS, Run, arguments, compare, same, table, write
-from _steps import adamw, fkd_gradients, fkd_step
+from _steps import fkd_gradients, fkd_step
 from bert import bert
 from torch import Tensor, nn
 
@@ -43,30 +43,31 @@ def texts(options: argparse.Namespace) -> list[list[int]]:
 
 
 def batches(
-    options: argparse.Namespace, made: Sequence[tuple[Sequence[int], list[int]]]
+    options: argparse.Namespace,
+    given: Sequence[list[int]],
+    made: Sequence[tuple[Sequence[int], list[int]]],
 ) -> Batches:
     """`(examples, edges)` -> batches."""
-    given = [{"input_ids": ids} for ids in texts(options)]
     padded = [
-        pad_batch([given[i] for i in examples], edges=edges, size=options.batch)
+        pad_batch([{"input_ids": given[i]} for i in examples], edges=edges, size=options.batch)
         for examples, edges in made
     ]
     return [{k: v.to(options.device) for k, v in one.items()} for one in padded]
 
 
-def epochs(options: argparse.Namespace) -> dict[str, Batches]:
-    lengths = [len(ids) for ids in texts(options)]
+def epochs(options: argparse.Namespace, given: Sequence[list[int]]) -> dict[str, Batches]:
+    lengths = [len(ids) for ids in given]
     size = options.batch
     order = torch.randperm(len(lengths), generator=torch.Generator().manual_seed(1)).tolist()
     drawn = [order[i : i + size] for i in range(0, len(order), size)]
     edges = bucket_lengths(lengths, options.buckets)
     alike = bucket_batches(lengths, size, edges, seed=1)
     return {
-        "longest of all": batches(options, [(b, [edges[-1]]) for b in drawn]),
+        "longest of all": batches(options, given, [(b, [edges[-1]]) for b in drawn]),
         "longest of the batch, eager": batches(
-            options, [(b, list(range(8, 129, 8))) for b in drawn]
+            options, given, [(b, list(range(8, 129, 8))) for b in drawn]
         ),
-        "buckets": batches(options, [(b.examples, edges) for b in alike]),
+        "buckets": batches(options, given, [(b.examples, edges) for b in alike]),
     }
 
 
@@ -87,21 +88,6 @@ def _column(valid: Tensor) -> Tensor:
     return valid[:, None]
 
 
-def epoch(options: argparse.Namespace, data: Batches, *, compile: bool) -> Run:
-    """One pass over the batches, as one run."""
-    precision = "bf16" if options.bf16 else "fp32"
-    step = fkd.loops.train_step(layers(options), adamw, compile=compile, precision=precision)
-    state = step.init(0)
-
-    def run() -> Any:
-        nonlocal state
-        for one in data:
-            state, _ = step(state, one)
-        return state
-
-    return run
-
-
 def total(options: argparse.Namespace, data: Batches) -> dict[str, Tensor]:
     """The sum of the loss over all tokens of an epoch and their number, without updates."""
     objective = layers(options)
@@ -117,18 +103,21 @@ def total(options: argparse.Namespace, data: Batches) -> dict[str, Tensor]:
 
 
 def padding(options: argparse.Namespace) -> tuple[dict[str, Any], list[str]]:
-    made = epochs(options)
+    given = texts(options)
+    made = epochs(options, given)
     expected = total(options, made["buckets"])
     notes = [same(name, total(options, data), expected, 1e-4) for name, data in made.items()]
     rows = compare(
         {
-            name: lambda name=name, data=data: epoch(options, data, compile="eager" not in name)
+            name: lambda name=name, data=data: fkd_step(
+                layers(options), *data, compile="eager" not in name, bf16=options.bf16
+            )
             for name, data in made.items()
         },
         options,
         baseline="buckets",
     )
-    counted = sum(map(len, texts(options)))
+    counted = sum(map(len, given))
     for name, data in made.items():
         rows[name]["valid_share"] = counted / sum(b["input_ids"].numel() for b in data)
         rows[name]["shapes"] = len({b["input_ids"].shape for b in data})

@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ._checks import counted, equal_maps, norm, one_of, per_sample, root, same_space, unit
-from ._numerics import keep, positive, whole
+from ._numerics import keep, positive, soften, whole
 
 
 def attention_transfer(
@@ -97,8 +97,8 @@ def cwd(
     """
     positive("cwd", temperature=temperature)
     student, teacher = equal_maps("cwd", where, student_map=student_map, teacher_map=teacher_map)
-    log_p = F.log_softmax(teacher.flatten(2) / temperature, dim=-1)
-    log_q = F.log_softmax(student.flatten(2) / temperature, dim=-1)
+    log_p = F.log_softmax(soften(teacher.flatten(2), temperature), dim=-1)
+    log_q = F.log_softmax(soften(student.flatten(2), temperature), dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return keep(temperature**2 * divergence.mean(-1), where)
 

@@ -157,15 +157,20 @@ def _log_q(
     return F.log_softmax(student_logits, dim=-1), index, counts
 
 
-def check_labels(
-    loss: str, logits: Tensor, labels: Tensor, *, name: str = "student_logits"
-) -> None:
-    """Refuse labels that are not one integer a position of the logits, called `name`."""
+def integers(loss: str, labels: Tensor) -> None:
+    """Refuse labels that are no class indices."""
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
             f"{loss}: labels have dtype {labels.dtype}; integers are expected. "
             "For distributions over the classes use soft_cross_entropy."
         )
+
+
+def check_labels(
+    loss: str, logits: Tensor, labels: Tensor, *, name: str = "student_logits"
+) -> None:
+    """Refuse labels that are not one integer a position of the logits, called `name`."""
+    integers(loss, labels)
     if labels.shape != logits.shape[:-1]:
         raise ValueError(
             f"{loss}: labels {tuple(labels.shape)} must be the leading shape of {name} "

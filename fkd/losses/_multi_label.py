@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._numerics import covers, fill, floating, keep, positive, same_shape
+from ._numerics import covers, fill, floating, keep, positive, same_shape, soften
 from ._softmax import squared
 
 
@@ -87,7 +87,7 @@ def binary_kl(
     positive("binary_kl", temperature=temperature)
     covers("binary_kl", where, student_logits.shape[:-1])
     student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
-    s, t = student_logits / temperature, teacher_logits / temperature
+    s, t = soften(student_logits, temperature), soften(teacher_logits, temperature)
     yes = F.logsigmoid(t) - F.logsigmoid(s)
     no = F.logsigmoid(-t) - F.logsigmoid(-s)
     return keep(squared(temperature) * _expectation(t.sigmoid(), yes, no), where)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._numerics import floating, positive
+from .._labels import integers
+from .._numerics import covers, floating, positive
 from ._divergence import Divergence, Phi, as_divergence
 from ._problem import Head, Number, Problem, Vocabulary
 
@@ -125,21 +126,14 @@ def _flat_targets(
     """Labels within the shared vocabulary (0 where there is none), and which tokens count."""
     labels, where, ignore_index, shift = targets
     batch = hidden.shape[:-1]
-    for name, x in {"labels": labels, "where": where}.items():
-        if x is not None and x.shape != batch:
-            raise ValueError(
-                f"head_divergence: {name} {tuple(x.shape)} must have the positions of "
-                f"student_hidden {tuple(hidden.shape)}: {tuple(batch)}."
-            )
-    if labels is not None and (labels.is_floating_point() or labels.dtype == torch.bool):
+    covers("head_divergence", where, batch)
+    if labels is not None and labels.shape != batch:
         raise ValueError(
-            f"head_divergence: labels have dtype {labels.dtype}; integers are expected."
+            f"head_divergence: labels {tuple(labels.shape)} must have the positions of "
+            f"student_hidden {tuple(hidden.shape)}: {tuple(batch)}."
         )
-    if where is not None and where.is_floating_point():
-        raise ValueError(
-            f"head_divergence: where has dtype {where.dtype}; bool or 0/1 integers are expected. "
-            "Compare it: where > 0."
-        )
+    if labels is not None:
+        integers("head_divergence", labels)
     keep = torch.ones(batch, dtype=torch.bool, device=hidden.device)
     if labels is not None:
         keep = labels != ignore_index
