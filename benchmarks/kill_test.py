@@ -27,7 +27,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-from fkd.loops._checkpoint import load_latest
+from fkd.loops._checkpoint.checkpoint import load_latest
 from tests.loops.training import LOADERS, in_process, same_end, spawn, train
 
 

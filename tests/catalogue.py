@@ -6,6 +6,7 @@ python -m tests.catalogue --check    fail if the page is out of date
 
 from __future__ import annotations
 
+import importlib
 import inspect
 import re
 import sys
@@ -97,20 +98,21 @@ def _loss_row(name: str, fn: Any) -> str:
 def _families() -> Iterator[str]:
     functions = {n: v for n, v in public(fkd.losses).items() if inspect.isfunction(v)}
     left = {n: v for n, v in functions.items() if not v.__module__.startswith(HEADS)}
-    for title, modules in FAMILIES.items():
+    for family in FAMILIES:
+        room = importlib.import_module(f"fkd.losses.{family}")
         rows = [
             _loss_row(name, left.pop(name))
-            for module in modules
             for name, value in list(left.items())
-            if value.__module__ == f"fkd.losses.{module}"
+            if value.__module__.startswith(f"{room.__name__}.")
         ]
+        title = (room.__doc__ or "").strip().rstrip(".")
         yield f"## {title}\n"
         yield _row("name", "what it is", "formula", "takes", "cost, adapter", "paper")
         yield _row(*["---"] * 6)
         yield from rows
         yield ""
     if left:
-        raise LookupError(f"add the modules of {sorted(left)} to FAMILIES in catalogue_data.py")
+        raise LookupError(f"add the rooms of {sorted(left)} to FAMILIES in catalogue_data.py")
 
 
 def _records() -> Iterator[str]:

@@ -16,36 +16,11 @@ with `fullgraph=True` and work under `torch.func`.
 Time and memory are linear in the size of the inputs where the cost says nothing.
 """
 
-FAMILIES: dict[str, list[str]] = {
-    "Logits": ["_logits", "_mixtures", "_divergences", "_decoupled", "_correlation", "_adaptive"],
-    "Relations of predictions over a batch": ["_multi_level"],
-    "Labels": ["_labels", "_soft_labels", "_multi_label"],
-    "The teacher's logits, and temperatures": ["_teacher_logits", "_temperatures", "_selection"],
-    "Sparse teachers and sampled tokens": ["_sampling", "_sparse", "_on_policy"],
-    "Different vocabularies": ["_vocabulary"],
-    "Hidden states and stacks of layers": ["_hidden", "_layers", "_transport"],
-    "Attention maps and relations of tokens": [
-        "_attention",
-        "_attention_divergences",
-        "_minilm",
-        "_context_relations",
-        "_granularity",
-    ],
-    "Feature maps": [
-        "_feature_maps",
-        "_gram",
-        "_attended",
-        "_detection",
-        "_activation",
-        "_likelihood",
-        "_spectral",
-    ],
-    "Relations of samples": ["_relation", "_neighbourhood", "_instance_graph", "_cka"],
-    "Contrastive and self-supervised, with a state": ["_contrastive", "_dino", "_queue"],
-    "Embeddings and ranking": ["_ranking", "_retrieval"],
-    "Losses of one's own": ["_counted"],
-}
-"""Titles, and the modules of `fkd.losses` under each."""
+FAMILIES = (
+    "_logits", "_labels", "_teacher", "_hidden", "_attention", "_features", "_samples",
+    "_contrastive", "_shared",
+)  # fmt: skip
+"""The order of the rooms of `fkd.losses` on the page; their docstrings are the titles."""
 
 NO_FORMULA = {
     "CRDState", "DINOState", "Queue", "Sample", "TopK",

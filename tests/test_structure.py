@@ -86,8 +86,8 @@ DOORS = {
     ("fkd", "", "loops"),  # the public names
     ("fkd", "", "losses"),
     ("fkd", "", "adapters"),
-    ("fkd._apply", "interop", "interop"),  # for models of transformers
-    ("fkd.loops._tensorboard", None, "tensorboard"),
+    ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
+    ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
 """`(module, function, area)` of the imports that are allowed all the same."""
 
@@ -130,22 +130,54 @@ def test_no_two_files_import_each_other():
     assert len(order) == len(MODULES)
 
 
-LAYERS = ["_types", "_mean", "_refs", "_terms", "_plan", "_objective", "_check"]
+FLOORS = {
+    "fkd": [
+        {"_errors", "_mean", "_trees", "_types", "metrics", "schedules"},
+        {"_refs"},
+        {"_objective"},
+        {"_check", "_draw"},
+    ],
+    "fkd.loops": [
+        {"_errors", "_files", "_compile", "_state"},
+        {"_data", "_log", "_checkpoint"},
+        {"_evaluate", "_report"},
+        {"_step"},
+        {"_run"},
+    ],
+}
+"""Who may import whom inside the core and inside `loops`: only rooms of floors below."""
 
 
-def test_the_core_is_in_layers():
-    for low, name in enumerate(LAYERS):
-        seen = {t for _, t in imports(ROOT / f"{name}.py")}
-        above = {f"fkd.{n}" for n in LAYERS[low + 1 :]}
-        assert not seen & above, f"{name} imports {seen & above}"
+@pytest.mark.parametrize("area_name", FLOORS)
+def test_rooms_import_only_from_floors_below(area_name):
+    level = {f"{area_name}.{r}": i for i, rooms in enumerate(FLOORS[area_name]) for r in rooms}
+
+    def room(module: str) -> str:
+        depth = area_name.count(".") + 2
+        return ".".join(module.split(".")[:depth])
+
+    wrong = [
+        (module, target)
+        for module, path in MODULES.items()
+        for _, target in imports(path)
+        if room(module) != room(target)
+        and not {room(module), room(target)} <= {f"{area_name}.{r}" for r in FLOORS[area_name][0]}
+        and room(module) in level
+        and level[room(module)] <= level.get(room(target), -1)
+    ]
+    assert not wrong
+    here = ROOT / Path(*area_name.split(".")[1:])
+    found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
+    areas = {"__init__", "adapters", "interop", "loops", "losses"}
+    assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 
 def test_only_these_files_of_the_core_know_modules():
-    """What a `torch.nn.Module` is, only `_apply` needs to know; `_problems` asks what it was
+    """What a `torch.nn.Module` is, only `apply` needs to know; `problems` asks what it was
     given."""
     core = [p for p in FILES if area(module_name(p)) == "core"]
     using = {p.stem for p in core if "nn.Module" in _code(TREES[p])}
-    assert using <= {"_apply", "_problems"}
+    assert using <= {"apply", "problems"}
 
 
 def _code(tree: ast.Module) -> str:

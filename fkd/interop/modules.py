@@ -23,14 +23,14 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from fkd._apply import frozen_parameters, trainable_parameters
-from fkd._check import check
+from fkd._check.check import check
 from fkd._mean import Mean
-from fkd._objective import Aux, Objective, Parts
+from fkd._objective.apply import frozen_parameters, trainable_parameters
+from fkd._objective.objective import Aux, Objective, Parts
 from fkd._types import Batch
-from fkd.loops._batch import signature, tensors_only
 from fkd.loops._compile import compiled, unlimited_recompilation
-from fkd.loops._gradient import gradients
+from fkd.loops._data.batch import signature, tensors_only
+from fkd.loops._step.gradient import gradients
 
 
 def bind(

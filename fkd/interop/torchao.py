@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fkd._apply import skeleton
+from fkd._objective.apply import skeleton
 
 _MULTIPLE = 16
 """Both sizes of an 8-bit matrix product are a multiple of it."""

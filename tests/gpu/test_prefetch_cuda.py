@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from fkd.loops import _fit, fit, prefetch
-from fkd.loops._batch import tensors_only
-from fkd.loops._prefetch import CudaTransfer, to_device
+from fkd.loops import fit, prefetch
+from fkd.loops._data.batch import tensors_only
+from fkd.loops._data.prefetch import CudaTransfer, to_device
+from fkd.loops._run import loop as _fit
 from tests.loops.training import batches, make
 
 pytestmark = pytest.mark.gpu

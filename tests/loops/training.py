@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset
 import fkd
 from fkd import batch, ref, student, teacher, term
 from fkd.loops import Event, State, TrainStep, fit, train_step
-from fkd.loops._checkpoint import load
+from fkd.loops._checkpoint.checkpoint import load
 from fkd.losses import cross_entropy, kl, mse
 
 FEATURES, CLASSES, EXAMPLES, SIZE = 5, 3, 24, 5

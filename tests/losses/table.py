@@ -1,4 +1,4 @@
-"""The table of losses: the CASES of every `cases_*.py` in this folder.
+"""The table of losses: the CASES of every `cases_*.py` below this folder.
 
 A module may also define `NOT_LOSSES: dict[str, str]`, public names of `fkd.losses` that are no
 losses, each with the place where its laws are tested.
@@ -11,13 +11,14 @@ from pathlib import Path
 
 from .case import Case
 
+HERE = Path(__file__).parent
 CASES: list[Case] = []
 NOT_LOSSES: dict[str, str] = {}
 BROKEN: dict[str, Exception] = {}
 
-for path in sorted(Path(__file__).parent.glob("cases_*.py")):
+for path in sorted(HERE.rglob("cases_*.py")):
     try:
-        module = importlib.import_module(f"{__package__}.{path.stem}")
+        module = importlib.import_module(f"{__package__}.{path.parent.name}.{path.stem}")
     except Exception as error:  # reported by a test of its own, so the other rows still run
         BROKEN[path.stem] = error
         continue

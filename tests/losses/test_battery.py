@@ -14,7 +14,7 @@ from fkd.losses import kl
 
 from . import test_laws as battery
 from .case import Case, pair
-from .cases_logits import kl_reference
+from .logits.cases_kl import kl_reference
 
 Logits = Float[Tensor, "*batch vocab"]
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fkd.losses
-from fkd.losses import _numerics as numerics
+from fkd.losses._shared import masks as numerics
 
 from .case import Case
 from .table import CASES

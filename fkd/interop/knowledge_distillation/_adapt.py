@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fkd._derived import call
-from fkd._paths import describe, name_of
-from fkd._refs import Ref
+from fkd._refs.derived import call
+from fkd._refs.paths import describe, name_of
+from fkd._refs.refs import Ref
 
 OutputAdaptor = Callable[[Any], Any]
 

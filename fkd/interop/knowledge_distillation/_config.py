@@ -8,11 +8,11 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fkd._derived import call
 from fkd._errors import listing, nearest
-from fkd._paths import describe
-from fkd._refs import Ref, batch, ref
-from fkd._terms import Term, term
+from fkd._objective.terms import Term, term
+from fkd._refs.derived import call
+from fkd._refs.paths import describe
+from fkd._refs.refs import Ref, batch, ref
 
 from ._losses import MASKED, NAMED, UserLoss, as_label_loss, as_teacher_loss, label_cross_entropy
 

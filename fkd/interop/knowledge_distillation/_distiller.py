@@ -12,14 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fkd._apply import frozen, trainable
-from fkd._derived import call, module
 from fkd._errors import ObjectiveError
-from fkd._objective import Objective
-from fkd._refs import Ref, ref
-from fkd._terms import Term, term
+from fkd._objective.apply import frozen, trainable
+from fkd._objective.objective import Objective
+from fkd._objective.terms import Term, term
+from fkd._refs.derived import call, module
+from fkd._refs.refs import Ref, ref
 from fkd.interop.modules import Bound, bind
-from fkd.loops._batch import tensors_only
+from fkd.loops._data.batch import tensors_only
 
 from ._adapt import (
     Adapted,

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fkd._refs import ref
+from fkd._refs.refs import ref
 
 from ._adapt import OutputAdaptor, adapted_by, form_of, picked
 from ._config import Config, check_outputs, parse, terms_from_config, wanted_of

@@ -12,7 +12,7 @@ from torch import Tensor
 
 import fkd.losses
 from fkd._mean import Mean, mean
-from fkd._paths import name_of
+from fkd._refs.paths import name_of
 
 UserLoss: TypeAlias = Callable[..., Tensor]
 """`loss(teacher_output, student_output, teacher_input, student_input, **args)`."""

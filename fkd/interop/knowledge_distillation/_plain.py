@@ -11,9 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fkd._plan import Plan, bind
-from fkd._refs import Context
-from fkd._terms import Term, value_at
+from fkd._objective.plan import Plan, bind
+from fkd._objective.terms import Term, value_at
+from fkd._refs.refs import Context
 
 
 class PlainTotal:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..._mean import Mean
-from .._counted import counted_where
+from .._shared.counted import counted_where
 from ._divergence import Divergence, Phi
 from ._evaluate import Strategy, evaluate
 from ._inputs import counted

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._numerics import soften
+from .._shared.masks import soften
 from ._problem import Head, Number, Problem
 
 

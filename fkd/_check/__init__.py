@@ -1,0 +1,1 @@
+"""The dry run: every mistake of an objective, before anything is computed."""

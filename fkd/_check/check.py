@@ -1,0 +1,348 @@
+"""The dry run: an objective on fake tensors, which have shapes and dtypes but no data.
+
+It costs a fraction of a second and no memory, whatever the size of the models, and finds every
+mistake that shows on a batch before anything is compiled or trained.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+
+from .._errors import ObjectiveError, listing
+from .._mean import divide
+from .._objective.apply import call_arguments
+from .._objective.objective import Objective, Parts
+from .._objective.plan import Evaluated, counted_positions
+from .._objective.problems import first_reader
+from .._objective.terms import Term
+from .._refs.paths import describe, name_of, show
+from .._refs.refs import Context, Item, Ref
+from .._trees import map_tensors
+from .._types import Batch
+from .table import Report, Row, model_lines
+
+FAILED = object()
+"""Stands for a value that could not be computed; its cause has been reported."""
+
+
+def check(objective: Objective, batch: Batch) -> Report:
+    """Run an objective on the shapes of a batch, without computing anything.
+
+    Args:
+      objective: what is to be trained.
+      batch: one batch as the data loader yields it. Only masks and labels are read.
+
+    Returns:
+      A `Report`, which prints as a table: for each term its loss, the shapes that go in, its
+      weight, and how many positions of this batch count.
+
+    Raises:
+      ObjectiveError: lists every mistake that was found, each with the term, what was got,
+        what is expected, and the names that are available.
+
+    Example:
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits, temperature=4.0)},
+      ...     student=trainable(torch.nn.Linear(4, 3)), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> check(objective, torch.randn(2, 4)).rows[0].positions
+      '2'
+    """
+    if objective.problems:
+        raise ObjectiveError(objective.problems)
+    try:
+        return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        # The forward pass looks at values, which fake tensors do not have: run it for real.
+        return _dry_run(objective, batch, None)
+
+
+@dataclass
+class _Run:
+    """What a dry run has found so far."""
+
+    objective: Objective
+    batch: Any
+    problems: list[str]
+    values: list[Any]
+
+
+def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) -> Report:
+    fake = mode.from_tensor if mode else (lambda x: x)
+    parts = objective.parts(
+        own=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
+    )
+    for leaf in (p for held in parts.trainable.values() for p in held.values()):
+        leaf.requires_grad_(leaf.is_floating_point())
+    run = _Run(objective, map_tensors(fake, batch), [], [])
+    with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
+        ctx = _context(run, parts)
+        run.values = _values(run, ctx)
+        found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
+        if not run.problems:
+            run.problems += _unreached(objective, parts, found)
+    if run.problems:
+        raise ObjectiveError(list(dict.fromkeys(run.problems)))
+    rows = [_row(run, name, found[name], batch) for name in objective.terms]
+    return Report(tuple(rows), tuple(model_lines(objective)))
+
+
+@contextlib.contextmanager
+def _quiet() -> Generator[None, None, None]:
+    """Without torch's own log of what fails on fake tensors: that is reported here."""
+    log = logging.getLogger("torch._subclasses.fake_tensor")
+    before, log.disabled = log.disabled, True
+    try:
+        yield
+    finally:
+        log.disabled = before
+
+
+def _context(run: _Run, parts: Parts) -> Context:
+    """The context, with the models left out that fail on this batch."""
+    works: list[str] = []
+    for name in run.objective.runs:
+        try:
+            run.objective.context(*parts[:3], run.batch, names=[name])
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as error:
+            run.problems.append(_forward_problem(run, name, error))
+        else:
+            works.append(name)
+    return run.objective.context(*parts[:3], run.batch, names=works)[0]
+
+
+def _forward_problem(run: _Run, name: str, error: Exception) -> str:
+    model = run.objective.model(name)
+    try:
+        args, kwargs = call_arguments(model, run.batch)
+        given = listing([*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())])
+    except Exception as adaptor_error:
+        return (
+            f"model {name!r}: inputs={name_of(model.inputs)} failed on the batch "
+            f"({describe(run.batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
+        )
+    adaptor = "Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
+    return (
+        f"model {name!r}: its forward failed when given {given}; the batch is "
+        f"{describe(run.batch)}. {type(error).__name__}: {_first_line(error)} "
+        + (adaptor if model.inputs is None else "")
+    )
+
+
+def _values(run: _Run, ctx: Context) -> list[Any]:
+    values: list[Any] = []
+    failed = set(run.objective.runs) - set(ctx.values)
+    for ref, children in run.objective.plan.order:
+        below = [values[i] for i in children]
+        value: Any = FAILED
+        if not any(v is FAILED for v in below):
+            try:
+                value = ref.compute(ctx, *below)
+            except (DataDependentOutputException, DynamicOutputShapeException):
+                raise
+            except Exception as error:
+                if not failed & (ref.roots or frozenset()):
+                    run.problems.append(_ref_problem(run, ref, error, below))
+        values.append(value)
+    return values
+
+
+def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
+    where = first_reader(run.objective.terms, ref)
+    if isinstance(ref, Item) and isinstance(error, ValueError):
+        return where + str(error)
+    given = f" on {', '.join(map(describe, below))}" if below else ""
+    return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}"
+
+
+def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:
+    """What a term gives; None if it fails, which is then a problem."""
+    place = run.objective.plan.place
+    if any(run.values[place[ref]] is FAILED for ref in term.refs):
+        return None
+    args = [run.values[place[ref]] for ref in term.args]
+    problem = _mask_problem(term, run.values[place[term.where]]) if term.where else None
+    problem = problem or _broadcast_problem(term, args)
+    if problem is None:
+        try:
+            scalars = run.objective.scalars(0, _device_of(args))
+            found = run.objective.bound[name](run.values, scalars, parts.loss_state.get(name))
+            problem = _result_problem(term, found)
+            if problem is None:
+                return found
+        except (DataDependentOutputException, DynamicOutputShapeException):
+            raise
+        except Exception as error:
+            kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
+            problem = f"{kind}{_first_line(error)}{_adapter_hint(term, args)}"
+    shapes = [f"{r!r} -> {_shape(a)}" for r, a in zip(term.args, args, strict=True)]
+    if term.where is not None:
+        shapes.append(f"where={term.where!r} -> {_shape(run.values[place[term.where]])}")
+    run.problems.append(f"term {name!r}: {problem}\n  " + "\n  ".join(shapes))
+    return None
+
+
+def _result_problem(term: Term, found: Evaluated) -> str | None:
+    if isinstance(found.result, Tensor):
+        _ = found.mean  # a mask of another shape than the values is refused here
+        return None
+    if hasattr(found.result, "total") and hasattr(found.result, "count"):
+        return None
+    return (
+        f"{name_of(term.loss)} returned {describe(found.result)}; a tensor with one value for "
+        "each position, or a fkd.Mean, is expected."
+    )
+
+
+def _mask_problem(term: Term, where: Any) -> str | None:
+    if not isinstance(where, Tensor):
+        return (
+            f"where={term.where!r} is {describe(where)}; a mask is expected, bool or 0/1 integers."
+        )
+    if where.is_floating_point() or where.is_complex():
+        return (
+            f"where={term.where!r} has dtype {where.dtype}; bool or 0/1 integers are expected. "
+            "Compare it: fkd.call(torch.gt, mask, 0)."
+        )
+    return None
+
+
+def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:
+    """A loss of the user's own that would broadcast one input over the other."""
+    module = getattr(getattr(term.loss, "func", term.loss), "__module__", "") or ""
+    pair = [a for a in args[:2] if isinstance(a, Tensor)]
+    if module.startswith("fkd.") or len(pair) < 2 or pair[0].ndim != pair[1].ndim:
+        return None
+    sizes = list(zip(pair[0].shape, pair[1].shape, strict=True))
+    stretched = any(a != b for a, b in sizes) and all(a == b or 1 in (a, b) for a, b in sizes)
+    if not stretched:
+        return None
+    return (
+        f"{name_of(term.loss)}: shapes {_shape(pair[0])} and {_shape(pair[1])} would be broadcast. "
+        "Index, squeeze or expand one of them, so that they agree."
+    )
+
+
+def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
+    """The module that would make student and teacher agree, where one is obvious."""
+    if len(args) < 2 or not all(isinstance(a, Tensor) and a.is_floating_point() for a in args[:2]):
+        return ""
+    student, teacher = args[0].shape, args[1].shape
+    if len(student) != len(teacher) or student == teacher:
+        return ""
+    differing = [i for i, (a, b) in enumerate(zip(student, teacher, strict=True)) if a != b]
+    if differing == [len(student) - 1] and len(student) > 1:
+        layer = f"torch.nn.Linear({student[-1]}, {teacher[-1]})"
+    elif differing == [1] and len(student) == 4:
+        layer = f"torch.nn.Conv2d({student[1]}, {teacher[1]}, 1)"
+    else:
+        return ""
+    return (
+        f" An adapter fits: fkd.module('project')({term.args[0]!r}) in the term, and "
+        f"project=fkd.trainable({layer}) in the objective."
+    )
+
+
+def _unreached(
+    objective: Objective, parts: Parts, found: Mapping[str, Evaluated | None]
+) -> list[str]:
+    """Trainable parameters on which the total does not depend (law 7)."""
+    means = [e.mean for n in objective.weighted if (e := found[n]) is not None]
+    total = torch.stack([divide(m.total, m.count) for m in means]).sum()
+    # A weight that is a ref (a learned uncertainty, say) reaches parameters as well.
+    leaves = [(m, n, p) for m, held in parts.trainable.items() for n, p in held.items()]
+    if not total.requires_grad:
+        return ["the loss does not depend on any trainable parameter. Is a student among the refs?"]
+    wanted = [p for *_, p in leaves]
+    # torch declares tensors, and gives None where there is no path.
+    grads: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
+    through_weights = {
+        n
+        for t in objective.terms.values()
+        if isinstance(t.weight, Ref)
+        for n in (t.weight.roots or objective.models)
+    }
+    problems: list[str] = []
+    for model, held in parts.trainable.items():
+        lost = [n for (m, n, _), g in zip(leaves, grads, strict=True) if m == model and g is None]
+        if lost and model not in through_weights:
+            problems.append(_unreached_problem(model, lost, len(held)))
+    return problems
+
+
+def _unreached_problem(model: str, lost: Sequence[str], count: int) -> str:
+    if len(lost) == count:
+        return (
+            f"model {model!r} is trainable, and no term reaches it: nothing that it computes is "
+            f"read by a term with a weight. Use it in a term, or leave it out."
+        )
+    prefixes = list(dict.fromkeys(n.rpartition(".")[0] or n for n in lost))
+    return (
+        f"model {model!r}: no term reaches {len(lost)} of its {count} trainable parameters, since "
+        f"nothing that they compute is read: {listing(lost, limit=4)}. If that is meant, say so: "
+        f"fkd.trainable(module, unused={prefixes[:8]}{' + [...]' if len(prefixes) > 8 else ''})."
+    )
+
+
+def _row(run: _Run, name: str, found: Evaluated | None, batch: Batch) -> Row:
+    term = run.objective.terms[name]
+    assert found is not None
+    shapes = [_shape(run.values[run.objective.plan.place[ref]]) for ref in term.args]
+    return Row(
+        term=name,
+        loss=name_of(term.loss),
+        student=shapes[0] if shapes else "",
+        teacher=", ".join(shapes[1:]),
+        weight="metric" if term.weight is None else show(term.weight),
+        positions=_positions(run.objective, term, found, batch),
+    )
+
+
+def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch) -> str:
+    """How many positions count; of the real batch, where masks and labels come from it."""
+    if not isinstance(found.result, Tensor):
+        return "own count"
+    if found.result.ndim == 0:
+        return "whole batch"
+    if found.where is None:
+        return str(found.result.numel())
+    place, real = objective.plan.place, Context({"batch": batch})
+    ours = [r for r in objective.refs if r.roots is not None and r.roots <= {"batch"}]
+    known: list[Any] = [None] * len(objective.plan.order)
+    for ref in ours:
+        known[place[ref]] = ref(real)
+    try:
+        masks = [] if term.where is None else [known[place[term.where]].bool()]
+        counted = counted_positions(term.loss)
+        if counted is not None:
+            masks.append(counted([known[place[ref]] for ref in term.args], term.kwargs))
+    except Exception:
+        return "up to the models"  # a mask that a model computes
+    count = int(torch.stack([m.expand(found.result.shape) for m in masks]).all(0).sum())
+    return f"{count} of {found.result.numel()}"
+
+
+def _shape(value: Any) -> str:
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else describe(value)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip() or repr(error)).split("\n")[0]
+
+
+def _device_of(args: Sequence[Any]) -> torch.device | None:
+    return next((a.device for a in args if isinstance(a, Tensor)), None)

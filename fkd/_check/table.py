@@ -1,0 +1,55 @@
+"""What `check` found, as a table for people."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, fields
+
+from .._objective.apply import trainable_parameters
+from .._objective.objective import Objective
+
+
+@dataclass(frozen=True)
+class Row:
+    """One term: its loss, the shapes that go in, its weight, and the positions that count."""
+
+    term: str
+    loss: str
+    student: str
+    teacher: str
+    weight: str
+    positions: str
+
+
+@dataclass(frozen=True)
+class Report:
+    """The rows of a checked objective; prints as a table."""
+
+    rows: tuple[Row, ...]
+    models: tuple[str, ...]
+
+    def __str__(self) -> str:
+        heads = [f.name for f in fields(Row)]
+        lines = [heads, *([getattr(row, h) for h in heads] for row in self.rows)]
+        widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+        text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
+        rule = "  ".join("-" * w for w in widths)
+        return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], "", *self.models])
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+def model_lines(objective: Objective) -> Iterator[str]:
+    """One line for each model: what it is, its size, and what is taken from it."""
+    for name, model in objective.models.items():
+        module = objective.model(name).module
+        assert module is not None
+        count = sum(p.numel() for p in module.parameters())
+        moving = sum(p.numel() for p in trainable_parameters(model).values())
+        what = f"ema of {model.of}" if model.kind == "ema" else model.kind
+        parameters = f"{count:,} parameters"
+        if 0 < moving < count:
+            parameters += f", {moving:,} of them trainable"
+        read = any(name in (ref.roots or {name}) for ref in objective.refs)
+        yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"

@@ -1,0 +1,1 @@
+"""Objectives: terms over the values of models, as one pure function."""

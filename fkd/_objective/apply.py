@@ -1,0 +1,303 @@
+"""From an `nn.Module` to a pure function of its parameters, buffers and inputs.
+
+The only file of the core that sees modules. A module given to fkd is never run, changed or
+trained itself: its structure is copied (the copy shares the tensors), and the copy is run with
+`torch.func.functional_call`, which takes every parameter and buffer as an argument.
+"""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import ModuleType
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from .._refs.refs import Capture, Tap
+from .._types import Batch
+
+Kind = Literal["trainable", "frozen", "ema"]
+
+
+@dataclass(frozen=True, eq=False)
+class Model:
+    """A named model of an objective, as `trainable`, `frozen` or `ema` made it."""
+
+    kind: Kind
+    module: nn.Module | None = None
+    inputs: Callable[[Batch], Any] | None = None
+    outputs: Callable[[Any], Any] | None = None
+    training: bool = False
+    unused: tuple[str, ...] = ()
+    of: str = ""
+    decay: Any = 0.999
+
+    def __repr__(self) -> str:
+        what = repr(self.of) if self.kind == "ema" else type(self.module).__name__
+        return f"{self.kind}({what})"
+
+
+def trainable(
+    module: nn.Module,
+    *,
+    inputs: Callable[[Batch], Any] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+    training: bool = True,
+    unused: Sequence[str] = (),
+) -> Model:
+    """A model that is trained: the student, an adapter, a peer.
+
+    Args:
+      module: any module. Parameters with `requires_grad=False` stay as they are.
+      inputs: batch -> keyword arguments (a dict), positional arguments (a tuple or list), or
+        the one argument (a tensor) of this model. By default the batch fields that its
+        `forward` takes.
+      outputs: what the model returned -> the outputs that refs see. By default as returned.
+      training: train mode (dropout on, batch statistics) or eval mode.
+      unused: dotted prefixes of parameters that no term is meant to reach (an unused pooler);
+        they are kept, and not trained.
+    """
+    return Model("trainable", module, inputs, outputs, training, tuple(unused))
+
+
+def frozen(
+    module: nn.Module,
+    *,
+    inputs: Callable[[Batch], Any] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+) -> Model:
+    """A model that is never changed: a teacher. Eval mode, no gradient, buffers untouched.
+
+    The arguments are those of `trainable`.
+    """
+    return Model("frozen", module, inputs, outputs)
+
+
+def ema(
+    of: str,
+    *,
+    decay: Any = 0.999,
+    inputs: Callable[[Batch], Any] | None = None,
+    outputs: Callable[[Any], Any] | None = None,
+) -> Model:
+    """A teacher that follows a trainable model: `e = decay * e + (1 - decay) * student`.
+
+    It starts as a copy, is updated after every update of the model, and runs in eval mode
+    without gradients (mean teacher, arXiv:1703.01780).
+
+    Args:
+      of: the name of the trainable model that it follows.
+      decay: in [0, 1): a float, a 0-d tensor or a schedule.
+      inputs, outputs: as for `trainable`; by default those of the model it follows.
+    """
+    return Model("ema", None, inputs, outputs, of=of, decay=decay)
+
+
+class Applied(NamedTuple):
+    """What a forward pass gives."""
+
+    output: Any
+    taps: dict[Any, Any]
+    buffers: dict[str, Tensor]
+
+
+@runtime_checkable
+class Apply(Protocol):
+    """A module as a pure function: `apply(tensors, buffers, args, kwargs)`."""
+
+    def __call__(
+        self,
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Applied: ...
+
+
+def skeleton(module: nn.Module, *, training: bool) -> nn.Module:
+    """A copy of a module's structure that shares its tensors, with its own modes and hooks."""
+    shared: dict[int, Any] = {}
+    for tensor in (*module.parameters(), *module.buffers()):
+        shared[id(tensor)] = tensor
+    copied = copy.deepcopy(module, shared)
+    return copied.train(training)
+
+
+def trainable_parameters(model: Model) -> dict[str, Tensor]:
+    """The parameters of a model that its training changes, by name."""
+    if model.kind != "trainable" or model.module is None:
+        return {}
+    return {
+        name: p
+        for name, p in model.module.named_parameters()
+        if p.requires_grad and not _under(name, model.unused)
+    }
+
+
+def frozen_parameters(model: Model) -> dict[str, Tensor]:
+    """The parameters of a model that stay as they are, by name."""
+    if model.module is None:
+        return {}
+    moving = trainable_parameters(model)
+    return {n: p.detach() for n, p in model.module.named_parameters() if n not in moving}
+
+
+def _under(name: str, prefixes: Sequence[str]) -> bool:
+    return any(name == p or name.startswith(p.rstrip(".") + ".") for p in prefixes)
+
+
+def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence[Any]) -> Apply:
+    """The pure function of a skeleton, which also returns what its taps saw.
+
+    Hooks write into a dict that every call clears, fills and hands out, so that they are part
+    of the function and compile with it.
+    """
+    seen: dict[Any, Any] = {}
+    flags: Mapping[str, Any] = {}
+    _install(copied, [t for t in taps if isinstance(t, Tap)], seen)
+    captures = [t for t in taps if isinstance(t, Capture)]
+    library, inner, direct = _host(copied)
+    prepared = library.prepare(inner, captures, paths if direct else []) if library else None
+    if library is not None and not direct:
+        library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
+    if prepared is not None and direct:
+        # A wrapper may ask for more than the refs do: what they need is added, nothing taken.
+        flags = {k: v for k, v in prepared.flags.items() if inner is copied or v}
+
+    def apply(
+        params: Mapping[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Applied:
+        seen.clear()
+        # Cloned, since modules update buffers in place; what they assign anew is written back
+        # into the dict by functional_call itself.
+        tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
+        output = torch.func.functional_call(copied, tensors, tuple(args), {**kwargs, **flags})
+        found = dict(seen)
+        seen.clear()
+        if prepared is not None:
+            output = prepared.outputs(output) if direct else output
+            found.update(prepared.collect())
+        return Applied(output, found, {name: tensors[name] for name in buffers})
+
+    return apply
+
+
+def _install(copied: nn.Module, taps: Sequence[Tap], seen: dict[Any, Any]) -> None:
+    modules = dict(copied.named_modules(remove_duplicate=False))
+    for tap in taps:
+        if tap.module not in modules:
+            continue  # reported by check
+        key = (tap.module, tap.side)
+        if tap.side == "output":
+            modules[tap.module].register_forward_hook(_output_hook(seen, key))
+        else:
+            modules[tap.module].register_forward_pre_hook(_input_hook(seen, key), with_kwargs=True)
+
+
+def _output_hook(seen: dict[Any, Any], key: Any) -> Callable[..., None]:
+    def hook(module: nn.Module, args: Any, output: Any) -> None:
+        del module, args
+        seen[key] = _copied(output)
+
+    return hook
+
+
+def _input_hook(seen: dict[Any, Any], key: Any) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        del module
+        seen[key] = _copied(args[0] if args else next(iter(kwargs.values())))
+
+    return hook
+
+
+def _copied(value: Any) -> Any:
+    """A copy of the tensors, which later in-place operations of the model do not reach."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, tuple) and type(value) is tuple:
+        return tuple(_copied(v) for v in value)
+    if isinstance(value, list):
+        return [_copied(v) for v in value]
+    if isinstance(value, Mapping):
+        return {k: _copied(v) for k, v in value.items()}
+    return value
+
+
+def parameter_names(copied: nn.Module) -> dict[str, str]:
+    """Every name of every parameter -> the one under which it is kept (tied weights)."""
+    first = {id(p): name for name, p in reversed(list(copied.named_parameters()))}
+    return {n: first[id(p)] for n, p in copied.named_parameters(remove_duplicate=False)}
+
+
+def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[str, Any]]:
+    """The positional and keyword arguments of a model's forward, from the batch."""
+    if model.inputs is not None:
+        given = model.inputs(batch)
+        if isinstance(given, Mapping):
+            return (), given
+        return (given, {}) if isinstance(given, (tuple, list)) else ((given,), {})
+    module = model.module
+    assert module is not None
+    if isinstance(batch, Mapping):
+        library, inner, direct = _host(module)
+        if library is not None and direct:
+            return (), library.default_inputs(inner, batch)
+        return (), _accepted(module, batch)
+    if isinstance(batch, (tuple, list)):
+        return batch[: _positional(module)], {}
+    return (batch,), {}
+
+
+def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
+    parameters = inspect.signature(module.forward).parameters
+    return {str(k): v for k, v in batch.items() if k in parameters}
+
+
+def _positional(module: nn.Module) -> int:
+    """How many leading fields of a tuple batch a forward requires, at least one."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return max(len(required), 1)
+
+
+def _host(module: nn.Module) -> tuple[ModuleType | None, nn.Module, bool]:
+    """The boundary that a module needs, the model of that library that it is or wraps, and
+    whether the two can be called alike (a wrapper such as PEFT's, which hands all keywords on)."""
+    library = interop(module)
+    if library is not None:
+        return library, module, True
+    for inner in module.modules():
+        library = interop(inner)
+        if library is not None and library.is_transformers(inner):
+            parameters = inspect.signature(module.forward).parameters.values()
+            return library, inner, any(p.kind is p.VAR_KEYWORD for p in parameters)
+    return None, module, True
+
+
+def interop(module: nn.Module) -> ModuleType | None:
+    """The boundary to the library that a module comes from, if it needs one.
+
+    The one door from the core to `fkd.interop`, opened only for such modules, so that the core
+    never imports transformers for the sake of others.
+    """
+    if any(c.__module__.partition(".")[0] == "transformers" for c in type(module).__mro__):
+        from ..interop import transformers
+
+        return transformers
+    return None
+
+
+def has_attention_captures(module: nn.Module) -> bool:
+    """Whether attention maps, queries, keys and values of its layers can be asked for."""
+    return _host(module)[0] is not None

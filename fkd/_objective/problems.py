@@ -1,0 +1,232 @@
+"""Mistakes that can be seen without running anything: names, kinds, options, numbers."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from .._errors import listing, nearest
+from .._refs.derived import Call
+from .._refs.paths import name_of
+from .._refs.refs import Capture, Param, Ref, Root, Tap, walk
+from .apply import Model, has_attention_captures, trainable_parameters
+from .terms import Term, moves, value_at
+
+
+def static_problems(
+    terms: Mapping[str, Term], models: Mapping[str, Any], refs: Sequence[Ref]
+) -> list[str]:
+    """One message for every mistake."""
+    found = [*_graph(terms), *_models(models)]
+    known = {n: m for n, m in models.items() if isinstance(m, Model)}
+    for name, term in terms.items():
+        found += [f"term {name!r}: {p}" for p in (*_signature(term), *_knobs(term))]
+    for ref in dict.fromkeys(refs):
+        where = first_reader(terms, ref)
+        found += [where + p for p in _ref(ref, models, known)]
+    return list(dict.fromkeys(found))
+
+
+def first_reader(terms: Mapping[str, Term], ref: Ref) -> str:
+    """`"term 'kd': "` for the first term that depends on a ref; nothing if none does."""
+    users = (name for name, term in terms.items() if any(ref in walk(r) for r in term.refs))
+    name = next(users, None)
+    return "" if name is None else f"term {name!r}: "
+
+
+def _graph(terms: Mapping[str, Term]) -> Iterator[str]:
+    if not any(term.weight is not None for term in terms.values()):
+        yield "there are no terms to minimise. Give at least one: {'kd': fkd.term(kl, ...)}."
+
+
+def _models(models: Mapping[str, Any]) -> Iterator[str]:
+    owners: dict[int, str] = {}
+    for name, model in models.items():
+        if name == "batch":
+            yield "a model is named 'batch', which is the name of the batch. Rename the model."
+        if not isinstance(model, Model):
+            yield (
+                f"model {name!r} is a {type(model).__name__}; fkd.trainable(module), "
+                "fkd.frozen(module) or fkd.ema(name) is expected. Wrap it."
+            )
+        elif model.kind == "ema":
+            yield from _ema(name, model, models)
+        elif not isinstance(model.module, nn.Module):
+            yield f"model {name!r}: {type(model.module).__name__} is not a torch.nn.Module."
+        else:
+            yield from _shared(name, model, models, owners)
+    if not any(isinstance(m, Model) and _has_trainable(m) for m in models.values()):
+        yield (
+            "no model has a parameter to train. Give at least one fkd.trainable(module) whose "
+            "parameters have requires_grad=True."
+        )
+
+
+def _has_trainable(model: Model) -> bool:
+    return isinstance(model.module, nn.Module) and bool(trainable_parameters(model))
+
+
+def _shared(
+    name: str, model: Model, models: Mapping[str, Any], owners: dict[int, str]
+) -> Iterator[str]:
+    """A tensor that two models hold would be trained in one and stand still in the other."""
+    assert model.module is not None
+    others: dict[str, str] = {}
+    for parameter, tensor in model.module.named_parameters():
+        owner = owners.setdefault(id(tensor), name)
+        if owner != name:
+            others.setdefault(owner, parameter)
+    for owner, parameter in others.items():
+        kinds = {models[owner].kind, model.kind}
+        if kinds == {"frozen"}:
+            continue
+        both = "both trainable and frozen" if len(kinds) == 2 else "trainable under two names"
+        yield (
+            f"models {owner!r} and {name!r} share the parameter {parameter!r}, so it would be "
+            f"{both}. Give one of them a copy: copy.deepcopy(module); or let it follow the "
+            f"other: fkd.ema({owner!r})."
+        )
+
+
+def _ema(name: str, model: Model, models: Mapping[str, Any]) -> Iterator[str]:
+    followed = models.get(model.of)
+    if not isinstance(followed, Model) or followed.kind != "trainable":
+        what = "is not a model" if followed is None else "is not trainable"
+        names = [n for n, m in models.items() if isinstance(m, Model) and m.kind == "trainable"]
+        yield (
+            f"model {name!r}: ema({model.of!r}) follows {model.of!r}, which {what}. "
+            f"{nearest(model.of, names)}Trainable models: {listing(names)}."
+        )
+    yield from (f"model {name!r}: {p}" for p in _number("decay", model.decay, low=0.0, high=1.0))
+
+
+def _signature(term: Term) -> Iterator[str]:
+    if not callable(term.loss):
+        yield (
+            f"the loss is {term.loss!r}; a function is expected. Import it: "
+            "from fkd.losses import kl."
+        )
+        return
+    try:
+        signature = inspect.signature(term.loss)
+    except (TypeError, ValueError):
+        return
+    name = name_of(term.loss)
+    options = [p.name for p in signature.parameters.values() if p.kind is not p.POSITIONAL_ONLY]
+    open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
+    unknown = [k for k in term.kwargs if k not in options and not open_ended]
+    for option in unknown:
+        yield (
+            f"{name} has no option {option!r}. {nearest(option, options)}"
+            f"Options: {listing(options)}."
+        )
+    known = {k: v for k, v in term.kwargs.items() if k not in unknown}
+    if term.state is not None:
+        known["state"] = term.state
+    try:
+        signature.bind(*term.args, **known)
+    except TypeError as error:
+        yield f"{name}{signature} cannot take these arguments: {error}."
+
+
+def _knobs(term: Term) -> Iterator[str]:
+    if term.weight is not None and not isinstance(term.weight, Ref):
+        yield from _number("weight", term.weight)
+    defaults = _number_options(term.loss)
+    for name, knob in term.kwargs.items():
+        if name in defaults and not isinstance(knob, Ref):
+            yield from _number(name, knob, positive=name == "temperature")
+
+
+def _number_options(loss: Callable[..., Any]) -> set[str]:
+    """The options whose default is a number, and so whose value should be one."""
+    try:
+        parameters = inspect.signature(loss).parameters
+    except (TypeError, ValueError):
+        return set()
+    numbers = {n for n, p in parameters.items() if type(p.default) in (int, float)}
+    return numbers | ({"temperature"} & set(parameters))
+
+
+def _number(
+    name: str,
+    knob: Any,
+    *,
+    positive: bool = False,
+    low: float = -math.inf,
+    high: float = math.inf,
+) -> Iterator[str]:
+    if isinstance(knob, Tensor) and (knob.ndim or knob.is_complex()) and not positive:
+        yield (
+            f"{name} is a tensor {tuple(knob.shape)}; a number, a 0-d tensor, a schedule "
+            "or a ref is expected."
+        )
+        return
+    if (isinstance(knob, Tensor) and knob.device.type != "cpu") or getattr(knob, "ndim", 0):
+        return  # reading it would wait for the device, or it is one value for each position
+    try:
+        value = float(value_at(knob, 0)) if moves(knob) else knob
+    except Exception as error:
+        yield f"{name} is {name_of(knob)}, which failed at step 0: {type(error).__name__}: {error}."
+        return
+    if isinstance(value, bool | str) or not isinstance(value, int | float | Tensor):
+        yield (
+            f"{name} is {value!r}, a {type(value).__name__}; a number, a 0-d tensor, a schedule "
+            "(step -> float) or a ref is expected."
+        )
+    elif math.isnan(float(value)) or not low <= float(value) <= high:
+        bounds = "" if low == -math.inf else f" from {low:g} to {high:g}"
+        yield f"{name} is {float(value)}; a number{bounds} is expected."
+    elif positive and float(value) <= 0:
+        yield f"{name} is {float(value)}; a positive number is expected."
+
+
+def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Iterator[str]:
+    name = _root_of(ref)
+    if name is None or name == "batch":
+        return
+    if name not in models:
+        hint = nearest(name, models)
+        yield (
+            f"{ref!r} refers to {name!r}, and the objective has no such model. {hint}"
+            f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.frozen(module))."
+        )
+        return
+    model = known.get(name)
+    if model is not None and model.kind == "ema":
+        model = known.get(model.of)
+    if model is None or not isinstance(model.module, nn.Module):
+        return
+    if isinstance(ref, Tap):
+        names = [n for n, _ in model.module.named_modules(remove_duplicate=False)]
+        if ref.module not in names:
+            yield _unknown(ref, name, "submodule", ref.module, names)
+    elif isinstance(ref, Param):
+        names = [n for n, _ in model.module.named_parameters(remove_duplicate=False)]
+        if ref.parameter not in names:
+            yield _unknown(ref, name, "parameter", ref.parameter, names)
+    elif isinstance(ref, Capture) and not has_attention_captures(model.module):
+        yield (
+            f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
+            f"Take the output of the submodule: {name}.tap('...')."
+        )
+
+
+def _root_of(ref: Ref) -> str | None:
+    if isinstance(ref, Root):
+        return ref.name
+    if isinstance(ref, Tap | Capture | Param):
+        return ref.root
+    return ref.name if isinstance(ref, Call) and ref.fn is None else None
+
+
+def _unknown(ref: Ref, model: str, what: str, got: str, names: Sequence[str]) -> str:
+    shown = [repr(n) for n in names if n]
+    return (
+        f"{ref!r}: model {model!r} has no {what} {got!r}. {nearest(got, names)}"
+        f"Available: {listing(shown)}."
+    )

@@ -1,0 +1,224 @@
+"""Terms: losses whose arguments are not filled in yet, and the graph that they form."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+from torch import Tensor
+
+from .._refs.derived import as_ref
+from .._refs.paths import name_of, show
+from .._refs.refs import Ref
+from .._types import Loss
+from ..schedules import Schedule
+
+Knob: TypeAlias = Any
+"""A number: float, 0-d tensor, schedule (any function of the step), or a ref to a scalar."""
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """One loss of an objective: what to compute, on what, where, and how much it weighs."""
+
+    loss: Loss
+    args: tuple[Ref, ...]
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    weight: Knob = 1.0
+    where: Ref | None = None
+    state: Any = None
+
+    def __repr__(self) -> str:
+        shown = [name_of(self.loss), *map(repr, self.args)]
+        shown += [f"{k}={show(v)}" for k, v in self.kwargs.items()]
+        shown += [] if self.where is None else [f"where={self.where!r}"]
+        if self.weight is None:
+            return f"metric({', '.join(shown)})"
+        return f"term({', '.join([*shown, f'weight={show(self.weight)}'])})"
+
+    @property
+    def refs(self) -> tuple[Ref, ...]:
+        """Everything that the term reads."""
+        options = (*self.kwargs.values(), self.weight, self.where)
+        return (*self.args, *(o for o in options if isinstance(o, Ref)))
+
+    @property
+    def moving(self) -> dict[str, Knob]:
+        """The knobs whose value may change from step to step, the weight among them."""
+        knobs = {**self.kwargs, "weight": self.weight}
+        return {name: knob for name, knob in knobs.items() if moves(knob)}
+
+
+Graph: TypeAlias = Term | Mapping[Any, Any] | Sequence[Any]
+"""A term, or any nesting of mappings and sequences of terms; the keys are the names in logs."""
+
+
+def term(
+    loss: Loss,
+    *args: Any,
+    weight: Knob = 1.0,
+    where: Any = None,
+    state: Any = None,
+    **kwargs: Any,
+) -> Term:
+    """A loss with its arguments not yet filled in; written like the call of the loss itself.
+
+    Args:
+      loss: `loss(*args, **kwargs)`, returning one value per position, a `Mean`, or (with
+        `state`) one of these and the new state. If it takes `where`, the mask is passed on.
+      args: refs, functions of the context, or tensors.
+      weight: factor of the term's mean in the total. Like every numeric option it is a float
+        (a constant of the compiled graph), or a 0-d tensor, a schedule or a plain function of
+        the step (all of which may move without recompiling), or a ref.
+      where: ref to a mask of the shape of the loss's values, bool or 0/1 integers: True where
+        a position counts. Positions that do not count give no value and no gradient.
+      state: initial state (a pytree of tensors) of a stateful loss, passed as `state=`.
+      kwargs: the loss's options. Refs are filled in; functions of one argument are
+        schedules; anything else is passed as it is.
+
+    Returns:
+      A `Term`, for use in the graph given to `Objective`.
+
+    Example:
+      >>> term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
+      term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
+    """
+    return Term(
+        loss=loss,
+        args=tuple(map(as_ref, args)),
+        kwargs=kwargs,
+        weight=weight,
+        where=None if where is None else as_ref(where),
+        state=state,
+    )
+
+
+def metric(fn: Callable[..., Any], *args: Any, where: Any = None, **kwargs: Any) -> Term:
+    """A term that is measured and logged, and is no part of the total.
+
+    Example:
+      >>> metric(kl, student.logits, teacher.logits)
+      metric(kl, student.logits, teacher.logits)
+    """
+    return term(fn, *args, weight=None, where=where, **kwargs)
+
+
+def moves(knob: Knob) -> bool:
+    """Whether a knob's value may change from step to step (and is not read from the context)."""
+    if isinstance(knob, Ref):
+        return False
+    if isinstance(knob, Tensor):
+        return knob.ndim == 0 and knob.is_floating_point()
+    return isinstance(knob, Schedule) or _takes_one_argument(knob)
+
+
+def _takes_one_argument(value: Any) -> bool:
+    if not callable(value) or isinstance(value, type):
+        return False
+    try:
+        parameters = inspect.signature(value).parameters.values()
+    except (TypeError, ValueError):  # a builtin such as torch.relu: a function, not a schedule
+        return False
+    required = [
+        p
+        for p in parameters
+        if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
+    ]
+    return len(required) == 1
+
+
+def value_at(knob: Knob, step: int) -> float | Tensor:
+    """The value of a moving knob at a step: a 0-d tensor as it is, a schedule's number."""
+    return knob if isinstance(knob, Tensor) else float(knob(step))
+
+
+def flatten(graph: Graph) -> dict[str, Term]:
+    """The terms of a graph by their path, in the order in which they were written.
+
+    Example:
+      >>> list(flatten({"kd": term(kl, student.logits, teacher.logits), "hidden": {}}))
+      ['kd']
+    """
+    terms: dict[str, Term] = {}
+    for name, found in _leaves(graph, ()):
+        if name in terms:
+            raise ValueError(f"term {name!r} is given twice. Rename one of its keys.")
+        terms[name] = found
+    return terms
+
+
+def _leaves(graph: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Term]]:
+    name = "/".join(path) or "loss"
+    if isinstance(graph, Term):
+        yield name, graph
+    elif isinstance(graph, Mapping):
+        for key, value in graph.items():
+            yield from _leaves(value, (*path, str(key)))
+    elif isinstance(graph, Sequence) and not isinstance(graph, str):
+        for index, value in enumerate(graph):
+            yield from _leaves(value, (*path, str(index)))
+    else:
+        raise TypeError(
+            f"terms[{name!r}] is a {type(graph).__name__}; a term or a dict of terms is expected. "
+            "Wrap the loss: fkd.term(loss, student.logits, teacher.logits)."
+        )
+
+
+Strategy: TypeAlias = str | Sequence[int] | Callable[[int], int]
+
+
+def layer_map(
+    *, student: int, teacher: int, strategy: Strategy = "uniform"
+) -> tuple[tuple[int, int], ...]:
+    """Which teacher layer each student layer learns from, as `(student, teacher)` pairs.
+
+    Layers count from 1, so that a pair indexes `hidden_states`, where 0 are the embeddings.
+
+    Args:
+      student: number of student layers.
+      teacher: number of teacher layers, at least as many.
+      strategy: `"uniform"` spreads over the whole teacher and ends at its last layer
+        (TinyBERT, arXiv:1909.10351); `"last"` takes the last ones and `"skip"` every k-th
+        from the bottom with k = teacher // student (PKD, arXiv:1908.09355); or the list of
+        teacher layers, one for each student layer.
+
+    Example:
+      >>> layer_map(student=3, teacher=12)
+      ((1, 4), (2, 8), (3, 12))
+      >>> layer_map(student=3, teacher=12, strategy="last")
+      ((1, 10), (2, 11), (3, 12))
+      >>> layer_map(student=2, teacher=12, strategy=[6, 12])
+      ((1, 6), (2, 12))
+    """
+    if student < 1 or teacher < 1:
+        raise ValueError(f"layer_map: student={student}, teacher={teacher}; both must be >= 1.")
+    strategies: dict[str, Callable[[int], int]] = {
+        # Rounded half up, in integers: s * teacher / student.
+        "uniform": lambda s: (2 * s * teacher + student) // (2 * student),
+        "last": lambda s: teacher - student + s,
+        "skip": lambda s: s * (teacher // student),
+    }
+    layers = range(1, student + 1)
+    if isinstance(strategy, str):
+        if strategy not in strategies:
+            raise ValueError(
+                f"layer_map: strategy {strategy!r}; expected one of {sorted(strategies)} "
+                "or a list of teacher layers."
+            )
+        if student > teacher:
+            raise ValueError(
+                f"layer_map: {student} student layers and {teacher} teacher layers; strategy "
+                f"{strategy!r} needs at least as many teacher layers. Give the list of teacher "
+                "layers, one for each student layer."
+            )
+        chosen = [strategies[strategy](s) for s in layers]
+    else:
+        chosen = [strategy(s) for s in layers] if callable(strategy) else list(strategy)
+    if len(chosen) != student or not all(0 <= t <= teacher for t in chosen):
+        raise ValueError(
+            f"layer_map: teacher layers {chosen}; {student} numbers from 0 (the embeddings) "
+            f"to {teacher} are expected, one for each student layer."
+        )
+    return tuple(zip(layers, chosen, strict=True))

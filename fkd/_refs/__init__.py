@@ -1,0 +1,1 @@
+"""Refs: where a value of a step comes from, as immutable code that compares by what it says."""

@@ -1,0 +1,227 @@
+"""Checkpoints: safetensors and JSON, whole or absent, checked byte for byte when read.
+
+    <directory>/step-00000100/state.safetensors     the tensors
+                              manifest.json         everything else, and the checksums
+
+A checkpoint is written under another name, synced to the disk, and renamed: at any moment
+each folder `step-...` is whole. Nothing is pickled or unpickled. Saving costs one pass over
+the values (copied to the host one tensor at a time, hashed with SHA-256, written, synced);
+loading reads the file twice, the second time from the page cache.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import os
+import shutil
+import time
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .._errors import CheckpointError, DamagedError, MismatchError
+from .._files import Digest, digest, make_folder, remove_folder, sync_folder, write_file
+from . import tensors as _tensors
+from .folder import free_name, kept, newest_first, step_of, survey
+from .manifest import NAME, Manifest, differences, inspect, plain, render
+from .tree import Tree, decode, encode
+
+_STATE = "state.safetensors"
+_WRITING, _DELETING = ".writing-", ".deleting-"
+_log = logging.getLogger("fkd")
+
+
+class Checkpoint(NamedTuple):
+    """What was read.
+
+    Attributes:
+      path: the folder it was read from.
+      step: updates done when it was saved.
+      metric: as given to `save`.
+      fingerprint: as given to `save`, as JSON.
+      tree: as given to `save`; tensors are on the CPU, without gradients.
+      skipped: newer checkpoints that were damaged, one message each.
+    """
+
+    path: Path
+    step: int
+    metric: int | float | None
+    fingerprint: Any
+    tree: Tree
+    skipped: tuple[str, ...] = ()
+
+
+def save(
+    directory: str | os.PathLike[str],
+    tree: Tree,
+    *,
+    step: int,
+    fingerprint: Any = None,
+    metric: int | float | None = None,
+    keep_last: int = 3,
+    keep_best: int = 1,
+    higher_is_better: bool = True,
+) -> Path:
+    """Save a state, then delete the checkpoints that need not be kept.
+
+    Args:
+      directory: of all checkpoints of a run; made if it is missing.
+      tree: dicts, lists and tuples of tensors, ints, floats, bools, strings and None. Tied
+        tensors stay tied; other views of one memory come back as tensors of their own.
+      step: updates done. A second checkpoint of a step replaces the first, and takes
+        over its metric if it has none.
+      fingerprint: a nested description (dicts, lists, strings, numbers) of what the state
+        belongs to; `load` compares it.
+      metric: what "best" goes by. None, nan and inf are never best.
+      keep_last: how many of the newest checkpoints are kept, at least 1.
+      keep_best: how many of the best are kept besides.
+      higher_is_better: whether the best metric is the highest or the lowest.
+
+    Returns:
+      The folder of the checkpoint, which is on the disk by now.
+
+    Raises:
+      CheckpointError: it could not be written (full disk, read-only folder). The earlier
+        checkpoints are whole, and nothing partial is left.
+      TypeError: the tree or the fingerprint holds what cannot be stored; names its path.
+
+    Example:
+      >>> import tempfile
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     path = save(folder, {"w": torch.ones(2), "epoch": 1}, step=100)
+      ...     path.name, load(path).tree
+      ('step-00000100', {'w': tensor([1., 1.]), 'epoch': 1})
+    """
+    if keep_last < 1 or keep_best < 0 or step < 0:
+        raise ValueError(
+            f"save: step {step}, keep_last {keep_last}, keep_best {keep_best}; "
+            "step >= 0, keep_last >= 1 and keep_best >= 0 are expected."
+        )
+    folder = Path(directory)
+    data, tensors = encode(tree)
+    about = {name: _tensors.describe(x) for name, x in tensors.items()}
+    good, damaged = survey(folder)
+    superseded = [p for p in (*good, *damaged) if step_of(p) == step]
+    if metric is None or not math.isfinite(metric):
+        metric = next((good[p].metric for p in superseded if p in good), None)
+    serial = 1 + max((m.serial for m in good.values()), default=0)
+    described = plain(fingerprint), data, about
+    manifest = Manifest(step, serial, metric, time.time(), *described, files={})
+    path = folder / free_name(folder, step)
+    try:
+        _write(path, manifest, tensors)
+    except OSError as error:
+        raise CheckpointError(_unwritable(path, error, good)) from error
+    good = {p: m for p, m in good.items() if p not in superseded}
+    keep = kept({**good, path: manifest}, keep_last, keep_best, higher_is_better)
+    _remove([*superseded, *(p for p in good if p not in keep)])
+    return path
+
+
+def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint:
+    """Read one checkpoint, and check every byte of it.
+
+    Args:
+      path: the folder that `save` returned.
+      fingerprint: of the objective and optimizer here; None compares nothing.
+
+    Raises:
+      DamagedError: it is not what was saved; the message says what is wrong.
+      MismatchError: it was saved with another fingerprint; the message lists each difference.
+    """
+    path = Path(path)
+    try:
+        manifest = inspect(path)
+        _compare(path, manifest, fingerprint)
+        for name, (size, sha256) in manifest.files.items():
+            if digest(path / name) != Digest(size, sha256):
+                raise DamagedError(f"{name} is damaged (the checksum does not match)")
+        tree = decode(manifest.tree, _tensors.read(path / _STATE, manifest.tensors))
+    except MismatchError:
+        raise
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
+    except (OSError, ValueError) as error:
+        raise DamagedError(f"{path}: it cannot be read: {error}") from error
+    return Checkpoint(path, manifest.step, manifest.metric, manifest.fingerprint, tree)
+
+
+def load_latest(directory: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint | None:
+    """Read the newest checkpoint that is whole.
+
+    Newest is the one saved last, whatever its step. Each damaged one is named in a warning of
+    the logger "fkd" and in `Checkpoint.skipped`.
+
+    Returns:
+      The checkpoint; None if the folder has none, or does not exist.
+
+    Raises:
+      MismatchError: as `load`; an older checkpoint is not tried instead.
+      DamagedError: there are checkpoints, and none of them is whole.
+    """
+    good, damaged = survey(Path(directory))
+    skipped = [f"{path}: {reason}" for path, reason in damaged.items()]
+    for message in skipped:
+        _log.warning("checkpoint skipped: %s", message)
+    for path in newest_first(good):
+        try:
+            return load(path, fingerprint=fingerprint)._replace(skipped=tuple(skipped))
+        except DamagedError as error:
+            _log.warning("checkpoint skipped: %s", error)
+            skipped.append(str(error))
+    if skipped:
+        raise DamagedError(
+            f"load_latest: no checkpoint in {directory} is whole.\n  " + "\n  ".join(skipped)
+        )
+    return None
+
+
+def _write(path: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:
+    make_folder(path.parent)
+    _sweep(path.parent)
+    beside = path.with_name(_WRITING + path.name)
+    try:
+        beside.mkdir()
+        state = write_file(beside / _STATE, _tensors.chunks(tensors))
+        whole = manifest._replace(files={_STATE: list(state)})
+        write_file(beside / NAME, [render(whole)])
+        sync_folder(beside)
+        beside.rename(path)
+        sync_folder(path.parent)
+    except BaseException:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed writers left."""
+    for prefix in (_WRITING, _DELETING):
+        for path in folder.glob(prefix + "*"):
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _remove(paths: list[Path]) -> None:
+    for path in paths:
+        try:
+            remove_folder(path, beside=path.with_name(_DELETING + path.name))
+        except OSError as error:
+            _log.warning("checkpoint not deleted: %s: %s", path, error.strerror)
+
+
+def _compare(path: Path, manifest: Manifest, fingerprint: Any) -> None:
+    if fingerprint is None:
+        return
+    lines = list(differences(manifest.fingerprint, plain(fingerprint)))
+    if lines:
+        more = [f"... and {len(lines) - 20} more"] if len(lines) > 20 else []
+        raise MismatchError(
+            f"load: {path} was saved by a run with another objective or optimizer:\n  "
+            + "\n  ".join([*lines[:20], *more])
+            + "\nUse another folder for this run, or the settings of that one."
+        )
+
+
+def _unwritable(path: Path, error: OSError, good: dict[Path, Manifest]) -> str:
+    newest = next(iter(newest_first(good)), None)
+    left = f"The newest whole one is {newest.name}" if newest else "There is no earlier one"
+    return f"save: {path} cannot be written: {error.strerror or error}. {left}."

@@ -1,0 +1,1 @@
+"""Batches: their form, their order, their copies on the device."""

@@ -1,0 +1,1 @@
+"""Forward only: metrics on held-out batches, outputs of a model, similarity of layers."""

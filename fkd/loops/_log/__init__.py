@@ -1,0 +1,1 @@
+"""What a run says: lines, TensorBoard events, a progress bar."""

@@ -1,0 +1,160 @@
+"""A run as one page: what a person looks at to decide whether a distillation works."""
+
+from __future__ import annotations
+
+import math
+import os
+import re
+import time
+from pathlib import Path
+
+import numpy as np
+
+from .._files import replace_file
+from .._log.lines import read_log
+from .._log.progress import duration
+from .chart_card import chart_card
+from .charts import number, step_range
+from .folder_cards import objective, settings, similarity
+from .page import page, section, tile
+from .series import Run, Series, collect, running_time
+
+_LOWER = re.compile(r"loss|error|perplexity|ppl|nll|mse|mae|kl\b|diverg|distance|\b[wc]er\b", re.I)
+
+
+def report(
+    run_dir: str | os.PathLike[str],
+    *,
+    out: str | os.PathLike[str] | None = None,
+    metric: str | None = None,
+    higher_is_better: bool | None = None,
+) -> Path:
+    """Write one HTML page about a run, finished or not. It needs no network and no other file.
+
+    It shows what is in the folder of the run: `metrics.jsonl` (curves), `config.json`
+    (settings), `check.txt` (the table of terms), `graph.svg` (the drawing of the objective) and
+    `similarity.json` (CKA between the layers).
+
+    Args:
+      run_dir: the folder of the run.
+      out: the file to write; `<run_dir>/report.html` if None.
+      metric: what "best" goes by, such as "eval/accuracy"; the first metric of the evaluations
+        that is not a loss if None.
+      higher_is_better: whether the best metric is the highest; by its name if None.
+
+    Returns:
+      The path of the page.
+
+    Raises:
+      ValueError: there is no such folder, or no such metric in it.
+    """
+    folder = Path(run_dir)
+    if not folder.is_dir():
+        raise ValueError(f"report: {folder} is not a folder; the folder of a run is expected.")
+    lines = folder / "metrics.jsonl"
+    run = collect(read_log(lines) if lines.exists() else [])
+    if metric is not None and metric not in run.series:
+        known = ", ".join(run.series) or "nothing"
+        raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
+    path = Path(out) if out is not None else folder / "report.html"
+    text = page(
+        title=folder.resolve().name,
+        subtitle=_subtitle(run),
+        tiles=_tiles(run, metric or _metric(run), higher_is_better),
+        sections=_sections(folder, run),
+    )
+    replace_file(path, text.encode("utf-8", errors="replace"))
+    return path
+
+
+def _subtitle(run: Run) -> str:
+    if not run.times:
+        return "Nothing has been logged yet."
+    day = "%Y-%m-%d %H:%M"
+    first, last = (time.strftime(day, time.gmtime(t)) for t in (min(run.times), max(run.times)))
+    pauses = running_time(run.times)[1]
+    text = f"{first} to {last} UTC"
+    if pauses:
+        times = "once" if len(pauses) == 1 else f"{len(pauses)} times"
+        text += f", interrupted {times} ({duration(sum(pauses))} in all)"
+    return text
+
+
+def _metric(run: Run) -> str | None:
+    names = [n for n in run.series if n.split("/")[0] in run.kinds]
+    return next((n for n in names if "loss" not in n), next(iter(names), None))
+
+
+def _tiles(run: Run, metric: str | None, higher_is_better: bool | None) -> str:
+    found: list[str] = []
+    if metric and len(run.series[metric].finite):
+        found += _metric_tiles(run.series[metric], higher_is_better)
+    total = run.series.get("loss/total") or run.series.get("loss")
+    if total is not None:
+        found.append(_loss_tile(total))
+    if run.times:
+        epochs = f"epoch {run.epoch:g}" if run.epoch is not None else ""
+        found.append(tile("Steps", f"{run.step:,}", epochs))
+        found.append(tile("Time at work", duration(running_time(run.times)[0])))
+    for name, what in (("examples_per_s", "Examples/s"), ("tokens_per_s", "Tokens/s")):
+        if name in run.series and len(run.series[name].finite):
+            found.append(tile(what, number(float(np.median(run.series[name].finite))), "median"))
+    if "skipped" in run.series:
+        count = run.series["skipped"].values[-1]
+        found.append(tile("Skipped updates", f"{count:,.0f}", kind="warn" if count else ""))
+    bad = sum(len(s.values) - len(s.finite) for s in run.series.values())
+    if bad:
+        found.append(tile("Values not finite", f"{bad:,}", "marked with a cross", kind="warn"))
+    return "".join(found)
+
+
+def _metric_tiles(series: Series, higher_is_better: bool | None) -> list[str]:
+    name = series.name
+    higher = not _LOWER.search(name) if higher_is_better is None else higher_is_better
+    values = np.where(np.isfinite(series.values), series.values, -math.inf if higher else math.inf)
+    at = int(values.argmax() if higher else values.argmin())
+    return [
+        tile(f"Best {name}", number(values[at]), f"at step {series.steps[at]:,.0f}", kind="lead"),
+        tile(f"Last {name}", number(series.values[-1]), f"at step {series.steps[-1]:,.0f}"),
+    ]
+
+
+def _loss_tile(total: Series) -> str:
+    start = f"{number(float(total.finite[0]))} at the start" if len(total.finite) else ""
+    last = float(total.values[-1])
+    return tile("Total loss", number(last), start, kind="" if math.isfinite(last) else "warn")
+
+
+def _sections(folder: Path, run: Run) -> str:
+    groups: dict[str, list[Series]] = {}
+    constant: list[tuple[str, str]] = []
+    for name, series in run.series.items():
+        evaluated = name.split("/")[0] in run.kinds
+        group = name.rsplit("/", 1)[0] if "/" in name else name
+        if evaluated and "loss" not in name:
+            group = name  # metrics have scales of their own
+        elif _part(group, run.kinds) == "Training" and _constant(series):
+            constant.append((name, number(float(series.values[0]))))
+            continue
+        groups.setdefault(group, []).append(series)
+    steps = step_range(list(run.series.values())) if run.series else (0.0, 1.0)
+    parts: dict[str, list[str]] = {"Losses": [], "Evaluation": [], "Training": [], "Speed": []}
+    for group, members in groups.items():
+        parts[_part(group, run.kinds)].append(chart_card(group, members, steps))
+    nothing = "" if groups else '<p class="card nothing">There are no log points to draw.</p>'
+    layers = similarity(folder)
+    sections = [section(title, cards) for title, cards in parts.items()]
+    sections.insert(2, section("Layers", [layers] if layers else []))
+    sections += [section("Objective", objective(folder)), settings(folder, constant)]
+    return nothing + "".join(sections)
+
+
+def _constant(series: Series) -> bool:
+    return len(series.values) > 1 and bool((series.values == series.values[0]).all())
+
+
+def _part(group: str, kinds: set[str]) -> str:
+    top = group.split("/")[0]
+    if top in kinds or "agreement" in group:
+        return "Evaluation"
+    return "Losses" if top == "loss" else "Speed" if top.endswith("_per_s") else "Training"

@@ -1,0 +1,300 @@
+"""One run: its state, its place in the data, its log, and what it does between steps."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import math
+import time
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
+
+from fkd._check.check import check
+from fkd._draw.draw import draw
+
+from .._checkpoint.checkpoint import load_latest, save
+from .._data.epochs import Loader, epoch_batches
+from .._errors import LoopError, NonFiniteError
+from .._log.log import Log, Throughput, open_log
+from .._state import State
+from .._step.train_step import TrainStep
+from .events import Event, Options
+from .resume import fingerprint, from_tree, to_tree
+from .signals import Stop
+from .similarity_map import save_similarity
+from .window import Window
+
+_log = logging.getLogger("fkd")
+
+
+class Position(NamedTuple):
+    """Where a run is, besides its state. Goes into the checkpoints.
+
+    Attributes:
+      epoch: the epoch under way, from 0.
+      index: how many of its batches are used.
+      evaluated_at: the step of the last evaluation.
+      best, best_step: the best value so far, and when it was measured.
+      stale: how many evaluations have not improved it since.
+      nonfinite: how many updates in a row were left out.
+    """
+
+    epoch: int = 0
+    index: int = 0  # pyright: ignore[reportIncompatibleMethodOverride]
+    evaluated_at: int | None = None
+    best: float | None = None
+    best_step: int | None = None
+    stale: int = 0
+    nonfinite: int = 0
+
+
+@dataclass
+class Run:
+    """The mutable shell of one run."""
+
+    step: TrainStep
+    state: State
+    options: Options
+    fingerprint: Any
+    stop: Stop = field(default_factory=Stop)
+    log: Log | None = None
+    at: Position = field(default_factory=Position)
+    window: Window = field(default_factory=Window)
+    throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
+    compilations: int = 0
+    compile_seconds: float = 0.0
+    structure: Any = None
+    saved_at: int | None = None
+
+    def event(
+        self,
+        kind: Literal["start", "log", "evaluate", "save", "epoch", "end"],
+        values: Mapping[str, float] | None = None,
+        **more: Any,
+    ) -> Event:
+        """An event of now, which the callbacks have seen."""
+        event = Event(kind, self.state.step, self.at.epoch, self.state, dict(values or {}), **more)
+        for callback in self.options.callbacks:
+            callback(event)
+        return event
+
+    @property
+    def ended(self) -> str:
+        """Why there is nothing left to do; empty if there is."""
+        options, at = self.options, self.at
+        if options.patience is not None and at.stale >= options.patience:
+            return (
+                f"stopped early: {options.best} has not improved in {at.stale} evaluations; "
+                f"best {at.best} at step {at.best_step}"
+            )
+        if options.steps is not None and self.state.step >= options.steps:
+            return f"{options.steps} steps are done"
+        if options.epochs is not None and at.epoch >= options.epochs:
+            return f"{options.epochs} epochs are done"
+        return ""
+
+    @property
+    def where(self) -> str:
+        """The batch under way, in words."""
+        return f"batch {self.at.index} of epoch {self.at.epoch} (step {self.state.step})"
+
+
+def start(
+    step: TrainStep, state: State, loader: Loader, options: Options, stack: contextlib.ExitStack
+) -> tuple[Run, str]:
+    """A run at its beginning, or where its newest good checkpoint left it; and where that is."""
+    run = Run(step, state, options, fingerprint(step, state))
+    run.compilations, run.compile_seconds = step.compilations, step.compile_seconds
+    if options.dev is not None:
+        step.evaluator(options.metrics, compile=options.compile_evaluation).expect(options.best)
+    came_from = _resume(run)
+    _open(run, loader, stack, resumed=bool(came_from))
+    return run, came_from or "from the beginning"
+
+
+def log_point(run: Run) -> Iterator[Event]:
+    """Fetch the metrics since the last log point: the only moment when the host waits."""
+    if not len(run.window):
+        return
+    found = run.window.fetch()
+    now = time.perf_counter()
+    rates = run.step.rates(run.state._replace(step=run.state.step - 1))
+    values = {**found.values, **rates, **_speed(run, steps=len(found.finite), now=now)}
+    if run.step.compile_seconds:
+        values["compile_s"] = run.step.compile_seconds
+    run.throughput = Throughput(now)
+    run.compilations, run.compile_seconds = run.step.compilations, run.step.compile_seconds
+    if run.log is not None:
+        run.log.write(values, step=run.state.step, kind="train", epoch=run.at.epoch)
+    yield run.event("log", values)
+    for finite in found.finite:
+        run.at = run.at._replace(nonfinite=0 if finite else run.at.nonfinite + 1)
+        if run.at.nonfinite >= run.options.max_nonfinite:
+            yield from save_point(run)
+            raise NonFiniteError(
+                f"{run.where}: {run.at.nonfinite} updates in a row were left out, since "
+                f"{', '.join(found.culprits)} were not finite. The parameters are those before."
+            )
+
+
+def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
+    """The throughput since the last log point: of the steps that did not compile, in the time
+    that these took. Nothing if all of them did."""
+    share = 1 - (run.step.compilations - run.compilations) / steps
+    if share <= 0:
+        return {}
+    done = run.throughput
+    done = done._replace(examples=done.examples * share, tokens=done.tokens * share)
+    return done.rates(now=now - (run.step.compile_seconds - run.compile_seconds))
+
+
+def evaluation(run: Run) -> Iterator[Event]:
+    """Evaluate on the dev set, and remember the best."""
+    options = run.options
+    if options.dev is None or run.at.evaluated_at == run.state.step:
+        return
+    with _paused(run):
+        evaluator = run.step.evaluator(options.metrics, compile=options.compile_evaluation)
+        values = evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
+    if options.best not in values:
+        raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
+    better = _remember(run, values[options.best])
+    if run.log is not None:
+        named = {f"eval/{name}": v for name, v in values.items()}
+        run.log.write(named, step=run.state.step, kind="eval", epoch=run.at.epoch)
+    if better or options.save_every is None:
+        yield from save_point(run, metric=values[options.best])
+    yield run.event("evaluate", values)
+
+
+def _remember(run: Run, value: float) -> bool:
+    """Whether an evaluated value is the best so far; and remember it."""
+    at, higher = run.at, run.options.higher_is_better
+    better = at.best is None or (value > at.best if higher else value < at.best)
+    better = better and not math.isnan(value)
+    run.at = at._replace(
+        evaluated_at=run.state.step,
+        best=value if better else at.best,
+        best_step=run.state.step if better else at.best_step,
+        stale=0 if better else at.stale + 1,
+    )
+    return better
+
+
+def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
+    """Save a checkpoint, unless that of this step says the same."""
+    options, step = run.options, run.state.step
+    if options.checkpoint_dir is None or (run.saved_at == step and metric is None):
+        return
+    with _paused(run):
+        path = save(
+            options.checkpoint_dir,
+            {
+                "state": to_tree(run.step.objective, run.state),
+                "position": run.at._asdict(),
+                "window": run.window.to_tree(),
+            },
+            step=step,
+            fingerprint=run.fingerprint,
+            metric=metric,
+            keep_last=options.keep_last,
+            keep_best=options.keep_best,
+            higher_is_better=options.higher_is_better,
+        )
+    run.saved_at = step
+    yield run.event("save", message=f"saved {path.name}", path=path)
+
+
+def save_after(run: Run, error: Exception) -> None:
+    """Save what was done before a fault; the fault itself is what the user must see."""
+    try:
+        for _ in save_point(run):
+            pass
+    except Exception as second:
+        error.add_note(f"After this, while saving: {second}")
+
+
+def finish(run: Run) -> Iterator[Event]:
+    """What is left to do when the last step is done."""
+    yield from log_point(run)
+    yield from evaluation(run)
+    yield from save_point(run)
+    if run.options.log_dir is not None and run.options.dev is not None:
+        try:
+            save_similarity(run.step, run.state, run.options.dev, run.options.log_dir)
+        except (ValueError, RuntimeError) as error:  # a picture must not fail a run that is done
+            _log.warning("no similarity of layers: %s", error)
+    best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}
+    yield run.event("end", best, message=run.ended)  # pyright: ignore[reportArgumentType]
+
+
+def describe(run: Run, batch: Any) -> None:
+    """Log the table and the drawing of the objective."""
+    if run.log is None:
+        return
+    run.log.text("check", str(check(run.step.objective, batch)))
+    drawing = draw(run.step.objective)
+    run.log.graph(drawing.svg, text=drawing.mermaid)
+
+
+@contextlib.contextmanager
+def _paused(run: Run) -> Generator[None]:
+    """Leave the time inside out of the throughput. The host waits for the steps first, as what
+    is done inside has to in any case."""
+    float(run.state.skipped)
+    began = time.perf_counter()
+    yield
+    since = run.throughput.since + time.perf_counter() - began
+    run.throughput = run.throughput._replace(since=since)
+
+
+def _resume(run: Run) -> str:
+    """Go on from the newest good checkpoint; says which, or nothing if there is none."""
+    options = run.options
+    if options.checkpoint_dir is None or not options.resume:
+        return ""
+    found = load_latest(options.checkpoint_dir, fingerprint=run.fingerprint)
+    if found is None:
+        return ""
+    run.state = from_tree(run.step.objective, run.state, found.tree["state"])
+    run.at = Position(**found.tree["position"])
+    run.window = Window.from_tree(found.tree["window"], run.state.skipped.device)
+    run.saved_at = run.state.step
+    skipped = "".join(f"; skipped {message}" for message in found.skipped)
+    return f"resumed at step {run.state.step} from {found.path.name}{skipped}"
+
+
+def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
+    options = run.options
+    if options.log_dir is None:
+        return
+    run.log = stack.enter_context(
+        open_log(
+            options.log_dir,
+            tensorboard=options.tensorboard,
+            progress=options.progress,
+            resume_step=run.state.step if resumed else None,
+            total_steps=_total_steps(options, loader),
+        )
+    )
+    settings = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
+    groups = run.fingerprint["optimizer"]["groups"]
+    optimizer = {
+        "optimizer": run.fingerprint["optimizer"]["class"],
+        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(groups)},
+    }
+    seed = {"seed": run.state.seed}
+    run.log.hyperparameters(
+        {**settings, **seed, **optimizer, **run.fingerprint["step"], **options.config}
+    )
+
+
+def _total_steps(options: Options, loader: Any) -> int | None:
+    """The end of the run, if it is known before."""
+    try:
+        length = len(loader)
+    except TypeError:  # an iterable, or a DataLoader of one, that does not know its length
+        length = None
+    by_epochs = options.epochs * length if options.epochs and length else None
+    return min(filter(None, (options.steps, by_epochs)), default=None)

@@ -1,0 +1,76 @@
+"""The state of a run before its first step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from fkd._objective.objective import Objective, Parts
+
+from .._state import State, device_of
+
+
+def initial(
+    objective: Objective,
+    seed: int,
+    *,
+    device: torch.device | str | None,
+    modules: Mapping[str, nn.Module],
+    inference: torch.dtype | None,
+) -> State:
+    """The state of an objective from its modules' own parameters (copied).
+
+    Args:
+      objective: which models there are.
+      seed: of the run.
+      device: where to train; by default where the parameters are.
+      modules: by name, others of the same structure to begin with.
+      inference: dtype of the matrices of frozen models; None leaves it.
+    """
+    parts = _replaced(objective, objective.init(), modules)
+    if device is not None:
+        parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
+    where = device_of(parts.trainable)
+    return State(
+        trainable=parts.trainable,
+        frozen=_inference_precision(objective, parts.frozen, inference),
+        buffers=parts.buffers,
+        optimizer={},
+        loss_state=pytree.tree_map_only(Tensor, lambda x: x.to(where), parts.loss_state),
+        skipped=torch.zeros((), device=where),
+        step=0,
+        seed=seed,
+    )
+
+
+def _replaced(objective: Objective, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:
+    """With the tensors of other modules, also in the EMA models that follow them."""
+    for name, module in modules.items():
+        given = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        followers = [n for n, m in objective.models.items() if m.of == name]
+        for tree in parts[:3]:
+            for held in (tree[n] for n in (name, *followers) if n in tree):
+                if any(k not in given or given[k].shape != held[k].shape for k in held):
+                    raise ValueError(
+                        f"init: modules[{name!r}] is a {type(module).__name__} of another "
+                        "structure than the one in the objective."
+                    )
+                held.update({k: given[k].detach().clone() for k in held})
+    return parts
+
+
+def _inference_precision(objective: Objective, frozen: Any, dtype: torch.dtype | None) -> Any:
+    """Matrices of frozen models in the precision in which they are multiplied anyway."""
+    if dtype is None:
+        return frozen
+    kinds = {n: m.kind for n, m in objective.models.items()}
+
+    def cast(name: str, p: Tensor) -> Tensor:
+        matrix = kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32
+        return p.to(dtype) if matrix else p
+
+    return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}

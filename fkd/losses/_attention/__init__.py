@@ -1,0 +1,1 @@
+"""Attention maps, and relations of tokens."""

@@ -1,0 +1,196 @@
+"""Losses with a state: `values, new_state = loss(student, teacher, ..., state=state)`.
+
+A state is a NamedTuple of tensors, made by its `*_init`. It goes in and a new one comes out;
+nothing is updated in place. New states carry no gradient. Values use the state that went in.
+With several processes, gather the embeddings first if the ranks are to share a queue.
+"""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .._shared.checks import one_of, paired, unit
+from .._shared.masks import keep, positive, whole
+from .queue import Queue, enqueue, queue_init
+
+
+class CRDState(NamedTuple):
+    """Negatives for `crd`: embeddings of past batches.
+
+    Attributes:
+      student: the student's, negatives for the teacher as anchor.
+      teacher: the teacher's, negatives for the student as anchor.
+    """
+
+    student: Queue
+    teacher: Queue
+
+
+def crd_init(
+    size: int,
+    dim: int,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str | None = None,
+) -> CRDState:
+    """Two empty queues of negatives for `crd`; arguments as of `queue_init`.
+
+    Args:
+      size: how many embeddings of each model it holds; N of the paper (16384 there).
+      dim: width of the embeddings (128 in the paper).
+      dtype: of the embeddings.
+      device: of the tensors.
+
+    Returns:
+      A `CRDState`.
+
+    Example:
+      >>> crd_init(4, 2).teacher.features.shape
+      torch.Size([4, 2])
+    """
+    whole("crd_init", 1, size=size, dim=dim)
+    empty = queue_init(size, dim, dtype=dtype, device=device)
+    return CRDState(empty, empty)
+
+
+def crd(
+    student_embeddings: Float[Tensor, "batch dim"],
+    teacher_embeddings: Float[Tensor, "batch dim"],
+    *,
+    state: CRDState,
+    dataset_size: int | float | Tensor,
+    temperature: float | Tensor = 0.07,
+    anchor: Literal["both", "student", "teacher"] = "both",
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, " batch"], CRDState]:
+    """Contrastive representation distillation, with a queue of negatives.
+
+        l = - log h(s_b, t_b) - sum_n log(1 - h(s_b, t_n)),   h(s, t) = e / (e + N/M)
+        e = exp(s . t / T),   n over the N teacher embeddings in the queue, M = dataset_size
+
+    Embeddings are scaled to length 1 here. With `anchor="both"` the loss of the teacher's
+    embedding against the student's queue is added, as in the authors' code. That code draws
+    the negatives from a memory of all training samples (and of other classes), and divides e by
+    a constant estimated from the first batch; here the negatives are the last batches, and e
+    is that of the paper. An empty queue leaves 0.
+
+    Args:
+      student_embeddings: `[batch, dim]`, through a learned projection.
+      teacher_embeddings: `[batch, dim]`, through another.
+      state: from `crd_init`, or the one returned by the step before.
+      dataset_size: M, the number of training samples.
+      temperature: T > 0.
+      anchor: which model's embedding is contrasted with the other's queue.
+      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient, and do not
+        enter the queues.
+
+    Returns:
+      `[batch]`, non-negative, in nats; and the new state, without gradient.
+
+    Example:
+      >>> state = crd_init(4, 2)
+      >>> for _ in range(2):
+      ...     values, state = crd(torch.eye(2), torch.eye(2), state=state, dataset_size=100)
+      >>> values.shape, state.teacher.valid.sum()
+      (torch.Size([2]), tensor(4))
+
+    Reference:
+      Tian et al., Contrastive Representation Distillation, arXiv:1910.10699.
+    """
+    one_of("crd", "anchor", anchor, ("both", "student", "teacher"))
+    positive("crd", temperature=temperature, dataset_size=dataset_size)
+    names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
+    s, t = _embeddings("crd", where, state.teacher, **names)
+    values = torch.zeros_like(s[:, 0])
+    if anchor != "teacher":
+        values = values + _nce(s, t, state.teacher, dataset_size, temperature)
+    if anchor != "student":
+        values = values + _nce(t, s, state.student, dataset_size, temperature)
+    new = CRDState(enqueue(state.student, s, where=where), enqueue(state.teacher, t, where=where))
+    return keep(values, where), new
+
+
+def queue_kl(
+    student_embeddings: Float[Tensor, "batch dim"],
+    teacher_embeddings: Float[Tensor, "batch dim"],
+    *,
+    state: Queue,
+    temperature: float | Tensor = 0.07,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> tuple[Float[Tensor, " batch"], Queue]:
+    """KL divergence between the similarities of a sample to a queue of teacher embeddings.
+
+        l = sum_n p_n (log p_n - log q_n)
+        p = softmax_n(t . k_n / T),   q = softmax_n(s . k_n / T)
+
+    over the embeddings k_n in the queue. Embeddings are scaled to length 1 here. Labels play no
+    part. No factor T^2. An empty queue leaves 0.
+
+    Args:
+      student_embeddings: `[batch, dim]`, mapped to the teacher's width.
+      teacher_embeddings: `[batch, dim]`.
+      state: from `queue_init`, or the one returned by the step before.
+      temperature: T > 0.
+      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient, and do not
+        enter the queue.
+
+    Returns:
+      `[batch]`, non-negative, in nats; and the new queue, without gradient.
+
+    Example:
+      >>> values, queue = queue_kl(torch.eye(2), torch.eye(2), state=queue_init(4, 2))
+      >>> values, queue.valid
+      (tensor([0., 0.]), tensor([ True,  True, False, False]))
+
+    Reference:
+      Fang et al., SEED: Self-supervised Distillation for Visual Representation, arXiv:2101.04731.
+    """
+    positive("queue_kl", temperature=temperature)
+    names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
+    s, t = _embeddings("queue_kl", where, state, **names)
+    keys = _keys(state, s)
+    lowest = torch.finfo(s.dtype).min / 2
+    log_q, log_p = (
+        F.log_softmax((x @ keys.mT / temperature).masked_fill(~state.valid, lowest), dim=-1)
+        for x in (s, t)
+    )
+    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    return keep(divergence, where), enqueue(state, t, where=where)
+
+
+def _embeddings(
+    loss: str, where: Tensor | None, queue: Queue, **pair: Tensor
+) -> tuple[Tensor, ...]:
+    s, t = paired(loss, where, **pair)
+    if s.ndim != 2 or s.shape[-1] != queue.features.shape[-1]:
+        raise ValueError(
+            f"{loss}: embeddings {tuple(s.shape)} and state with {queue.features.shape[-1]} "
+            "features; [batch, dim] with the dim given to the state's init is expected."
+        )
+    return unit(s), unit(t)
+
+
+def _keys(queue: Queue, like: Tensor) -> Tensor:
+    return queue.features.detach().to(like.dtype)
+
+
+def _nce(
+    anchor: Tensor,
+    positive: Tensor,
+    negatives: Queue,
+    dataset_size: int | float | Tensor,
+    temperature: float | Tensor,
+) -> Tensor:
+    """`[batch]`: h = sigmoid(x . y / T - log(N / M)), so nothing overflows."""
+    valid = negatives.valid.to(anchor.dtype)
+    number = valid.sum()
+    offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(anchor).log()
+    near = (anchor * positive).sum(-1) / temperature - offset
+    far = anchor @ _keys(negatives, anchor).mT / temperature - offset
+    values = -F.logsigmoid(near) - (F.logsigmoid(-far) * valid).sum(-1)
+    return torch.where(number > 0, values, 0.0)

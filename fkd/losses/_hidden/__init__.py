@@ -1,0 +1,1 @@
+"""Hidden states, and stacks of layers."""

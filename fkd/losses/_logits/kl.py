@@ -1,0 +1,203 @@
+"""Losses between the logits of two models. The last axis is the vocabulary (the classes)."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from .._shared.masks import covers, fill, floating, keep, same_shape
+from .._shared.softmax import cross, log_probabilities, squared
+
+
+def kl(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """KL divergence of the student from the teacher, softened by a temperature.
+
+        kl = T^2 * sum_v p_v (log p_v - log q_v)
+        p = softmax(teacher / T),  q = softmax(student / T)
+
+    The factor T^2 keeps gradients comparable across temperatures. Zero iff the two
+    distributions agree; a class with `teacher_logits = -inf` contributes 0.
+
+    Args:
+      student_logits: `[*batch, vocab]`. `-inf` means probability 0.
+      teacher_logits: `[*batch, vocab]`.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[*batch]`, non-negative, in nats; inf where the teacher has probability on a class
+      that the student excludes.
+
+    Example:
+      >>> kl(torch.tensor([[0.0, 1.0]]), torch.tensor([[0.0, 1.0]]))
+      tensor([0.])
+
+    Reference:
+      Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+    """
+    log_q, log_p = log_probabilities("kl", student_logits, teacher_logits, temperature, where)
+    return keep(squared(temperature) * cross(log_p.exp(), log_p - log_q), where)
+
+
+def reverse_kl(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """KL divergence of the teacher from the student: the mode-seeking direction.
+
+        reverse_kl = T^2 * sum_v q_v (log q_v - log p_v)
+        p = softmax(teacher / T),  q = softmax(student / T)
+
+    Equals `kl` with the two models exchanged. Where the teacher excludes a class
+    (`teacher_logits = -inf`) that the student does not, the value is +inf, as the formula says,
+    and the gradient is not finite: exclude the class in both models.
+
+    Args:
+      student_logits: `[*batch, vocab]`. `-inf` means probability 0.
+      teacher_logits: `[*batch, vocab]`.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[*batch]`, non-negative, in nats.
+
+    Example:
+      >>> reverse_kl(torch.tensor([[0.0, -torch.inf]]), torch.tensor([[0.0, 0.0]]))
+      tensor([0.6931])
+
+    Reference:
+      Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, arXiv:2306.08543.
+    """
+    log_q, log_p = log_probabilities(
+        "reverse_kl", student_logits, teacher_logits, temperature, where
+    )
+    return keep(squared(temperature) * cross(log_q.exp(), log_q - log_p), where)
+
+
+def jeffreys(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Jeffreys divergence, the sum of both directions of KL (not their half).
+
+        jeffreys = T^2 * sum_v (p_v - q_v) (log p_v - log q_v)
+        p = softmax(teacher / T),  q = softmax(student / T)
+
+    Symmetric. A class that both models exclude contributes 0; a class that one of them
+    excludes makes the value +inf.
+
+    Args:
+      student_logits: `[*batch, vocab]`. `-inf` means probability 0.
+      teacher_logits: `[*batch, vocab]`.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[*batch]`, non-negative, in nats.
+
+    Example:
+      >>> jeffreys(torch.tensor([[0.0, 1.0]]), torch.tensor([[1.0, 0.0]]))
+      tensor([0.9242])
+
+    Reference:
+      Jeffreys, An invariant form for the prior probability in estimation problems, 1946.
+    """
+    log_q, log_p = log_probabilities("jeffreys", student_logits, teacher_logits, temperature, where)
+    ratio = log_p - log_q
+    values = cross(log_p.exp(), ratio) + cross(log_q.exp(), -ratio)
+    return keep(squared(temperature) * values, where)
+
+
+def soft_cross_entropy(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    temperature: float | Tensor = 1.0,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Cross-entropy of the student under the teacher's softened distribution.
+
+        soft_cross_entropy = -T^2 * sum_v p_v log q_v
+        p = softmax(teacher / T),  q = softmax(student / T)
+
+    Scaled by T^2 like `kl`, so kl = soft_cross_entropy - T^2 H(p): the same gradient for the
+    student. Implementations that leave T^2 out (TextBrewer, TinyBERT) are this over T^2.
+
+    Args:
+      student_logits: `[*batch, vocab]`. `-inf` means probability 0.
+      teacher_logits: `[*batch, vocab]`.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[*batch]`, at least T^2 H(p) >= 0, in nats.
+
+    Example:
+      >>> soft_cross_entropy(torch.tensor([[0.0, 0.0]]), torch.tensor([[3.0, -1.0]]))
+      tensor([0.6931])
+
+    Reference:
+      Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
+    """
+    log_q, log_p = log_probabilities(
+        "soft_cross_entropy", student_logits, teacher_logits, temperature, where
+    )
+    return keep(-squared(temperature) * cross(log_p.exp(), log_q), where)
+
+
+def logit_mse(
+    student_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"],
+    *,
+    center: bool = False,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """Mean squared difference of logits.
+
+        logit_mse = mean_v (student_v - teacher_v - c)^2
+        c = 0, or with center=True the mean of student - teacher over the classes
+
+    The paper halves the sum over classes; the mean is what implementations use. Centred, it
+    ignores a constant added to all logits, as a softmax does, and kl -> logit_mse / 2 as T
+    grows. A class that both models exclude (`-inf` in both) counts as a difference of 0.
+
+    Args:
+      student_logits: `[*batch, vocab]`.
+      teacher_logits: `[*batch, vocab]`.
+      center: subtract the mean difference.
+      where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
+
+    Returns:
+      `[*batch]`, non-negative, in squared logits.
+
+    Example:
+      >>> logit_mse(torch.tensor([[1.0, 2.0]]), torch.tensor([[0.0, 0.0]]))
+      tensor([2.5000])
+
+    Reference:
+      Ba and Caruana, Do Deep Nets Really Need to be Deep?, arXiv:1312.6184.
+    """
+    floating("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
+    same_shape("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
+    covers("logit_mse", where, student_logits.shape[:-1])
+    student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
+    excluded = student_logits.isneginf() & teacher_logits.isneginf()
+    difference = torch.where(excluded, 0.0, student_logits - teacher_logits)
+    if center:
+        count = (~excluded).sum(-1, keepdim=True).clamp(min=1)
+        centred = difference - difference.sum(-1, keepdim=True) / count
+        difference = torch.where(excluded, 0.0, centred)
+    return keep(difference.square().mean(-1), where)

@@ -1,0 +1,1 @@
+"""Relations of the samples of a batch, embeddings, ranking."""

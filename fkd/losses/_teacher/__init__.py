@@ -1,0 +1,1 @@
+"""The teacher's logits and temperatures, before they are compared."""

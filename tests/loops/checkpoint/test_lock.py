@@ -1,0 +1,101 @@
+"""One run for one folder."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fkd.loops._checkpoint.lock import lock
+from fkd.loops._errors import CheckpointError
+
+fork = multiprocessing.get_context("fork")
+
+
+def _hold(folder: Path, ready: Any) -> None:
+    with lock(folder):
+        ready.set()
+        time.sleep(60)
+
+
+def _holder(folder: Path) -> Any:
+    ready = fork.Event()
+    process = fork.Process(target=_hold, args=(folder, ready))
+    process.start()
+    assert ready.wait(30)
+    return process
+
+
+def test_a_second_run_is_refused_and_the_first_is_named(tmp_path: Path):
+    process = _holder(tmp_path)
+    try:
+        with pytest.raises(CheckpointError) as caught, lock(tmp_path):
+            pass
+        message = str(caught.value)
+        assert f"process {process.pid} on {socket.gethostname()}" in message
+        assert str(tmp_path) in message
+    finally:
+        process.kill()
+        process.join()
+
+
+def test_a_killed_run_leaves_no_stale_lock(tmp_path: Path):
+    process = _holder(tmp_path)
+    os.kill(process.pid, signal.SIGKILL)
+    process.join()
+    with lock(tmp_path):
+        pass
+
+
+def _hold_with_worker(folder: Path, worker: Any) -> None:
+    with lock(folder):
+        child = fork.Process(target=time.sleep, args=(60,))  # as a loader worker
+        child.start()
+        worker.send(child.pid)
+        time.sleep(60)
+
+
+def test_a_worker_that_outlives_a_killed_run_does_not_hold_the_lock(tmp_path: Path):
+    receive, send = fork.Pipe(duplex=False)
+    process = fork.Process(target=_hold_with_worker, args=(tmp_path, send))
+    process.start()
+    worker = receive.recv()
+    time.sleep(0.2)
+    with pytest.raises(CheckpointError), lock(tmp_path):
+        pass
+    process.kill()
+    process.join()
+    try:
+        os.kill(worker, 0)  # still there
+        with lock(tmp_path):
+            pass
+    finally:
+        os.kill(worker, signal.SIGKILL)
+
+
+def test_it_is_let_go_at_the_end_and_after_an_error(tmp_path: Path):
+    with lock(tmp_path / "new" / "folder") as path:
+        assert path.parent == tmp_path / "new" / "folder"
+        with pytest.raises(CheckpointError, match=f"process {os.getpid()}"), lock(path.parent):
+            pass
+    with pytest.raises(KeyError), lock(tmp_path):
+        raise KeyError
+    with lock(tmp_path):
+        pass
+
+
+def test_two_folders_are_two_locks(tmp_path: Path):
+    with lock(tmp_path / "a"), lock(tmp_path / "b"):
+        pass
+
+
+def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(CheckpointError, match="cannot be opened"), lock(tmp_path / "file"):
+        pass

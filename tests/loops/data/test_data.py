@@ -1,0 +1,72 @@
+"""The order of the data: a function of (seed, epoch), and of nothing that happened before."""
+
+from __future__ import annotations
+
+import random
+from typing import ClassVar
+
+import numpy as np
+import pytest
+import torch
+
+from fkd.loops import LoopError
+from fkd.loops._data.epochs import epoch_batches, structure, structure_change
+
+from ..training import LOADERS, batches
+
+
+def xs(made):
+    return [b["x"].nan_to_num(9.0).flatten().tolist() for b in made]
+
+
+@pytest.mark.parametrize("name", LOADERS)
+def test_the_same_seed_and_epoch_give_the_same_batches(name):
+    loader = LOADERS[name]()
+    first = xs(epoch_batches(loader, 1, 0))
+    random.seed(5), np.random.seed(6), torch.manual_seed(7)
+    assert xs(epoch_batches(loader, 1, 0)) == first
+    assert xs(epoch_batches(LOADERS[name](), 1, 0, skip=3)) == first[3:]
+    if name != "list":
+        assert xs(epoch_batches(loader, 1, 1)) != first != xs(epoch_batches(loader, 2, 0))
+
+
+def test_what_happens_between_two_batches_does_not_change_the_next():
+    loader = LOADERS["shuffled"]()
+    quiet = xs(epoch_batches(loader, 1, 0))
+    loud = []
+    for made in epoch_batches(loader, 1, 0):
+        loud += xs([made])
+        random.random(), np.random.rand(), torch.rand(3)
+        list(epoch_batches(LOADERS["shuffled"](), 9, 9))
+    assert loud == quiet
+
+
+def test_samplers_are_told_the_epoch():
+    class Sampler:
+        epochs: ClassVar[list[int]] = []
+
+        def set_epoch(self, epoch: int) -> None:
+            self.epochs.append(epoch)
+
+    class Loader(list):
+        sampler = Sampler()
+
+    for epoch in (0, 4):
+        list(epoch_batches(Loader(batches()), 0, epoch))
+    assert Sampler.epochs == [0, 4]
+
+
+def test_an_epoch_that_has_become_shorter_is_said_so():
+    assert list(epoch_batches(batches(), 0, 0, skip=5)) == []
+    with pytest.raises(LoopError, match="gave 5 batches, and the run was at batch 6"):
+        list(epoch_batches(batches(), 0, 0, skip=6))
+
+
+def test_a_change_of_structure_is_told_in_words():
+    one = structure({"x": torch.ones(2, 3), "y": torch.ones(2)})
+    assert structure_change(one, structure({"x": torch.ones(5, 3), "y": torch.ones(5)})) is None
+    other = structure({"x": torch.ones(2, 3, dtype=torch.int64), "z": torch.ones(2)})
+    assert structure_change(one, other) == (
+        "missing: batch['y']; new: batch['z']; batch['x'] was float32 with 2 axes and is int64 "
+        "with 2 axes"
+    )
