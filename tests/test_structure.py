@@ -144,8 +144,13 @@ FLOORS = {
         {"_step"},
         {"_run"},
     ],
+    "fkd.losses": [
+        {"_shared"},
+        {"_logits", "_features", "_hidden", "_attention", "_teacher", "_contrastive", "head"},
+        {"_labels", "_samples"},
+    ],
 }
-"""Who may import whom inside the core and inside `loops`: only rooms of floors below."""
+"""Who may import whom inside the core, `loops` and `losses`: only rooms of floors below."""
 
 
 @pytest.mark.parametrize("area_name", FLOORS)

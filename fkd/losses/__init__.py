@@ -35,6 +35,8 @@ from ._features.attended import afds as afds
 from ._features.attended import fbkd_attention as fbkd_attention
 from ._features.attended import fbkd_masked as fbkd_masked
 from ._features.attended import semckd as semckd
+from ._features.dist_maps import dist_channel as dist_channel
+from ._features.dist_maps import dist_spatial as dist_spatial
 from ._features.fgd import fgd_attention as fgd_attention
 from ._features.fgd import fgd_focal as fgd_focal
 from ._features.fgd import fgd_weight as fgd_weight
@@ -79,10 +81,8 @@ from ._labels.soft_labels import wsld_weight as wsld_weight
 from ._logits.decoupled import dkd as dkd
 from ._logits.decoupled import nkd as nkd
 from ._logits.dist import dist as dist
-from ._logits.dist import dist_channel as dist_channel
 from ._logits.dist import dist_inter as dist_inter
 from ._logits.dist import dist_intra as dist_intra
-from ._logits.dist import dist_spatial as dist_spatial
 from ._logits.divergences import adaptive_kl as adaptive_kl
 from ._logits.divergences import adaptive_kl_weight as adaptive_kl_weight
 from ._logits.divergences import alpha_divergence as alpha_divergence

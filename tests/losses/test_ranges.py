@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import fkd.losses
-from fkd.losses._shared import masks as numerics
+from fkd.losses._shared import checks
 
 from .case import Case
 from .table import CASES
@@ -161,12 +161,12 @@ def test_other_masks_are_neither_floating_nor_broadcast(call, start) -> None:
 
 
 def test_tensors_are_not_looked_at() -> None:
-    numerics.positive("loss", x=torch.tensor(-1.0), y=None)
-    numerics.between("loss", 0, 1, x=torch.tensor(-1.0))
+    checks.positive("loss", x=torch.tensor(-1.0), y=None)
+    checks.between("loss", 0, 1, x=torch.tensor(-1.0))
 
 
 def test_an_interval_is_shown_with_its_ends() -> None:
     with pytest.raises(ValueError, match=r"loss: x 1; a number in \[0, 1\) is expected\."):
-        numerics.between("loss", 0, 1, ends="[)", x=1)
+        checks.between("loss", 0, 1, ends="[)", x=1)
     with pytest.raises(ValueError, match=r"loss: n 1\.5; a whole number, 2 or more, is expected\."):
-        numerics.whole("loss", 2, n=1.5)
+        checks.whole("loss", 2, n=1.5)

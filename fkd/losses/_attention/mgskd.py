@@ -13,8 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..._mean import divide
-from .._shared.checks import counted, huber, per_sample, unit
-from .._shared.masks import axes, covers, keep, whole
+from .._shared.checks import axes, covers, per_sample, whole
+from .._shared.geometry import counted, huber, unit
+from .._shared.masks import keep
 from .maps import attention_mse
 from .pairs import log_softmax_keys, pair_mask
 from .tokens import same_tokens

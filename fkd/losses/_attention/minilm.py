@@ -7,7 +7,8 @@ import math
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import covers, fill, floating, keep
+from .._shared.checks import covers, floating
+from .._shared.masks import fill, keep
 from .pairs import log_softmax_keys, pair_mask
 
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..._mean import divide
-from .._shared.masks import covers, floating, same_shape
+from .._shared.checks import covers, floating, same_shape
 
 
 def attention_masks(

@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from ..._mean import divide
-from .._samples.rkd import angle_cosines
-from .._shared.checks import root, unit
-from .._shared.masks import covers, fill, floating, keep
+from .._shared.checks import covers, floating
+from .._shared.geometry import angle_cosines, root, unit
+from .._shared.masks import fill, keep
 from .pairs import log_softmax_keys
 
 

@@ -14,8 +14,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import one_of, paired, unit
-from .._shared.masks import keep, positive, whole
+from .._shared.checks import one_of, paired, positive, whole
+from .._shared.geometry import unit
+from .._shared.masks import keep
 from .queue import Queue, enqueue, queue_init
 
 

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import between, covers, fill, floating, keep, positive
+from .._shared.checks import between, covers, floating, positive
+from .._shared.masks import fill, keep
 
 
 class DINOState(NamedTuple):

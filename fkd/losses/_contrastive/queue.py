@@ -8,7 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import covers, fill, whole
+from .._shared.checks import covers, whole
+from .._shared.masks import fill
 
 
 class Queue(NamedTuple):

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import equal_samples, one_of, unit
-from .._shared.masks import between, keep, upcast
+from .._shared.checks import between, equal_samples, one_of
+from .._shared.geometry import unit
+from .._shared.masks import keep, upcast
 
 
 def activation_boundary(

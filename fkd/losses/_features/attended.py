@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import equal_maps, equal_samples, norm, per_sample, root, same_space, unit
-from .._shared.masks import fill, keep, positive
+from .._shared.checks import equal_maps, equal_samples, per_sample, positive, same_space
+from .._shared.geometry import norm, root, unit
+from .._shared.masks import fill, keep
 
 
 def semckd(

@@ -7,8 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import equal_maps
-from .._shared.masks import covers, fill, floating, keep, positive
+from .._shared.checks import covers, equal_maps, floating, positive
+from .._shared.masks import fill, keep
 
 
 def fgd_weight(

@@ -5,8 +5,9 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import maps, one_of, per_sample, same_channels, same_space, unit
-from .._shared.masks import keep, whole
+from .._shared.checks import maps, one_of, per_sample, same_channels, same_space, whole
+from .._shared.geometry import unit
+from .._shared.masks import keep
 from .maps import common_space
 
 

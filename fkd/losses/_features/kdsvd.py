@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import root, unit
-from .._shared.masks import keep, whole
+from .._shared.checks import whole
+from .._shared.geometry import root, unit
+from .._shared.masks import keep
 from .gram import two_layers
 
 

@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import equal_maps, equal_samples, paired, unit
-from .._shared.masks import between, fill, keep, positive, upcast
+from .._shared.checks import between, equal_maps, equal_samples, paired, positive
+from .._shared.geometry import unit
+from .._shared.masks import fill, keep, upcast
 
 
 def vid(

@@ -9,8 +9,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import counted, equal_maps, norm, one_of, per_sample, root, same_space, unit
-from .._shared.masks import keep, positive, soften, whole
+from .._shared.checks import equal_maps, one_of, per_sample, positive, same_space, whole
+from .._shared.geometry import counted, norm, root, unit
+from .._shared.masks import keep, soften
 
 
 def attention_transfer(

@@ -12,8 +12,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import huber, norm, paired, unit
-from .._shared.masks import keep, positive
+from .._shared.checks import paired, positive
+from .._shared.geometry import huber, norm, unit
+from .._shared.masks import keep
 
 
 def mse(

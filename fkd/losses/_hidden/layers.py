@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import unit
-from .._shared.masks import covers, fill, floating, keep
+from .._shared.checks import covers, floating
+from .._shared.geometry import unit
+from .._shared.masks import fill, keep
 
 
 def alp(

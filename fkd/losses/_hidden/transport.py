@@ -10,7 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import axes, covers, fill, floating, keep, positive, upcast, whole
+from .._shared.checks import axes, covers, floating, positive, whole
+from .._shared.masks import fill, keep, upcast
 
 _LOG_ZERO = -1e9  # log of no mass; finite, so that sums of it stay finite
 

@@ -9,8 +9,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from .._shared.checks import between, covers, floating, same_shape
 from .._shared.counted import counted_where
-from .._shared.masks import between, covers, fill, floating, keep, same_shape
+from .._shared.labels import check_labels
+from .._shared.masks import fill, keep
 
 
 def _counted(labels: Tensor, ignore_index: int = -100) -> Tensor:
@@ -155,24 +157,3 @@ def _log_q(
     (student_logits,) = fill(student_logits, where=counts)
     index = torch.where(counts, labels, 0).long().unsqueeze(-1)
     return F.log_softmax(student_logits, dim=-1), index, counts
-
-
-def integers(loss: str, labels: Tensor) -> None:
-    """Refuse labels that are no class indices."""
-    if labels.is_floating_point() or labels.dtype == torch.bool:
-        raise ValueError(
-            f"{loss}: labels have dtype {labels.dtype}; integers are expected. "
-            "For distributions over the classes use soft_cross_entropy."
-        )
-
-
-def check_labels(
-    loss: str, logits: Tensor, labels: Tensor, *, name: str = "student_logits"
-) -> None:
-    """Refuse labels that are not one integer a position of the logits, called `name`."""
-    integers(loss, labels)
-    if labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"{loss}: labels {tuple(labels.shape)} must be the leading shape of {name} "
-            f"{tuple(logits.shape)}: one label for every position."
-        )

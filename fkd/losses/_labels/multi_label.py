@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import covers, fill, floating, keep, positive, same_shape, soften
+from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.masks import fill, keep, soften
 from .._shared.softmax import squared
 
 

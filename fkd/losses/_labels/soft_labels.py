@@ -6,11 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._logits.decoupled import decouple, labels_index
+from .._logits.decoupled import decouple
 from .._logits.kl import soft_cross_entropy
-from .._shared.masks import axes, covers, fill, floating, keep, positive, same_shape
+from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.labels import check_labels, labels_index
+from .._shared.masks import fill, keep
 from .._shared.softmax import cross
-from .labels import check_labels, cross_entropy
+from .labels import cross_entropy
 
 
 def uskd_target(

@@ -7,8 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._labels.labels import check_labels
-from .._shared.masks import covers, fill, floating, keep, positive, same_shape, soften
+from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.labels import check_labels, labels_index
+from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
 
 
@@ -101,11 +102,6 @@ def nkd(
     _, others_p = decouple(soften(t, temperature), index)
     others = cross(others_p.exp(), others_q)
     return keep(-p_y * log_q_y - gamma * squared(temperature) * others, where)
-
-
-def labels_index(labels: Tensor, where: Tensor | None) -> Tensor:
-    """`[*batch, 1]`, to gather the labelled class with; 0 where a position does not count."""
-    return (labels if where is None else keep(labels, where)).long().unsqueeze(-1)
 
 
 def _prepare(

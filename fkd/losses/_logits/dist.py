@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import maps
-from .._shared.masks import covers, fill, floating, keep, positive, same_shape, soften
+from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.geometry import correlation
+from .._shared.masks import fill, keep, soften
 
 
 def dist_inter(
@@ -41,7 +41,7 @@ def dist_inter(
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
     q, p = _distributions("dist_inter", student_logits, teacher_logits, temperature, where)
-    return keep(1 - pearson(q, p, -1), where)
+    return keep(1 - correlation(q, p, -1), where)
 
 
 def dist_intra(
@@ -79,9 +79,9 @@ def dist_intra(
     q, p = _distributions("dist_intra", student_logits, teacher_logits, temperature, where)
     q, p = q.reshape(-1, q.shape[-1]), p.reshape(-1, p.shape[-1])
     if where is None:
-        return 1 - pearson(q, p, 0)
+        return 1 - correlation(q, p, 0)
     counts = where.flatten()[:, None].bool()
-    return (1 - pearson(q, p, 0, counts)) * counts.any()
+    return (1 - correlation(q, p, 0, counts)) * counts.any()
 
 
 def dist(
@@ -133,86 +133,6 @@ def dist(
     return temperature**2 * value if scale else value
 
 
-def dist_channel(
-    student_features: Float[Tensor, "batch channel *space"],
-    teacher_features: Float[Tensor, "batch channel *space"],
-    *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
-) -> Float[Tensor, " batch"]:
-    """One minus Pearson's correlation over the channels, the mean over the pixels (DIST+).
-
-        dist_channel = mean_x (1 - rho_c(student_:x, teacher_:x))
-
-    (One published implementation rewards +rho here; the correlation is to be high.)
-
-    Args:
-      student_features: `[batch, channel, *space]`.
-      teacher_features: `[batch, channel, *space]`.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
-
-    Returns:
-      `[batch]`, from 0 to 2.
-
-    Example:
-      >>> dist_channel(torch.tensor([[[1.0], [2.0]]]), torch.tensor([[[5.0], [9.0]]]))
-      tensor([0.])
-
-    Reference:
-      Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
-    """
-    same_shape("dist_channel", student_features=student_features, teacher_features=teacher_features)
-    s, t = _features("dist_channel", student_features, teacher_features, where)
-    return keep((1 - pearson(s, t, 1)).mean(-1), where)
-
-
-def dist_spatial(
-    student_features: Float[Tensor, "batch _ *space"],
-    teacher_features: Float[Tensor, "batch _ *space"],
-    *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
-) -> Float[Tensor, " batch"]:
-    """One minus Pearson's correlation over the pixels, of the sum of the channels (DIST+).
-
-        dist_spatial = 1 - rho_x(sum_c student_cx, sum_c teacher_cx)
-
-    Args:
-      student_features: `[batch, channel, *space]`.
-      teacher_features: `[batch, channel, *space]`; the number of channels may differ.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
-
-    Returns:
-      `[batch]`, from 0 to 2.
-
-    Example:
-      >>> dist_spatial(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 3.0]]]))
-      tensor([2.])
-
-    Reference:
-      Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
-    """
-    s, t = _features("dist_spatial", student_features, teacher_features, where)
-    student_map, teacher_map = s.sum(1), t.sum(1)
-    same_shape("dist_spatial", student_map=student_map, teacher_map=teacher_map)
-    return keep(1 - pearson(student_map, teacher_map, -1), where)
-
-
-def pearson(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
-    """Correlation along an axis of the entries that count; 0 for a constant vector."""
-    x, y = _centred(x, dim, counts), _centred(y, dim, counts)
-    # Below eps the norm of a constant vector is rounding; the clamp ends its gradient too.
-    eps = 1e-16
-    norms = x.square().sum(dim).clamp(min=eps) * y.square().sum(dim).clamp(min=eps)
-    return (x * y).sum(dim) * norms.rsqrt()
-
-
-def _centred(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
-    if counts is None:
-        return x - x.mean(dim, keepdim=True)
-    x = torch.where(counts, x, 0.0)
-    mean = x.sum(dim, keepdim=True) / counts.sum(dim, keepdim=True).clamp(min=1)
-    return torch.where(counts, x - mean, 0.0)
-
-
 def _distributions(
     loss: str,
     student_logits: Tensor,
@@ -226,13 +146,3 @@ def _distributions(
     covers(loss, where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
     return soften(s, temperature).softmax(-1), soften(t, temperature).softmax(-1)
-
-
-def _features(
-    loss: str, student: Tensor, teacher: Tensor, where: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    floating(loss, student_features=student, teacher_features=teacher)
-    maps(loss, student_features=student, teacher_features=teacher)
-    covers(loss, where, student.shape[:1])
-    s, t = fill(student, teacher, where=where)
-    return s.flatten(2), t.flatten(2)

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import between, keep, positive
+from .._shared.checks import between, positive
+from .._shared.masks import keep
 from .._shared.softmax import cross, log_probabilities, squared
 
 

@@ -6,7 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import covers, fill, floating, keep, same_shape
+from .._shared.checks import covers, floating, same_shape
+from .._shared.masks import fill, keep
 from .._shared.softmax import cross, log_probabilities, squared
 
 

@@ -7,7 +7,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import axes, covers, fill, floating, keep, positive, same_shape, soften
+from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.masks import fill, keep, soften
 from .kl import kl
 
 

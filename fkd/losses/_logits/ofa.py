@@ -8,11 +8,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._labels.labels import check_labels
-from .._shared.checks import one_of
-from .._shared.masks import between, keep
+from .._shared.checks import between, one_of
+from .._shared.labels import check_labels, labels_index
+from .._shared.masks import keep
 from .._shared.softmax import cross, log_probabilities
-from .decoupled import labels_index
 
 
 def ofa(

@@ -6,11 +6,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._labels.labels import check_labels
 from .._shared.checks import one_of
+from .._shared.labels import check_labels, labels_index
 from .._shared.masks import keep
 from .._shared.softmax import log_probabilities
-from .decoupled import labels_index
 
 
 def sampled_reverse_kl(

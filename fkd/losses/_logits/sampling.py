@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.masks import floating, positive, soften, upcast
+from .._shared.checks import floating, positive
+from .._shared.masks import soften, upcast
 
 
 class TopK(NamedTuple):

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import axes, covers, fill, floating, keep, positive, soften, whole
+from .._shared.checks import axes, covers, floating, positive, whole
+from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross
 
 

@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import counted, norm, one_of, unit
-from .._shared.masks import positive
-from .rkd import pairwise_distance, rows
+from .._shared.checks import one_of, positive
+from .._shared.geometry import counted, norm, pairwise_distance, unit
+from .rkd import rows
 
 
 def cka(

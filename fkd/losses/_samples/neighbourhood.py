@@ -12,9 +12,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import counted, one_of, unit
-from .._shared.masks import keep, positive, whole
-from .rkd import pairwise_distance, rows
+from .._shared.checks import one_of, positive, whole
+from .._shared.geometry import counted, pairwise_distance, unit
+from .._shared.masks import keep
+from .rkd import rows
 
 
 def correlation_congruence(

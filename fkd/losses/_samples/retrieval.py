@@ -7,7 +7,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._logits.kl import kl
-from .._shared.masks import axes, covers, fill, floating, keep, positive, same_shape
+from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.masks import fill, keep
 from .._shared.softmax import cross, log_probabilities
 
 

@@ -12,7 +12,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import counted, huber, per_sample, unit
+from .._shared.checks import per_sample
+from .._shared.geometry import angle_cosines, counted, huber, pairwise_distance, unit
 from .._shared.masks import keep
 
 
@@ -131,30 +132,6 @@ def rkd_angle(
 def _cosines(x: Tensor, weight: Tensor, count: Tensor) -> Tensor:
     x = (x - (weight @ x) / count) * weight[:, None]
     return angle_cosines(x, pairwise_distance(x))
-
-
-def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
-    """`[*batch, j, i, k]`: of the angle that rows i and k make at row j; 0 for a side of length 0.
-
-    From inner products, so that no difference of two rows is stored. They should be centred: that
-    keeps the difference of the products accurate when the rows are far from the origin.
-
-    Args:
-      x: `[*batch, row, features]`.
-      distance: `[*batch, row, row]`, of the rows.
-    """
-    # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj
-    gram = x @ x.mT
-    own = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
-    products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + own
-    sides = distance.unsqueeze(-1) * distance.unsqueeze(-2)
-    return torch.where(sides > 0, products / torch.where(sides > 0, sides, 1.0), 0.0)
-
-
-def pairwise_distance(x: Tensor) -> Tensor:
-    """Euclidean distances `[batch, batch]` of the rows; 0 with a zero gradient at equal rows."""
-    # Differences, not inner products: equal rows must be at distance 0 exactly.
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
 
 
 def rows(

@@ -1,11 +1,10 @@
-"""What the losses on hidden states, feature maps and relations ask of their inputs."""
+"""What losses ask of their inputs: each refusal names the loss, the argument and the fix."""
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .masks import covers, fill, floating
+from .masks import fill
 
 
 def paired(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
@@ -113,32 +112,97 @@ def one_of(loss: str, name: str, value: str, choices: tuple[str, ...]) -> None:
         raise ValueError(f"{loss}: {name} is {value!r}; one of {choices} is expected.")
 
 
-def norm(x: Tensor) -> Tensor:
-    """Euclidean norm of the last axis; at the zero vector the gradient is 0, not nan."""
-    return root((x * x).sum(-1))
+def covers(loss: str, where: Tensor | None, shape: tuple[int, ...], *, name: str = "where") -> None:
+    """Refuse a mask that has not exactly one True or False for every position.
+
+    Args:
+      loss: the name that starts every message.
+      where: the mask, called `name`; nothing is broadcast.
+      shape: `[*batch]`, that of the positions.
+      name: of the argument.
+    """
+    if where is None:
+        return
+    if where.shape != shape:
+        raise ValueError(
+            f"{loss}: {name} has shape {tuple(where.shape)}; {tuple(shape)} is expected, "
+            "one True or False for every position."
+        )
+    if where.dtype.is_floating_point or where.dtype.is_complex:
+        raise ValueError(
+            f"{loss}: {name} has dtype {where.dtype}; bool or 0/1 integers are expected. "
+            f"Compare it: {name} > 0."
+        )
 
 
-def root(square: Tensor) -> Tensor:
-    """Square root of values >= 0; at 0 the gradient is 0, not inf."""
-    positive = square > 0
-    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+def same_shape(loss: str, **pair: Tensor) -> None:
+    """Refuse two tensors of different shapes; nothing is broadcast."""
+    (a, x), (b, y) = pair.items()
+    if x.shape != y.shape:
+        raise ValueError(
+            f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same shape."
+        )
 
 
-def unit(x: Tensor) -> Tensor:
-    """`x / |x|` along the last axis; a zero vector stays zero, with a finite gradient."""
-    length = norm(x).unsqueeze(-1)
-    return x / torch.where(length > 0, length, 1.0)
+def axes(loss: str, layout: str, /, **tensors: Tensor) -> None:
+    """Refuse tensors with other axes than the layout, such as "batch vocab" or "*batch vocab".
+
+    Args:
+      loss: the name that starts every message.
+      layout: one word an axis; a word with a star stands for any number of them.
+      tensors: by the names of the arguments.
+    """
+    words = layout.split()
+    least = sum(not word.startswith("*") for word in words)
+    for name, x in tensors.items():
+        if x.ndim < least or (x.ndim > least and least == len(words)):
+            more = "" if least == len(words) else " or more"
+            raise ValueError(
+                f"{loss}: {name} {tuple(x.shape)} has {x.ndim} axes; {least}{more} are expected, "
+                f"[{', '.join(words)}]. Reshape it first."
+            )
 
 
-def huber(x: Tensor, y: Tensor, beta: float | Tensor = 1.0) -> Tensor:
-    """Elementwise smooth L1: quadratic up to a difference of `beta`, linear beyond."""
-    difference = (x - y).abs()
-    return torch.where(
-        difference < beta, 0.5 * difference * difference / beta, difference - 0.5 * beta
-    )
+def floating(loss: str, **tensors: Tensor) -> None:
+    """Refuse integer tensors, and single numbers, where logits or hidden states are meant."""
+    for name, x in tensors.items():
+        if x.ndim == 0:
+            raise ValueError(
+                f"{loss}: {name} () has no axes; a last axis for the classes or the features is "
+                "expected. Was one entry taken too many?"
+            )
+        if not x.is_floating_point():
+            raise ValueError(
+                f"{loss}: {name} has dtype {x.dtype}; floating point is expected. "
+                "Were labels or token ids passed in the place of logits?"
+            )
 
 
-def counted(where: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
-    """The weight (0 or 1) of every sample, `[batch]`, and how many count, at least 1."""
-    weight = like.new_ones(like.shape[0]) if where is None else where.to(like.dtype)
-    return weight, weight.sum().clamp(min=1.0)
+def positive(loss: str, **numbers: float | Tensor | None) -> None:
+    """Refuse temperatures and bounds of 0 or less, as far as it shows without a device: tensors
+    are taken as they are."""
+    for name, x in numbers.items():
+        if isinstance(x, (int, float)) and not x > 0:
+            raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")
+
+
+def between(
+    loss: str, low: float, high: float, /, *, ends: str = "[]", **numbers: float | Tensor
+) -> None:
+    """Refuse Python numbers outside an interval; `ends` says which of its ends belong to it."""
+    for name, x in numbers.items():
+        if not isinstance(x, (int, float)):
+            continue
+        above = x >= low if ends[0] == "[" else x > low
+        below = x <= high if ends[1] == "]" else x < high
+        if not (above and below):
+            raise ValueError(
+                f"{loss}: {name} {x}; a number in {ends[0]}{low}, {high}{ends[1]} is expected."
+            )
+
+
+def whole(loss: str, least: int, /, **numbers: float | Tensor) -> None:
+    """Refuse Python numbers that are no whole number from `least` on."""
+    for name, x in numbers.items():
+        if isinstance(x, (int, float)) and (x % 1 or not x >= least):
+            raise ValueError(f"{loss}: {name} {x}; a whole number, {least} or more, is expected.")

@@ -6,7 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .masks import covers, fill, floating, positive, same_shape, soften, upcast
+from .checks import covers, floating, positive, same_shape
+from .masks import fill, soften, upcast
 
 
 def log_probabilities(

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._labels.labels import check_labels
-from .._shared.masks import between, floating, upcast
+from .._shared.checks import between, floating
+from .._shared.labels import check_labels
+from .._shared.masks import upcast
 
 
 def standardize(

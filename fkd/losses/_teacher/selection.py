@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._labels.labels import check_labels
-from .._shared.masks import between, covers, floating
+from .._shared.checks import between, covers, floating
+from .._shared.labels import check_labels
 
 
 def least_wrong(

@@ -5,7 +5,8 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import covers, fill, floating, keep, positive, same_shape, upcast
+from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.masks import fill, keep, upcast
 
 
 def flsw_temperature(

@@ -7,8 +7,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .._labels.labels import integers
-from .._shared.masks import covers, floating, positive
+from .._shared.checks import covers, floating, positive
+from .._shared.labels import integers
 from ._divergence import Divergence, Phi, as_divergence
 from ._problem import Head, Number, Problem, Vocabulary
 

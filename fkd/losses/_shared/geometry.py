@@ -1,0 +1,78 @@
+"""Lengths, distances, angles and correlations of vectors, with finite gradients at 0."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def norm(x: Tensor) -> Tensor:
+    """Euclidean norm of the last axis; at the zero vector the gradient is 0, not nan."""
+    return root((x * x).sum(-1))
+
+
+def root(square: Tensor) -> Tensor:
+    """Square root of values >= 0; at 0 the gradient is 0, not inf."""
+    positive = square > 0
+    return torch.where(positive, torch.where(positive, square, 1.0).sqrt(), 0.0)
+
+
+def unit(x: Tensor) -> Tensor:
+    """`x / |x|` along the last axis; a zero vector stays zero, with a finite gradient."""
+    length = norm(x).unsqueeze(-1)
+    return x / torch.where(length > 0, length, 1.0)
+
+
+def huber(x: Tensor, y: Tensor, beta: float | Tensor = 1.0) -> Tensor:
+    """Elementwise smooth L1: quadratic up to a difference of `beta`, linear beyond."""
+    difference = (x - y).abs()
+    return torch.where(
+        difference < beta, 0.5 * difference * difference / beta, difference - 0.5 * beta
+    )
+
+
+def counted(where: Tensor | None, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The weight (0 or 1) of every sample, `[batch]`, and how many count, at least 1."""
+    weight = like.new_ones(like.shape[0]) if where is None else where.to(like.dtype)
+    return weight, weight.sum().clamp(min=1.0)
+
+
+def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
+    """`[*batch, j, i, k]`: of the angle that rows i and k make at row j; 0 for a side of length 0.
+
+    From inner products, so that no difference of two rows is stored. They should be centred: that
+    keeps the difference of the products accurate when the rows are far from the origin.
+
+    Args:
+      x: `[*batch, row, features]`.
+      distance: `[*batch, row, row]`, of the rows.
+    """
+    # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj
+    gram = x @ x.mT
+    own = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
+    products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + own
+    sides = distance.unsqueeze(-1) * distance.unsqueeze(-2)
+    return torch.where(sides > 0, products / torch.where(sides > 0, sides, 1.0), 0.0)
+
+
+def pairwise_distance(x: Tensor) -> Tensor:
+    """Euclidean distances `[batch, batch]` of the rows; 0 with a zero gradient at equal rows."""
+    # Differences, not inner products: equal rows must be at distance 0 exactly.
+    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
+    """Correlation along an axis of the entries that count; 0 for a constant vector."""
+    x, y = _centred(x, dim, counts), _centred(y, dim, counts)
+    # Below eps the norm of a constant vector is rounding; the clamp ends its gradient too.
+    eps = 1e-16
+    norms = x.square().sum(dim).clamp(min=eps) * y.square().sum(dim).clamp(min=eps)
+    return (x * y).sum(dim) * norms.rsqrt()
+
+
+def _centred(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
+    if counts is None:
+        return x - x.mean(dim, keepdim=True)
+    x = torch.where(counts, x, 0.0)
+    mean = x.sum(dim, keepdim=True) / counts.sum(dim, keepdim=True).clamp(min=1)
+    return torch.where(counts, x - mean, 0.0)
