@@ -138,7 +138,7 @@ FLOORS = {
         {"_check", "_draw"},
     ],
     "fkd.loops": [
-        {"_errors", "_files", "_compile", "_state"},
+        {"_errors", "_files", "_compile", "_random", "_state"},
         {"_data", "_log", "_checkpoint"},
         {"_evaluate", "_report"},
         {"_step"},

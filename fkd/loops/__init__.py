@@ -27,6 +27,7 @@ from ._evaluate.evaluate import evaluate as evaluate
 from ._evaluate.score import score as score
 from ._evaluate.similarity import linear_cka as linear_cka
 from ._log.lines import read_log as read_log
+from ._random import fold_in as fold_in
 from ._report.report import report as report
 from ._run.events import Event as Event
 from ._run.events import Result as Result
@@ -36,7 +37,6 @@ from ._run.resume import restore as restore
 from ._run.signals import INTERRUPTED as INTERRUPTED
 from ._run.signals import Interrupted as Interrupted
 from ._state import State as State
-from ._state import fold_in as fold_in
 from ._step.optimizer import param_groups as param_groups
 from ._step.train_step import TrainStep as TrainStep
 from ._step.train_step import train_step as train_step

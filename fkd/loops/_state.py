@@ -1,17 +1,14 @@
-"""The state of a training run: one immutable record, and randomness as a function of it."""
+"""The state of a training run: one immutable record."""
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fkd._types import Params
-
-MASK = (1 << 64) - 1
 
 
 class State(NamedTuple):
@@ -38,42 +35,6 @@ class State(NamedTuple):
     skipped: Tensor
     step: int
     seed: int
-
-
-def fold_in(seed: int, data: int) -> int:
-    """A new seed from a seed and a number (a step, an epoch, a rank): 64 bits, well mixed.
-
-    All randomness of a run follows from `fold_in(seed, step)`, so that resuming at a step
-    needs no saved generator. The mixing function is SplitMix64 (Steele et al., 2014).
-
-    Example:
-      >>> fold_in(0, 1) == fold_in(0, 1), fold_in(0, 1) == fold_in(0, 2)
-      (True, False)
-    """
-    return _mix((_mix(seed & MASK) ^ (data & MASK)) & MASK)
-
-
-def _mix(x: int) -> int:
-    x = (x + 0x9E3779B97F4A7C15) & MASK
-    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & MASK
-    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & MASK
-    return x ^ (x >> 31)
-
-
-@contextlib.contextmanager
-def seeded(seed: int, device: torch.device) -> Generator[None]:
-    """Random numbers from `seed` inside, and the generators as they were afterwards."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    before = [g.get_state() for g in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
 
 
 def device_of(tree: Params) -> torch.device:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .._state import fold_in
+from .._random import fold_in
 
 Last = Literal["keep", "drop"]
 

@@ -13,7 +13,7 @@ import torch
 from fkd._types import Batch
 
 from .._errors import LoopError
-from .._state import fold_in, seeded
+from .._random import fold_in, seeded
 from .batch import leaves
 
 Loader: TypeAlias = Iterable[Batch] | Callable[[int], Iterable[Batch]]

@@ -19,7 +19,8 @@ from fkd._types import Batch, Scalars
 from .._compile import compiled, unlimited_recompilation
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
-from .._state import State, device_of, fold_in, seeded
+from .._random import fold_in, seeded
+from .._state import State, device_of
 
 Read = Callable[[Context, Scalars, Mapping[str, Any]], Any]
 """`read(context, scalars, loss state)`: what to keep of a batch."""

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from fkd._mean import Mean
 
-from .._state import device_of, fold_in, seeded
+from .._random import fold_in, seeded
+from .._state import device_of
 from .graphs import Found, Gradients, Graphs
 
 
@@ -22,6 +23,7 @@ def accumulated(
     seed: int,
     *,
     keep: Callable[[Gradients], Gradients],
+    host: bool,
 ) -> Found:
     """Counts of all parts first, then the gradients of totals divided by the merged counts.
 
@@ -31,6 +33,7 @@ def accumulated(
       scalars: the moving knobs.
       parts: of a batch.
       seed: from which the randomness of every part follows.
+      host: the generators of Python and NumPy are seeded as well.
       keep: what makes tensors safe from the next call of a graph.
     """
     trainable, frozen, buffers, loss_state = tensors
@@ -38,14 +41,14 @@ def accumulated(
     seeds = [fold_in(seed, i + 1) for i in range(len(parts))]
     counts: dict[str, Tensor] = {}
     for part, own in zip(parts, seeds, strict=True):
-        with seeded(own, device):
+        with seeded(own, device, host=host):
             found = graphs.counts(trainable, frozen, buffers, loss_state, scalars, part)
         counts = {n: c + counts[n] if n in counts else c.clone() for n, c in found.items()}
     sums = [torch.zeros_like(p) for held in trainable.values() for p in held.values()]
     so_far = Gradients(sums, torch.zeros((), device=device), {}, {}, buffers, loss_state)
     for part, own in zip(parts, seeds, strict=True):
         now = {**buffers, **so_far.buffers}
-        with seeded(own, device):
+        with seeded(own, device, host=host):
             found = graphs.part(
                 so_far.grads, trainable, frozen, now, so_far.loss_state, scalars, part, counts
             )

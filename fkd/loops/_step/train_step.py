@@ -17,7 +17,8 @@ from fkd._types import Batch
 from .._compile import captures_graphs, unlimited_recompilation
 from .._data.batch import signature, split, tensors_only
 from .._evaluate.evaluate import Evaluator, Metric
-from .._state import State, copy_into, device_of, fold_in, seeded
+from .._random import fold_in, seeded
+from .._state import State, copy_into, device_of
 from .accumulate import accumulated
 from .cuda_graphs import copied, copied_into, copied_scalars, mark_static
 from .ema import follow
@@ -58,6 +59,7 @@ class TrainStep:
         self.options = None if compile is False else {} if compile is True else dict(compile)
         self.compilations, self.compile_seconds = 0, 0.0
         self._captures = captures_graphs(self.options)
+        self._host = self.options is None or not self.options.get("fullgraph", True)
         self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
         self._leaves = Leaves()
         self._marked: Any = None
@@ -95,13 +97,16 @@ class TrainStep:
         scalars = self.objective.scalars(state.step, device)
         tensors = self._tensors_of(state)
         seed = fold_in(state.seed, state.step)
-        with self._ready_for(batch), seeded(seed, device), torch.no_grad():
+        draws = seeded(seed, device, host=self._host)
+        with self._ready_for(batch), draws, torch.no_grad():
             if self.accumulate == 1:
                 found = self._graphs.whole(*tensors, scalars, batch)
             else:
                 keep = copied if replayed else _same
                 parts = split(batch, self.accumulate)
-                found = accumulated(self._graphs, tensors, scalars, parts, seed, keep=keep)
+                found = accumulated(
+                    self._graphs, tensors, scalars, parts, seed, keep=keep, host=self._host
+                )
         return self._updated(state, scalars, found, replayed=replayed)
 
     def evaluator(

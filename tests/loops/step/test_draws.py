@@ -1,0 +1,87 @@
+"""What a model draws while it trains follows the seed, in any number of threads."""
+
+from __future__ import annotations
+
+import random
+import threading
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fkd import Objective, batch, student, term, trainable
+from fkd.loops import train_step
+from fkd.losses import cross_entropy
+
+from ...models import sgd
+
+
+class DrawsOnTheHost(torch.nn.Module):
+    """Masks what NumPy and Python draw in the forward pass, as SpecAugment does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        keep = np.random.rand(8) < 0.5 + 0.1 * random.random()
+        return self.linear(x * torch.tensor(keep, dtype=x.dtype))
+
+
+class Dropped(torch.nn.Module):
+    """Dropout, from torch's own generator."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = torch.nn.Linear(8, 3)
+
+    def forward(self, x):
+        return torch.nn.functional.dropout(self.linear(x), 0.5, self.training)
+
+
+def data() -> dict[str, Any]:
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randn(16, 8, generator=generator)
+    return {"x": x, "y": torch.randint(3, (16,), generator=generator)}
+
+
+def trained(model: torch.nn.Module, seed: int, steps: int = 4, **options: Any) -> list[float]:
+    objective = Objective(
+        {"ce": term(cross_entropy, student.logits, batch.y)}, student=trainable(model)
+    )
+    step = train_step(objective, sgd, **{"compile": False, **options})
+    state, found = step.init(seed), []
+    for _ in range(steps):
+        state, metrics = step(state, data())
+        found.append(metrics["loss/total"].item())
+    return found
+
+
+@pytest.mark.plain  # the type checker itself draws from `random`
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_a_model_draws_from_numpy_and_python_follows_the_seed(accumulate):
+    model = DrawsOnTheHost()
+    first = trained(model, 0, accumulate=accumulate)
+    np.random.rand(5), random.random()
+    assert trained(model, 0, accumulate=accumulate) == first
+    assert trained(model, 1, accumulate=accumulate) != first
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("kind", [DrawsOnTheHost, Dropped])
+def test_runs_in_several_threads_have_the_bits_that_each_has_alone(kind):
+    models = {seed: kind() for seed in range(4)}
+    alone = {seed: trained(model, seed, 20) for seed, model in models.items()}
+    found, start = {}, threading.Barrier(len(models))
+
+    def run(seed: int) -> None:
+        start.wait()
+        found[seed] = trained(models[seed], seed, 20)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in models]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == alone
