@@ -28,7 +28,7 @@ from .._objective.plan import Evaluated, counted_positions
 from .._objective.problems import first_reader
 from .._objective.terms import Term
 from .._refs.paths import describe, name_of, show
-from .._refs.refs import Context, Item, Ref
+from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .._trees import map_tensors
 from .._types import Batch
 from .table import Report, Row, model_lines
@@ -151,11 +151,11 @@ def _values(run: _Run, ctx: Context) -> list[Any]:
         value: Any = FAILED
         if not any(v is FAILED for v in below):
             try:
-                value = ref.compute(ctx, *below)
+                value = compute(ref, ctx, *below)
             except (DataDependentOutputException, DynamicOutputShapeException):
                 raise
             except Exception as error:
-                if not failed & (ref.roots or frozenset()):
+                if not failed & (roots(ref) or frozenset()):
                     run.problems.append(_ref_problem(run, ref, error, below))
         values.append(value)
     return values
@@ -163,7 +163,7 @@ def _values(run: _Run, ctx: Context) -> list[Any]:
 
 def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
     where = first_reader(run.objective.terms, ref)
-    if isinstance(ref, Item) and isinstance(error, ValueError):
+    if isinstance(node(ref), Item) and isinstance(error, ValueError):
         return where + str(error)
     given = f" on {', '.join(map(describe, below))}" if below else ""
     return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}"
@@ -274,7 +274,7 @@ def _unreached(
         n
         for t in objective.terms.values()
         if isinstance(t.weight, Ref)
-        for n in (t.weight.roots or objective.models)
+        for n in (roots(t.weight) or objective.models)
     }
     problems: list[str] = []
     for model, held in parts.trainable.items():
@@ -321,7 +321,7 @@ def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch)
     if found.where is None:
         return str(found.result.numel())
     place, real = objective.plan.place, Context({"batch": batch})
-    ours = [r for r in objective.refs if r.roots is not None and r.roots <= {"batch"}]
+    ours = [r for r in objective.refs if (names := roots(r)) is not None and names <= {"batch"}]
     known: list[Any] = [None] * len(objective.plan.order)
     for ref in ours:
         known[place[ref]] = ref(real)

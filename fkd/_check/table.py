@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 
 from .._objective.apply import trainable_parameters
 from .._objective.objective import Objective
+from .._refs.refs import roots
 
 
 @dataclass(frozen=True)
@@ -51,5 +52,5 @@ def model_lines(objective: Objective) -> Iterator[str]:
         parameters = f"{count:,} parameters"
         if 0 < moving < count:
             parameters += f", {moving:,} of them trainable"
-        read = any(name in (ref.roots or {name}) for ref in objective.refs)
+        read = any(name in (roots(ref) or {name}) for ref in objective.refs)
         yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"

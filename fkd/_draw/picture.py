@@ -13,7 +13,7 @@ from .._objective.objective import Objective
 from .._objective.terms import Term, moves
 from .._refs.derived import Call, Function
 from .._refs.paths import name_of, show
-from .._refs.refs import Ref
+from .._refs.refs import Ref, children, node, roots
 from ..schedules import Schedule
 
 NEAR = 6
@@ -82,7 +82,7 @@ def picture(objective: Objective) -> Picture:
     found = Picture()
     tints = _tints(objective)
     found.boxes["batch"] = Box("batch", "batch", tint="batch", tooltip="what the loader yields")
-    applied = {r.name for r in objective.refs if isinstance(r, Call) and r.fn is None}
+    applied = {r.name for r in map(node, objective.refs) if isinstance(r, Call) and r.fn is None}
     for name in objective.models:
         if name not in applied or name in objective.runs:
             found.boxes[f"model:{name}"] = _model(objective, name, tints[name])
@@ -119,7 +119,7 @@ def _model(objective: Objective, name: str, tint: str) -> Box:
         size += f", {short(moving)} trained"
     kind = model.kind if model.kind != "ema" else f"ema of {model.of}, {show(model.decay)}"
     tooltip = f"{name}: {kind}, {type(module).__name__}, {count:,} parameters"
-    unused = all(name not in (r.roots or objective.models) for r in objective.refs)
+    unused = all(name not in (roots(r) or objective.models) for r in objective.refs)
     lines = (kind + (", unused" if unused else ""), type(module).__name__, size)
     return Box("model", name, lines, tint, tooltip, dashed=unused)
 
@@ -203,20 +203,20 @@ def _add_ref(
     drawn, band = ids.get(ref, ("", -NEAR))
     if len(found.bands) - band < NEAR:
         return drawn
-    called = next((r for r in _chain(ref) if isinstance(r, Call)), None)
+    called = next((r for r in _chain(ref) if isinstance(node(r), Call)), None)
     if called is None:
         below: list[str] = []
     else:
-        below = [_add_ref(found, objective, tints, ids, c, new) for c in called.children]
+        below = [_add_ref(found, objective, tints, ids, c, new) for c in children(called)]
     box = f"value:{len(found.boxes)}"
     ids[ref] = box, len(found.bands)
     if called is None:
-        roots = _roots(ref, objective)
-        tint = "plain" if len(roots) != 1 else {"batch": "batch", **tints}[roots[0]]
+        names = _roots(ref, objective)
+        tint = "plain" if len(names) != 1 else {"batch": "batch", **tints}[names[0]]
         shown = repr(ref).replace("<lambda>", "lambda ctx: ...")
         found.boxes[box] = Box("value", shown, tint=tint, tooltip=shown)
-        for root in roots:
-            found.connect("batch" if root == "batch" else f"model:{root}", box)
+        for name in names:
+            found.connect("batch" if name == "batch" else f"model:{name}", box)
     else:
         found.boxes[box] = _adapter(objective, tints, called, ref)
         found.depth[box] = 1 + max((found.depth.get(b, 0) for b in below), default=0)
@@ -230,13 +230,16 @@ def _chain(ref: Ref) -> Iterator[Ref]:
     """The ref and, while it is an item of another, that one."""
     while True:
         yield ref
-        if isinstance(ref, Call) or len(ref.children) != 1:
+        below = children(ref)
+        if isinstance(node(ref), Call) or len(below) != 1:
             return
-        ref = ref.children[0]
+        ref = below[0]
 
 
-def _adapter(objective: Objective, tints: dict[str, str], call: Call, ref: Ref) -> Box:
-    item = "" if ref is call else repr(ref).removeprefix(repr(call))
+def _adapter(objective: Objective, tints: dict[str, str], called: Ref, ref: Ref) -> Box:
+    call = node(called)
+    assert isinstance(call, Call)
+    item = repr(ref).removeprefix(repr(call))
     if call.fn is not None:
         constants = [show(a) for a in call.args if not isinstance(a, Ref)]
         constants += [f"{k}={show(v)}" for k, v in call.kwargs if not isinstance(v, Ref)]
@@ -252,9 +255,9 @@ def _adapter(objective: Objective, tints: dict[str, str], call: Call, ref: Ref) 
 def _roots(ref: Ref, objective: Objective) -> Sequence[str]:
     """What a value is taken from. A plain function may read anything; those models that its
     code names are drawn, or all of them if it names none."""
-    below = [r for r in _chain(ref) if isinstance(r, Function)]
+    below = [r for r in map(node, _chain(ref)) if isinstance(r, Function)]
     if not below:
-        return sorted(ref.roots or ())
+        return sorted(roots(ref) or ())
     able = ["batch", *objective.runs]
     code = getattr(below[0].fn, "__code__", None)
     named = [n for n in able if n in getattr(code, "co_consts", ())]

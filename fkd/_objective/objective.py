@@ -14,7 +14,7 @@ from torch.utils import _pytree as pytree
 from .._errors import ObjectiveError
 from .._mean import Mean, divide
 from .._refs.derived import Call, Function
-from .._refs.refs import Capture, Context, Param, Ref, Root, Tap, output_path
+from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
 from .._types import Batch, Params, Scalars
 from .apply import (
     Apply,
@@ -112,6 +112,11 @@ class Objective:
         return [ref for ref, _ in self.plan.order]
 
     @property
+    def nodes(self) -> list[Node]:
+        """What the refs say, in the same order."""
+        return [node(ref) for ref in self.refs]
+
+    @property
     def weighted(self) -> list[str]:
         """The terms that are part of the total; the others are metrics."""
         return [name for name, t in self.terms.items() if t.weight is not None]
@@ -120,12 +125,12 @@ class Objective:
     def runs(self) -> tuple[str, ...]:
         """The models whose forward pass is needed; frozen ones first, so that what they
         computed on the way is freed before the student runs."""
-        called = {r.name for r in self.refs if isinstance(r, Call) and r.fn is None}
-        if any(isinstance(r, Function) for r in self.refs):
+        called = {r.name for r in self.nodes if isinstance(r, Call) and r.fn is None}
+        if any(isinstance(r, Function) for r in self.nodes):
             wanted = set(self.models) - called
         else:
-            wanted = {r.name for r in self.refs if isinstance(r, Root)}
-        wanted |= {r.root for r in self.refs if isinstance(r, Tap | Capture)}
+            wanted = {r.name for r in self.nodes if isinstance(r, Root)}
+        wanted |= {r.root for r in self.nodes if isinstance(r, Tap | Capture)}
         names = [n for n in self.models if n in wanted]
         return tuple(sorted(names, key=lambda n: self.models[n].kind == "trainable"))
 
@@ -151,7 +156,7 @@ class Objective:
         for name in self.models:
             model = self.model(name)
             assert model.module is not None
-            taps = [r for r in self.refs if isinstance(r, Tap | Capture) and r.root == name]
+            taps = [r for r in self.nodes if isinstance(r, Tap | Capture) and r.root == name]
             try:
                 mode = model.training if training is None else training
                 copied = skeleton(model.module, training=mode)
@@ -165,7 +170,7 @@ class Objective:
         so that with one the cheap optional outputs (hidden states) are asked for as well."""
         found = [output_path(ref) for ref in self.refs]
         paths = [keys for root, keys in filter(None, found) if root == name and keys]
-        if any(isinstance(r, Function) for r in self.refs) or self.model(name).outputs is not None:
+        if any(isinstance(r, Function) for r in self.nodes) or self.model(name).outputs is not None:
             paths.append(("hidden_states",))
         return paths
 
@@ -292,7 +297,7 @@ class Objective:
     def _with_aliases(self, params: Params) -> dict[str, dict[str, Tensor]]:
         """Parameters under the names that refs use, of which tied ones have several."""
         found: dict[str, dict[str, Tensor]] = {}
-        for ref in self.refs:
+        for ref in self.nodes:
             if isinstance(ref, Param):
                 module = self.model(ref.root).module
                 assert module is not None

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .._mean import Mean, mean
-from .._refs.refs import Context, Ref
+from .._refs.refs import Context, Ref, children, compute
 from .._types import Scalars
 from .terms import Term
 
@@ -26,16 +26,16 @@ class Plan:
 
     def _add(self, ref: Ref) -> int:
         if ref not in self.place:
-            children = tuple(self._add(child) for child in ref.children)
+            below = tuple(self._add(child) for child in children(ref))
             self.place[ref] = len(self.order)
-            self.order.append((ref, children))
+            self.order.append((ref, below))
         return self.place[ref]
 
     def compute(self, ctx: Context) -> list[Any]:
         """The value of every ref, by place."""
         values: list[Any] = []
-        for ref, children in self.order:
-            values.append(ref.compute(ctx, *(values[i] for i in children)))
+        for ref, below in self.order:
+            values.append(compute(ref, ctx, *(values[i] for i in below)))
         return values
 
 

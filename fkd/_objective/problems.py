@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from .._errors import listing, nearest
 from .._refs.derived import Call
 from .._refs.paths import name_of
-from .._refs.refs import Capture, Param, Ref, Root, Tap, walk
+from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, walk
 from .apply import Model, has_attention_captures, trainable_parameters
 from .terms import Term, moves, value_at
 
@@ -186,7 +186,8 @@ def _number(
 
 
 def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Iterator[str]:
-    name = _root_of(ref)
+    part = node(ref)
+    name = _root_of(part)
     if name is None or name == "batch":
         return
     if name not in models:
@@ -201,27 +202,27 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         model = known.get(model.of)
     if model is None or not isinstance(model.module, nn.Module):
         return
-    if isinstance(ref, Tap):
+    if isinstance(part, Tap):
         names = [n for n, _ in model.module.named_modules(remove_duplicate=False)]
-        if ref.module not in names:
-            yield _unknown(ref, name, "submodule", ref.module, names)
-    elif isinstance(ref, Param):
+        if part.module not in names:
+            yield _unknown(ref, name, "submodule", part.module, names)
+    elif isinstance(part, Param):
         names = [n for n, _ in model.module.named_parameters(remove_duplicate=False)]
-        if ref.parameter not in names:
-            yield _unknown(ref, name, "parameter", ref.parameter, names)
-    elif isinstance(ref, Capture) and not has_attention_captures(model.module):
+        if part.parameter not in names:
+            yield _unknown(ref, name, "parameter", part.parameter, names)
+    elif isinstance(part, Capture) and not has_attention_captures(model.module):
         yield (
             f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
             f"Take the output of the submodule: {name}.tap('...')."
         )
 
 
-def _root_of(ref: Ref) -> str | None:
-    if isinstance(ref, Root):
-        return ref.name
-    if isinstance(ref, Tap | Capture | Param):
-        return ref.root
-    return ref.name if isinstance(ref, Call) and ref.fn is None else None
+def _root_of(part: Node) -> str | None:
+    if isinstance(part, Root):
+        return part.name
+    if isinstance(part, Tap | Capture | Param):
+        return part.root
+    return part.name if isinstance(part, Call) and part.fn is None else None
 
 
 def _unknown(ref: Ref, model: str, what: str, got: str, names: Sequence[str]) -> str:

@@ -11,11 +11,11 @@ from torch import Tensor
 
 from .context import Context
 from .paths import name_of, show
-from .refs import Ref
+from .refs import Node, Ref
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Constant(Ref):
+class Constant(Node):
     """A tensor that does not depend on the step."""
 
     tensor: Tensor
@@ -28,7 +28,7 @@ class Constant(Ref):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Function(Ref):
+class Function(Node):
     """Any callable of the context."""
 
     fn: Callable[[Context], Any]
@@ -48,7 +48,7 @@ class Function(Ref):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Call(Ref):
+class Call(Node):
     """A function, or a named module, applied to refs and constants."""
 
     fn: Callable[..., Any] | None
@@ -82,7 +82,7 @@ class Call(Ref):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Nested(Ref):
+class Nested(Node):
     """A list, tuple or dict with refs in it."""
 
     tree: Any
@@ -131,7 +131,7 @@ class Module:
         return f"module({self.name!r})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ref:
-        return Call(None, self.name, tuple(map(_operand, args)), tuple(kwargs.items()))
+        return Ref(Call(None, self.name, tuple(map(_operand, args)), tuple(kwargs.items())))
 
 
 def module(name: str) -> Module:
@@ -155,12 +155,12 @@ def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Ref:
       >>> call(torch.softmax, student.logits, dim=-1)
       call(softmax, student.logits, dim=-1)
     """
-    return Call(fn, "", tuple(map(_operand, args)), tuple(kwargs.items()))
+    return Ref(Call(fn, "", tuple(map(_operand, args)), tuple(kwargs.items())))
 
 
 def stop_gradient(value: Ref | Callable[[Context], Any]) -> Ref:
     """The same value, through which no gradient flows (self-distillation, say)."""
-    return Call(torch.detach, "", (as_ref(value),))
+    return Ref(Call(torch.detach, "", (as_ref(value),)))
 
 
 def as_ref(value: Any) -> Ref:
@@ -168,11 +168,11 @@ def as_ref(value: Any) -> Ref:
     if isinstance(value, Ref):
         return value
     if isinstance(value, Tensor):
-        return Constant(value)
+        return Ref(Constant(value))
     if isinstance(value, tuple | list | Mapping) and any(True for _ in refs_in(value)):
-        return Nested(value)
+        return Ref(Nested(value))
     if callable(value) and not isinstance(value, Module):
-        return Function(value)
+        return Ref(Function(value))
     hint = (
         f"Call it on a ref: {value.name}(student.logits)."
         if isinstance(value, Module)
@@ -182,4 +182,6 @@ def as_ref(value: Any) -> Ref:
 
 
 def _operand(value: Any) -> Any:
-    return Function(value) if callable(value) and not isinstance(value, Ref | Module) else value
+    return (
+        Ref(Function(value)) if callable(value) and not isinstance(value, Ref | Module) else value
+    )

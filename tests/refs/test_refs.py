@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import pickle
 from typing import NamedTuple
 
 import pytest
@@ -13,6 +15,7 @@ from fkd import Context, batch, call, module, ref, stop_gradient, student, teach
 from fkd._errors import RefError
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import output_path, walk
+from fkd._refs.refs import roots as node_roots
 
 project = module("project")
 NAMES = {**vars(fkd), "project": project, "softmax": torch.softmax}
@@ -85,11 +88,48 @@ def test_functions_compare_by_identity():
     assert as_ref(lambda ctx: 0) != as_ref(lambda ctx: 0)
 
 
+FIELDS = ("name", "roots", "children", "compute", "parent", "item", "root", "module", "side", "fn")
+FIELDS += ("args", "kwargs", "tensor", "tree", "layer", "part", "kind", "parameter", "node")
+METHODS = {"tap", "param", "attention", "attention_scores", "query", "key", "value"}
+
+
+@pytest.mark.parametrize("value", [r for r in REFS if r != student], ids=repr)
+@pytest.mark.parametrize("field", [*FIELDS, *METHODS])
+def test_no_field_of_a_ref_stands_in_the_way_of_an_output(value, field):
+    if type(value) is type(student) and field in METHODS:
+        assert not isinstance(getattr(value, field), fkd.Ref)
+        return
+    path = getattr(value, field)
+    assert isinstance(path, fkd.Ref) and repr(path) == f"{value!r}.{field}"
+    assert path == value[field]
+
+
+def test_only_the_documented_methods_of_a_model_hide_outputs():
+    assert {n for n in dir(student) if not n.startswith("_")} == METHODS
+    assert not [n for n in dir(student.logits) if not n.startswith("_")]
+    x = torch.ones(2)
+    assert torch.equal(batch.value(context(batch={"value": x})), x)
+    assert torch.equal(student.name(context(student={"name": x})), x)
+
+
+def test_the_batch_is_the_batch_by_name():
+    same = ref("batch")
+    assert same == batch and hash(same) == hash(batch) and repr(same) == "batch"
+    assert {same: 1}[batch] == 1
+    assert ref("batch").attention == batch["attention"] and ref("student") == student
+
+
+def test_refs_travel():
+    for value in REFS:
+        assert pickle.loads(pickle.dumps(value)) == value
+        assert copy.deepcopy(value) == value
+
+
 def test_refs_are_immutable():
     with pytest.raises(dataclasses.FrozenInstanceError):
-        student.name = "teacher"
+        student._node = teacher
     with pytest.raises(dataclasses.FrozenInstanceError):
-        student.logits.item = "loss"
+        student.logits.key = "loss"
 
 
 def test_a_ref_is_no_sequence():
@@ -113,7 +153,7 @@ def test_a_ref_is_no_sequence():
     ],
 )
 def test_a_ref_says_what_it_depends_on(value, roots):
-    assert value.roots == roots
+    assert node_roots(value) == roots
 
 
 def test_output_paths():

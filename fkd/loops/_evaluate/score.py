@@ -12,7 +12,7 @@ from fkd._mean import Mean
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term, term
 from fkd._refs.derived import Call, as_ref
-from fkd._refs.refs import Context, walk
+from fkd._refs.refs import Context, node, roots, walk
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 
@@ -151,8 +151,8 @@ def _models(objective: Objective, terms: Iterable[Term]) -> dict[str, Any]:
     """The models without adapters that only other terms call: a function of the context would
     have them run by themselves."""
     read = [ref for t in terms for ref in t.refs]
-    named = {name for ref in read for part in walk(ref) for name in part.roots or ()}
-    called = {r.name for r in objective.refs if isinstance(r, Call) and r.fn is None}
+    named = {name for ref in read for part in walk(ref) for name in roots(part) or ()}
+    called = {r.name for r in map(node, objective.refs) if isinstance(r, Call) and r.fn is None}
     spare = called - named - set(objective.runs)
     return {n: m for n, m in objective.models.items() if n not in spare}
 

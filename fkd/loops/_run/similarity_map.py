@@ -33,7 +33,8 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
     batch = next(epoch_batches(dev, state.seed, -1), None)
     if not students or not teachers or batch is None:
         return
-    pair = [ref(students[0]), ref(teachers[0])]
+    names = [students[0], teachers[0]]
+    pair = [ref(name) for name in names]
     everything = metric(_nothing, *(root.hidden_states for root in pair))
     probe = Objective({**objective.terms, "hidden states": everything}, **objective.models)
     device = state.skipped.device
@@ -43,7 +44,7 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
             state.frozen,
             state.buffers,
             tensors_only(batch, device),
-            names=[root.name for root in pair],
+            names=names,
             autocast=step.autocast,
         )
     student, teacher = (list(root.hidden_states(ctx)) for root in pair)
