@@ -115,10 +115,10 @@ from ._logits.vocabulary import uld as uld
 from ._samples.cka import cka as cka
 from ._samples.cka import cka_linear as cka_linear
 from ._samples.cka import cka_rbf as cka_rbf
+from ._samples.irg import irg_edge as irg_edge
 from ._samples.irg import irg_transformation as irg_transformation
 from ._samples.neighbourhood import correlation_congruence as correlation_congruence
 from ._samples.neighbourhood import infonce as infonce
-from ._samples.neighbourhood import irg_edge as irg_edge
 from ._samples.neighbourhood import pkt as pkt
 from ._samples.ranking import hinge_ranking as hinge_ranking
 from ._samples.ranking import logistic_ranking as logistic_ranking

@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._shared.checks import one_of, positive
-from .._shared.geometry import counted, norm, pairwise_distance, unit
+from .._shared.geometry import counted, norm, square_distance, unit
 from .rkd import rows
 
 
@@ -125,7 +125,9 @@ def _misalignment(k: Tensor, l: Tensor, where: Tensor | None) -> Tensor:
     # |k - l|^2 / 2 = 1 - <k, l> for matrices of norm 1, and accurate near equality.
     varies = (norm(k) > 0) & (norm(l) > 0)
     loss = torch.where(varies, 0.5 * (k - l).square().sum(), 1.0)
-    return loss if where is None else torch.where(where.any(), loss, 0.0)
+    if where is None:
+        return loss if k.numel() else 0.0 * loss
+    return torch.where(where.any(), loss, 0.0)
 
 
 def _kernels(
@@ -151,7 +153,7 @@ def _centred_kernel(
     if kernel == "linear":
         x = (x - (weight @ x) / count) * weight[:, None]
         return unit((x @ x.mT).flatten())
-    square = pairwise_distance(x).square() * pairs
+    square = square_distance(x) * pairs
     spread = square.sum() / (count * (count - 1)).clamp(min=1.0)
     scale = 2 * bandwidth**2 * torch.where(spread > 0, spread, 1.0)
     k = torch.exp(-square / scale) * pairs

@@ -1,4 +1,4 @@
-"""Relations between two layers of one model, sample by sample (instance relationship graph)."""
+"""Instance relationship graph: edges between samples, and how a sample moves between layers."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._shared.checks import equal_samples
+from .._shared.geometry import counted, square_distance
 from .._shared.masks import keep
+from .rkd import rows
 
 
 def irg_transformation(
@@ -57,6 +59,47 @@ def irg_transformation(
 
 
 def _moved(first: Tensor, second: Tensor) -> Tensor:
-    square = (first - second).square().sum(-1)
+    return _relative((first - second).square().sum(-1))
+
+
+def irg_edge(
+    student_features: Float[Tensor, "batch ..."],
+    teacher_features: Float[Tensor, "batch ..."],
+    *,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Edges of the instance relationship graph: squared distances, relative to the largest.
+
+        E_ij = |x_i - x_j|^2 / max_kl |x_k - x_l|^2
+        value_i = 1/n * sum_j (Es_ij - Et_ij)^2
+
+    The vertices of the graph are logits: `logit_mse`. If all samples coincide, E is 0.
+
+    Args:
+      student_features: `[batch, ...]`, flattened to `[batch, features]`.
+      teacher_features: `[batch, ...]`; the number of features may differ.
+      where: `[batch]`, True where a sample counts; n is the number of those.
+
+    Returns:
+      `[batch]`, one value per sample, in [0, 1].
+
+    Example:
+      >>> irg_edge(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [2.0], [2.0]]))
+      tensor([0.1875, 0.2083, 0.0208])
+
+    Reference:
+      Liu et al., Knowledge Distillation via Instance Relationship Graph, CVPR 2019.
+    """
+    student, teacher = rows("irg_edge", where, student_features, teacher_features)
+    weight, count = counted(where, student)
+    pairs = weight[:, None] * weight
+    s, t = (_relative(square_distance(x) * pairs) for x in (student, teacher))
+    return keep((s - t).square().sum(-1) / count, where)
+
+
+def _relative(square: Tensor) -> Tensor:
+    """Values >= 0 divided by the largest of them; as they are where all are 0, or none is there."""
+    if square.numel() == 0:
+        return square
     largest = square.amax()
     return square / torch.where(largest > 0, largest, 1.0)

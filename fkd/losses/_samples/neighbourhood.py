@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._shared.checks import one_of, positive, whole
-from .._shared.geometry import counted, pairwise_distance, unit
+from .._shared.geometry import counted, unit
 from .._shared.masks import keep
 from .rkd import rows
 
@@ -124,47 +124,6 @@ def _neighbourhood(x: Tensor, neighbours: Tensor, eps: float) -> Tensor:
     similarity = (0.5 + 0.5 * (x @ x.mT)).clamp(min=0.0) + eps
     similarity = similarity * neighbours
     return similarity / similarity.sum(-1, keepdim=True).clamp(min=eps)
-
-
-def irg_edge(
-    student_features: Float[Tensor, "batch ..."],
-    teacher_features: Float[Tensor, "batch ..."],
-    *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
-) -> Float[Tensor, " batch"]:
-    """Edges of the instance relationship graph: squared distances, relative to the largest.
-
-        E_ij = |x_i - x_j|^2 / max_kl |x_k - x_l|^2
-        value_i = 1/n * sum_j (Es_ij - Et_ij)^2
-
-    The vertices of the graph are logits: `logit_mse`. If all samples coincide, E is 0.
-
-    Args:
-      student_features: `[batch, ...]`, flattened to `[batch, features]`.
-      teacher_features: `[batch, ...]`; the number of features may differ.
-      where: `[batch]`, True where a sample counts; n is the number of those.
-
-    Returns:
-      `[batch]`, one value per sample, in [0, 1].
-
-    Example:
-      >>> irg_edge(torch.tensor([[0.0], [1.0], [2.0]]), torch.tensor([[0.0], [2.0], [2.0]]))
-      tensor([0.1875, 0.2083, 0.0208])
-
-    Reference:
-      Liu et al., Knowledge Distillation via Instance Relationship Graph, CVPR 2019.
-    """
-    student, teacher = rows("irg_edge", where, student_features, teacher_features)
-    weight, count = counted(where, student)
-    pairs = weight[:, None] * weight
-    difference = _edges(student, pairs) - _edges(teacher, pairs)
-    return keep(difference.square().sum(-1) / count, where)
-
-
-def _edges(x: Tensor, pairs: Tensor) -> Tensor:
-    square = pairwise_distance(x).square() * pairs
-    largest = square.amax()
-    return square / torch.where(largest > 0, largest, 1.0)
 
 
 def infonce(

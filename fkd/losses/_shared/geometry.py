@@ -57,8 +57,23 @@ def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
 
 def pairwise_distance(x: Tensor) -> Tensor:
     """Euclidean distances `[batch, batch]` of the rows; 0 with a zero gradient at equal rows."""
-    # Differences, not inner products: equal rows must be at distance 0 exactly.
-    return torch.cdist(x, x, compute_mode="donot_use_mm_for_euclid_dist")
+    return root(square_distance(x))
+
+
+def square_distance(x: Tensor) -> Tensor:
+    """Squared distances `[batch, batch]` of the rows of `[batch, features]`.
+
+    The value is that of `torch.cdist`, from differences: equal rows are at distance 0 exactly.
+    Its derivatives are those of the inner products, of every order and in both modes (cdist has
+    the first backward one alone). So no difference of two rows is stored.
+    """
+    still = x.detach()
+    distance = torch.cdist(still, still, compute_mode="donot_use_mm_for_euclid_dist")
+    centred = x - still.mean(0)  # moves no distance, and keeps the products accurate
+    products = centred @ centred.mT
+    squares = products.diagonal()
+    moving = squares[:, None] + squares - 2 * products
+    return distance.square() + (moving - moving.detach())
 
 
 def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
