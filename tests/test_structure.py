@@ -177,6 +177,25 @@ def test_rooms_import_only_from_floors_below(area_name):
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 
+PRODUCTS = {"addmm", "baddbmm", "bmm", "chain_matmul", "einsum", "linear", "matmul", "mm", "mv"}
+
+
+@pytest.mark.parametrize("name", [n for n in NAMES if n.startswith("losses/")])
+def test_losses_multiply_by_product(name):
+    """`torch.autocast` rounds the operands of a product: `_shared/products.py` knows how not to.
+
+    The head's products run outside autocast, with gradients of their own.
+    """
+    if name in ("losses/_shared/products.py", "losses/head/_products.py"):
+        return
+    nodes = list(ast.walk(TREES[ROOT / name]))
+    assert not [n.lineno for n in nodes if isinstance(n, ast.BinOp | ast.AugAssign)
+                and isinstance(n.op, ast.MatMult)] or name == "losses/head/_chunked.py"  # fmt: skip
+    calls = {n.func.attr for n in nodes if isinstance(n, ast.Call)
+             and isinstance(n.func, ast.Attribute)}  # fmt: skip
+    assert not calls & PRODUCTS or name == "losses/head/_materialized.py"
+
+
 def test_only_these_files_of_the_core_know_modules():
     """What a `torch.nn.Module` is, only `apply` needs to know; `problems` asks what it was
     given."""

@@ -16,6 +16,7 @@ from ..._mean import divide
 from .._shared.checks import axes, covers, per_sample, whole
 from .._shared.geometry import counted, huber, unit
 from .._shared.masks import keep
+from .._shared.products import product
 from .maps import attention_mse
 from .pairs import log_softmax_keys, pair_mask
 from .tokens import same_tokens
@@ -140,7 +141,7 @@ def mgskd_sample(
     weight, count = counted(where, student)
     s = _sample_cosines(_split(name, student, relation_heads))
     t = _sample_cosines(_split(name, teacher, relation_heads))
-    values = ((huber(s, t) @ weight) @ weight) / count**2
+    values = product(product(huber(s, t), weight), weight) / count**2
     return keep(values.mean(0), where)
 
 
@@ -156,13 +157,13 @@ def _split(loss: str, x: Tensor, heads: int) -> Tensor:
 
 def _products(loss: str, x: Tensor, heads: int) -> Tensor:
     x = _split(loss, x, heads)
-    return x @ x.mT / math.sqrt(x.shape[-1])
+    return product(x, x.mT) / math.sqrt(x.shape[-1])
 
 
 def _sample_cosines(x: Tensor) -> Tensor:
     """`[head, vertex, sample, sample]`."""
     sides = unit(x.unsqueeze(-3) - x.unsqueeze(-2))
-    return sides @ sides.mT
+    return product(sides, sides.mT)
 
 
 def _salient(
@@ -186,7 +187,7 @@ def _angles(x: Tensor, v: Tensor, n: Tensor) -> Tensor:
     flat = n.flatten(-2).unsqueeze(-1)
     around = x.gather(-2, flat.expand(*flat.shape[:-1], x.shape[-1])).unflatten(-2, n.shape[-2:])
     sides = unit(around - vertex.unsqueeze(-2))
-    return sides @ sides.mT
+    return product(sides, sides.mT)
 
 
 def _triples(counts: Tensor, v: Tensor, n: Tensor) -> Tensor:

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from .._shared.checks import covers, floating
 from .._shared.masks import fill, keep
+from .._shared.products import product
 from .pairs import log_softmax_keys, pair_mask
 
 
@@ -76,7 +77,7 @@ def _merge_heads(name: str, x: Tensor) -> Tensor:
 def _relation_scores(x: Tensor, heads: int) -> Tensor:
     """`[*batch, heads, length, length]`."""
     x = x.unflatten(-1, (heads, x.shape[-1] // heads)).transpose(-2, -3)
-    return x @ x.transpose(-1, -2) / math.sqrt(x.shape[-1])
+    return product(x, x.transpose(-1, -2)) / math.sqrt(x.shape[-1])
 
 
 def _check(student: Tensor, teacher: Tensor, heads: int, where: Tensor | None) -> None:

@@ -16,6 +16,7 @@ from ..._mean import divide
 from .._shared.checks import covers, floating
 from .._shared.geometry import angle_cosines, root, unit
 from .._shared.masks import fill, keep
+from .._shared.products import product
 from .pairs import log_softmax_keys
 
 
@@ -182,7 +183,7 @@ def pool_spans(
     covers("pool_spans", spans, shape, name="spans")
     (x,) = fill(x, where=spans.any(-2))
     weights = spans.to(x.dtype)
-    return weights @ x / weights.sum(-1, keepdim=True).clamp(min=1.0)
+    return product(weights, x) / weights.sum(-1, keepdim=True).clamp(min=1.0)
 
 
 def same_tokens(
@@ -217,7 +218,8 @@ def _pair_kl(student: Tensor, teacher: Tensor, where: Tensor | None) -> Tensor:
     if where is not None:
         pairs = pairs & where.bool()[..., None, :]
     s, t = unit(student), unit(teacher)
-    log_q, log_p = log_softmax_keys(s @ s.mT, pairs), log_softmax_keys(t @ t.mT, pairs)
+    log_q = log_softmax_keys(product(s, s.mT), pairs)
+    log_p = log_softmax_keys(product(t, t.mT), pairs)
     return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
@@ -241,7 +243,7 @@ def _cosines(x: Tensor, counts: Tensor, window: int | None) -> Tensor:
         return angle_cosines(x, root((x.unsqueeze(-3) - x.unsqueeze(-2)).square().sum(-1)))
     around = F.pad(x, (0, 0, window, window)).unfold(-2, 2 * window + 1, 1).mT
     sides = unit(around - x.unsqueeze(-2))
-    return sides @ sides.mT
+    return product(sides, sides.mT)
 
 
 def _others(counts: Tensor, window: int | None) -> Tensor:

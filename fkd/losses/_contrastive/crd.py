@@ -17,6 +17,7 @@ from torch import Tensor
 from .._shared.checks import one_of, paired, positive, whole
 from .._shared.geometry import unit
 from .._shared.masks import keep
+from .._shared.products import product
 from .queue import Queue, enqueue, queue_init
 
 
@@ -157,7 +158,7 @@ def queue_kl(
     keys = _keys(state, s)
     lowest = torch.finfo(s.dtype).min / 2
     log_q, log_p = (
-        F.log_softmax((x @ keys.mT / temperature).masked_fill(~state.valid, lowest), dim=-1)
+        F.log_softmax((product(x, keys.mT) / temperature).masked_fill(~state.valid, lowest), dim=-1)
         for x in (s, t)
     )
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
@@ -192,6 +193,6 @@ def _nce(
     number = valid.sum()
     offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(anchor).log()
     near = (anchor * positive).sum(-1) / temperature - offset
-    far = anchor @ _keys(negatives, anchor).mT / temperature - offset
+    far = product(anchor, _keys(negatives, anchor).mT) / temperature - offset
     values = -F.logsigmoid(near) - (F.logsigmoid(-far) * valid).sum(-1)
     return torch.where(number > 0, values, 0.0)

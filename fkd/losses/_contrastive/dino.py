@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._shared.checks import between, covers, floating, positive
 from .._shared.masks import fill, keep
+from .._shared.products import product
 
 
 class DINOState(NamedTuple):
@@ -96,7 +97,7 @@ def dino(
     center = state.center.to(s.dtype)
     log_q = F.log_softmax(s / student_temperature, dim=-1)
     p = ((t - center) / teacher_temperature).softmax(-1)
-    pairs = -p @ log_q.mT  # [*batch, teacher_view, student_view]
+    pairs = product(-p, log_q.mT)  # [*batch, teacher_view, student_view]
     same = torch.eye(*pairs.shape[-2:], dtype=pairs.dtype, device=pairs.device)
     counts = torch.ones_like(same) if same_view else 1 - same
     values = (pairs * counts).sum((-2, -1)) / counts.sum()

@@ -8,6 +8,7 @@ from torch import Tensor
 from .._shared.checks import maps, one_of, per_sample, same_channels, same_space, whole
 from .._shared.geometry import unit
 from .._shared.masks import keep
+from .._shared.products import product
 from .maps import common_space
 
 
@@ -88,7 +89,7 @@ def _same_axes(**layers: Tensor) -> None:
 
 def _flow(first: Tensor, second: Tensor) -> Tensor:
     first, second = (x.flatten(2) for x in common_space(first, second))
-    return first @ second.mT / first.shape[-1]
+    return product(first, second.mT) / first.shape[-1]
 
 
 def gram(
@@ -169,7 +170,7 @@ def nst(
 
 
 def _kernel_mean(a: Tensor, b: Tensor, degree: int) -> Tensor:
-    return (a @ b.mT).pow(degree).mean((-2, -1))
+    return product(a, b.mT).pow(degree).mean((-2, -1))
 
 
 def ickd(
@@ -214,7 +215,7 @@ def ickd(
 
 def _inner(feature_map: Tensor) -> Tensor:
     flat = feature_map.flatten(2)
-    return flat @ flat.mT
+    return product(flat, flat.mT)
 
 
 def affinity(
@@ -250,4 +251,4 @@ def affinity(
     )
     same_space("affinity", student_map=student_map, teacher_map=teacher_map)
     s, t = unit(student.flatten(2).mT), unit(teacher.flatten(2).mT)
-    return keep((s @ s.mT - t @ t.mT).square().mean((-2, -1)), where)
+    return keep((product(s, s.mT) - product(t, t.mT)).square().mean((-2, -1)), where)

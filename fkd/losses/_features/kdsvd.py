@@ -9,6 +9,7 @@ from torch import Tensor
 from .._shared.checks import whole
 from .._shared.geometry import root, unit
 from .._shared.masks import keep
+from .._shared.products import product
 from .gram import two_layers
 
 
@@ -83,7 +84,7 @@ def _aligned(student: Tensor, teacher: Tensor, rank: int, extra: int) -> tuple[T
     vt, values = _leading(teacher, rank)
     largest = vt.abs().argmax(1, keepdim=True)
     vt = vt * vt.gather(1, largest).sign()
-    cosine = vs.mT @ vt  # [batch, student vectors, teacher vectors]
+    cosine = product(vs.mT, vt)  # [batch, student vectors, teacher vectors]
     best = cosine.abs().argmax(1, keepdim=True)
     vs = vs.gather(2, best.expand(-1, vs.shape[1], -1)) * cosine.gather(1, best).sign()
     weight = unit(values)[:, None]
@@ -93,7 +94,7 @@ def _aligned(student: Tensor, teacher: Tensor, rank: int, extra: int) -> tuple[T
 def _leading(feature_map: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Right singular vectors `[batch, channels, n]` and singular values `[batch, n]`."""
     flat = feature_map.flatten(2)
-    g = flat @ flat.mT
+    g = product(flat, flat.mT)
     g0 = g.detach()
     values, v = torch.linalg.eigh(g0)
     values, v = values.flip(-1), v.flip(-1)
@@ -101,7 +102,7 @@ def _leading(feature_map: Tensor, count: int) -> tuple[Tensor, Tensor]:
     # First-order perturbation around g0: the value is v, the derivative that of an eigenvector.
     gap = values[..., None, :n] - values[..., :, None]
     width = (1e-6 * values[..., :1, None]).square().clamp(min=1e-30)
-    change = v.mT @ (g - g0) @ v[..., :n]
-    vectors = v[..., :n] + v @ (change * gap / (gap.square() + width))
+    change = product(product(v.mT, g - g0), v[..., :n])
+    vectors = v[..., :n] + product(v, change * gap / (gap.square() + width))
     squares = values[..., :n].clamp(min=0.0) + change.diagonal(dim1=-2, dim2=-1)
     return vectors, root(squares)

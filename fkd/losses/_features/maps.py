@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -229,7 +228,7 @@ def pearson(
 
 def _standardised(x: Tensor, weight: Tensor, count: Tensor, eps: float) -> Tensor:
     def mean(y: Tensor) -> Tensor:
-        return (torch.einsum("b,bcp->c", weight, y) / (count * y.shape[-1]))[:, None]
+        return ((weight[:, None, None] * y).sum((0, 2)) / (count * y.shape[-1]))[:, None]
 
     centred = x - mean(x)
     return centred / (root(mean(centred.square())) + eps)

@@ -14,6 +14,7 @@ from torch import Tensor
 from .._shared.checks import covers, floating
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep
+from .._shared.products import product
 
 
 def alp(
@@ -80,11 +81,11 @@ def mix_layers(
       Passban et al., ALP-KD: Attention-Based Layer Projection, arXiv:2012.14022.
     """
     student_x, teacher_x = _stacks("mix_layers", student_x, teacher_x, None)
-    scores = student_x @ teacher_x.mT
+    scores = product(student_x, teacher_x.mT)
     covers("mix_layers", allowed, scores.shape[-2:], name="allowed")
     if allowed is not None:
         scores = scores.masked_fill(~allowed.bool(), torch.finfo(scores.dtype).min)
-    return scores.softmax(-1) @ teacher_x
+    return product(scores.softmax(-1), teacher_x)
 
 
 def rail(

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._shared.checks import axes, covers, floating, positive, whole
 from .._shared.masks import fill, keep, upcast
+from .._shared.products import product
 
 _LOG_ZERO = -1e9  # log of no mass; finite, so that sums of it stay finite
 
@@ -144,7 +145,7 @@ def _massed(x: Tensor, name: str, where: Tensor | None) -> tuple[Tensor, Tensor]
 
 def _square_distance(x: Tensor, y: Tensor) -> Tensor:
     squares = x.square().sum(-1)[..., :, None] + y.square().sum(-1)[..., None, :]
-    return (squares - 2 * x @ y.mT).clamp(min=0.0)
+    return (squares - product(2 * x, y.mT)).clamp(min=0.0)
 
 
 def bert_emd(

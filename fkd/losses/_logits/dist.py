@@ -78,6 +78,8 @@ def dist_intra(
     """
     q, p = _distributions("dist_intra", student_logits, teacher_logits, temperature, where)
     q, p = q.reshape(-1, q.shape[-1]), p.reshape(-1, p.shape[-1])
+    if not len(q):
+        return q.sum(0)
     if where is None:
         return 1 - correlation(q, p, 0)
     counts = where.flatten()[:, None].bool()
@@ -128,7 +130,7 @@ def dist(
     covers("dist", where, student_logits.shape[:-1])
     inter = dist_inter(student_logits, teacher_logits, temperature=temperature, where=where)
     intra = dist_intra(student_logits, teacher_logits, temperature=temperature, where=where)
-    count = inter.numel() if where is None else where.bool().sum().clamp(min=1)
+    count = max(inter.numel(), 1) if where is None else where.bool().sum().clamp(min=1)
     value = beta * inter.sum() / count + gamma * intra.mean()
     return temperature**2 * value if scale else value
 

@@ -8,7 +8,9 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.geometry import root, unit
 from .._shared.masks import fill, keep, soften
+from .._shared.products import product, shielded
 from .kl import kl
 
 
@@ -82,7 +84,7 @@ def mlkd_batch(
       Jin et al., Multi-Level Logit Distillation, CVPR 2023.
     """
     q, p, count = _rows("mlkd_batch", student_logits, teacher_logits, temperature, where)
-    return (q @ q.T - p @ p.T).square().sum() / count
+    return (product(q, q.T) - product(p, p.T)).square().sum() / count
 
 
 def mlkd_class(
@@ -117,7 +119,7 @@ def mlkd_class(
       Jin et al., Multi-Level Logit Distillation, CVPR 2023.
     """
     q, p, _ = _rows("mlkd_class", student_logits, teacher_logits, temperature, where)
-    return (q.T @ q - p.T @ p).square().sum() / q.shape[-1]
+    return (product(q.T, q) - product(p.T, p)).square().sum() / q.shape[-1]
 
 
 def skd_direction(
@@ -155,19 +157,13 @@ def skd_direction(
     positive("skd_direction", ridge=ridge)
     s, t = _checked("skd_direction", student_logits, teacher_logits, where)
     s, t = unit(s), unit(t)
-    d = s @ s.T - t @ t.T
-    counts = torch.ones_like(d[0]) if where is None else where.bool().to(d.dtype)
-    centred = (d - counts @ d / counts.sum().clamp(min=1)) * counts[:, None]
-    covariance = centred.T @ centred / (counts.sum() - 1).clamp(min=1)
-    solved = torch.linalg.solve(covariance + ridge * torch.eye(len(d)).to(d), d.T).T
-    square = (d * solved).sum(-1)
-    above = square > 0
-    return keep(torch.where(above, torch.where(above, square, 1.0).sqrt(), 0.0), where)
-
-
-def unit(x: Tensor) -> Tensor:
-    """Rows of length 1; rows of zeros stay, with a finite gradient."""
-    return x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
+    d = product(s, s.T) - product(t, t.T)
+    counts = d.new_ones(len(d)) if where is None else where.to(d.dtype)
+    centred = (d - product(counts, d) / counts.sum().clamp(min=1)) * counts[:, None]
+    covariance = product(centred.T, centred) / (counts.sum() - 1).clamp(min=1)
+    ridged = covariance + ridge * torch.eye(len(d), dtype=d.dtype, device=d.device)
+    solved = torch.linalg.solve(shielded(ridged), shielded(d.T)).T.to(d.dtype)
+    return keep(root((d * solved).sum(-1)), where)
 
 
 def _checked(
@@ -193,7 +189,7 @@ def _rows(
     s, t = _checked(loss, student_logits, teacher_logits, where)
     q, p = F.softmax(soften(s, temperature), dim=-1), F.softmax(soften(t, temperature), dim=-1)
     if where is None:
-        return q, p, len(q)
+        return q, p, max(len(q), 1)
     excluded = ~where.bool()[:, None]
     count = where.bool().sum().clamp(min=1)
     return q.masked_fill(excluded, 0.0), p.masked_fill(excluded, 0.0), count

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from .._shared.checks import one_of, positive
 from .._shared.geometry import counted, norm, square_distance, unit
+from .._shared.products import product
 from .rkd import rows
 
 
@@ -151,8 +152,8 @@ def _centred_kernel(
     """`HKH / |HKH|`, flattened; excluded samples have rows and columns of 0."""
     pairs = weight[:, None] * weight
     if kernel == "linear":
-        x = (x - (weight @ x) / count) * weight[:, None]
-        return unit((x @ x.mT).flatten())
+        x = (x - product(weight, x) / count) * weight[:, None]
+        return unit(product(x, x.mT).flatten())
     square = square_distance(x) * pairs
     spread = square.sum() / (count * (count - 1)).clamp(min=1.0)
     scale = 2 * bandwidth**2 * torch.where(spread > 0, spread, 1.0)

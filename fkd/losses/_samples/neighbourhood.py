@@ -15,6 +15,7 @@ from torch import Tensor
 from .._shared.checks import one_of, positive, whole
 from .._shared.geometry import counted, unit
 from .._shared.masks import keep
+from .._shared.products import product
 from .rkd import rows
 
 
@@ -58,10 +59,10 @@ def correlation_congruence(
     whole("correlation_congruence", 1, order=order)
     student, teacher = rows("correlation_congruence", where, student_features, teacher_features)
     weight, count = counted(where, student)
-    cosines = [unit(x) @ unit(x).mT for x in (student, teacher)]
+    cosines = [product(unit(x), unit(x).mT) for x in (student, teacher)]
     if kernel == "gaussian":
         cosines = [_taylor(c, gamma, order) for c in cosines]
-    return keep((cosines[0] - cosines[1]).square() @ weight / count, where)
+    return keep(product((cosines[0] - cosines[1]).square(), weight) / count, where)
 
 
 def _taylor(cosine: Tensor, gamma: float | Tensor, order: int) -> Tensor:
@@ -121,7 +122,7 @@ def pkt(
 def _neighbourhood(x: Tensor, neighbours: Tensor, eps: float) -> Tensor:
     x = unit(x)
     # 1 - |x_i - x_j|^2 / 4 = (1 + cos) / 2; cos may round to just below -1.
-    similarity = (0.5 + 0.5 * (x @ x.mT)).clamp(min=0.0) + eps
+    similarity = (0.5 + 0.5 * product(x, x.mT)).clamp(min=0.0) + eps
     similarity = similarity * neighbours
     return similarity / similarity.sum(-1, keepdim=True).clamp(min=eps)
 
@@ -165,7 +166,7 @@ def infonce(
             f"{tuple(teacher.shape)} must have the same width. Map the student first, for example "
             f"with fkd.trainable(torch.nn.Linear({student.shape[1]}, {teacher.shape[1]}))."
         )
-    scores = unit(student) @ unit(teacher).mT / temperature
+    scores = product(unit(student), unit(teacher).mT) / temperature
     matching = scores.diagonal()
     if where is not None:
         scores = scores.masked_fill(~where.bool(), -torch.inf)

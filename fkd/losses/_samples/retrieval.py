@@ -8,7 +8,9 @@ from torch import Tensor
 
 from .._logits.kl import kl
 from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.geometry import unit
 from .._shared.masks import fill, keep
+from .._shared.products import product
 from .._shared.softmax import cross, log_probabilities
 
 
@@ -151,9 +153,6 @@ def _cosines(where: Tensor | None, /, **pair: Tensor) -> Tensor:
     axes("in_batch_kl", "batch features", **pair)
     same_shape("in_batch_kl", **pair)
     covers("in_batch_kl", where, next(iter(pair.values())).shape[:1])
-    q, d = (
-        x * x.square().sum(-1, keepdim=True).clamp(min=1e-24).rsqrt()
-        for x in fill(*pair.values(), where=where)
-    )
-    cosines = q @ d.T
+    q, d = (unit(x) for x in fill(*pair.values(), where=where))
+    cosines = product(q, d.T)
     return cosines if where is None else cosines.masked_fill(~where.bool(), -torch.inf)

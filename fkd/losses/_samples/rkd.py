@@ -15,6 +15,7 @@ from torch import Tensor
 from .._shared.checks import per_sample
 from .._shared.geometry import angle_cosines, counted, huber, pairwise_distance, unit
 from .._shared.masks import keep
+from .._shared.products import product
 
 
 def similarity_preserving(
@@ -45,7 +46,7 @@ def similarity_preserving(
     """
     student, teacher = rows("similarity_preserving", where, student_features, teacher_features)
     _, count = counted(where, student)
-    difference = unit(student @ student.mT) - unit(teacher @ teacher.mT)
+    difference = unit(product(student, student.mT)) - unit(product(teacher, teacher.mT))
     return keep(difference.square().sum(-1) / count, where)
 
 
@@ -126,11 +127,11 @@ def rkd_angle(
     student, teacher = rows("rkd_angle", where, student_features, teacher_features)
     weight, count = counted(where, student)
     values = huber(_cosines(student, weight, count), _cosines(teacher, weight, count))
-    return keep(((values @ weight) @ weight) / count**2, where)
+    return keep(product(product(values, weight), weight) / count**2, where)
 
 
 def _cosines(x: Tensor, weight: Tensor, count: Tensor) -> Tensor:
-    x = (x - (weight @ x) / count) * weight[:, None]
+    x = (x - product(weight, x) / count) * weight[:, None]
     return angle_cosines(x, pairwise_distance(x))
 
 

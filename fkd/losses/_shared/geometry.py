@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .products import product
+
 
 def norm(x: Tensor) -> Tensor:
     """Euclidean norm of the last axis; at the zero vector the gradient is 0, not nan."""
@@ -48,7 +50,7 @@ def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
       distance: `[*batch, row, row]`, of the rows.
     """
     # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj
-    gram = x @ x.mT
+    gram = product(x, x.mT)
     own = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
     products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + own
     sides = distance.unsqueeze(-1) * distance.unsqueeze(-2)
@@ -70,19 +72,31 @@ def square_distance(x: Tensor) -> Tensor:
     still = x.detach()
     distance = torch.cdist(still, still, compute_mode="donot_use_mm_for_euclid_dist")
     centred = x - still.mean(0)  # moves no distance, and keeps the products accurate
-    products = centred @ centred.mT
-    squares = products.diagonal()
-    moving = squares[:, None] + squares - 2 * products
+    gram = product(centred, centred.mT)
+    squares = gram.diagonal()
+    moving = squares[:, None] + squares - 2 * gram
     return distance.square() + (moving - moving.detach())
 
 
 def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
-    """Correlation along an axis of the entries that count; 0 for a constant vector."""
-    x, y = _centred(x, dim, counts), _centred(y, dim, counts)
-    # Below eps the norm of a constant vector is rounding; the clamp ends its gradient too.
-    eps = 1e-16
-    norms = x.square().sum(dim).clamp(min=eps) * y.square().sum(dim).clamp(min=eps)
-    return (x * y).sum(dim) * norms.rsqrt()
+    """Pearson's correlation along an axis of the entries that count; 0 for a constant vector."""
+    return (_deviation(x, dim, counts) * _deviation(y, dim, counts)).sum(dim)
+
+
+def _deviation(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
+    """`x` minus its mean, of length 1 along an axis; 0, without gradient, if it is constant.
+
+    Divided by its largest entry first, a constant to the derivative since the length is 1 all
+    the same: neither a square nor a gradient leaves the range of float32 then.
+    """
+    centred = _centred(x, dim, counts)
+    largest = centred.detach().abs().amax(dim, keepdim=True)
+    # What the mean rounds away, and a constant vector is left with; or no normal number.
+    limits = torch.finfo(x.dtype)
+    rounding = 8 * limits.eps * x.detach().abs().amax(dim, keepdim=True) + 16 * limits.tiny
+    varies = largest > rounding
+    scaled = torch.where(varies, centred, 0.0) / torch.where(varies, largest, 1.0)
+    return scaled * scaled.square().sum(dim, keepdim=True).clamp(min=1.0).rsqrt()
 
 
 def _centred(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:

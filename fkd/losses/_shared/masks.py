@@ -27,15 +27,22 @@ def soften(logits: Tensor, temperature: float | Tensor) -> Tensor:
 def fill(*tensors: Tensor, where: Tensor | None, value: float = 0.0) -> tuple[Tensor, ...]:
     """Upcast the inputs, and replace the positions that do not count by `value`.
 
+    Half precision becomes float32; of float32 and float64 together, all become float64.
+
     Args:
       tensors: `[*batch, *features]` each.
       where: `[*batch]`, True (or 1) where a position counts; checked by `covers` before.
       value: what excluded positions hold from here on.
     """
-    tensors = tuple(upcast(x) for x in tensors)
+    tensors = _of_one_dtype(*map(upcast, tensors))
     if where is None:
         return tensors
     return tuple(_fill(x, where, value) for x in tensors)
+
+
+def _of_one_dtype(*tensors: Tensor) -> tuple[Tensor, ...]:
+    wide = any(x.dtype == torch.float64 for x in tensors)
+    return tuple(x.double() for x in tensors) if wide else tensors
 
 
 def _fill(x: Tensor, where: Tensor, value: float) -> Tensor:

@@ -6,6 +6,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.geometry import unit
 from .._shared.masks import fill, keep, upcast
 
 
@@ -49,10 +50,7 @@ def flsw_temperature(
     positive("flsw_temperature", base=base, gamma=gamma)
     covers("flsw_temperature", where, student_logits.shape[:-1])
     s, t = fill(student_logits, teacher_logits, where=where)
-    norms = (
-        s.square().sum(-1).clamp(min=1e-24).rsqrt() * t.square().sum(-1).clamp(min=1e-24).rsqrt()
-    )
-    w = (1 - (s * t).sum(-1) * norms).clamp(min=1e-12) ** gamma
+    w = (1 - (unit(s) * unit(t)).sum(-1)).clamp(min=1e-12) ** gamma
     return _spread(w, base, beta, where)
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..._mean import Mean
+from .._shared.products import outside_autocast
 from ._chunked import chunked, torch_rows
 from ._divergence import Divergence, Phi
 from ._fused import fused_rows, unfusible
@@ -79,7 +80,8 @@ def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Resul
     if strategy == "fused" and (reason := unfusible(problem)) is not None:
         raise ValueError(f"head_divergence: strategy 'fused' {reason}. Use strategy='chunked'.")
     rows = fused_rows(problem) if strategy == "fused" else torch_rows
-    return chunked(problem, _chunk(problem, chunk_size), rows)
+    with outside_autocast(problem.keep):
+        return chunked(problem, _chunk(problem, chunk_size), rows)
 
 
 def _chunk(problem: Problem, chunk_size: int | None) -> int:

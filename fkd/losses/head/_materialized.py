@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .._shared.products import shielded
 from ._problem import Head, Problem, Result
 from ._rows import row_values, rows_of
 
@@ -24,4 +25,5 @@ def materialized(problem: Problem) -> Result:
 
 def _logits(head: Head, dtype: torch.dtype) -> Tensor:
     bias = None if head.bias is None else head.bias.to(dtype)
-    return F.linear(head.hidden.to(dtype), head.weight.to(dtype), bias)
+    hidden, weight = shielded(head.hidden.to(dtype)), shielded(head.weight.to(dtype))
+    return F.linear(hidden, weight, bias if bias is None else shielded(bias)).to(dtype)

@@ -20,8 +20,9 @@ def widens(x: Tensor) -> bool:
 
 def prepared(head: Head, dtype: torch.dtype) -> Head:
     """The head with operands whose product can be had in `dtype`."""
-    if head.hidden.dtype == dtype or (dtype == torch.float32 and widens(head.hidden)):
-        return head
+    if head.hidden.dtype == head.weight.dtype:
+        if head.hidden.dtype == dtype or (dtype == torch.float32 and widens(head.hidden)):
+            return head
     return head._replace(hidden=head.hidden.to(dtype), weight=head.weight.to(dtype))
 
 

@@ -1,0 +1,48 @@
+"""The head inside `torch.autocast`, and with operands of several types."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from fkd.losses import head, head_divergence
+
+STRATEGIES = ["materialized", "chunked"]
+
+
+def side(dtype: torch.dtype, seed: int) -> list[torch.Tensor]:
+    g = torch.Generator().manual_seed(seed)
+    hidden = torch.randn(9, 8, generator=g, dtype=torch.float64)
+    weight = torch.randn(17, 8, generator=g, dtype=torch.float64)
+    return [hidden.to(dtype), weight.to(dtype)]
+
+
+def run(inputs: list[torch.Tensor], strategy: str) -> tuple[torch.Tensor, list[torch.Tensor]]:
+    leaves = [x.clone().requires_grad_() for x in inputs[:2]]
+    divergence = head.kl() + 0.5 * head.elementwise(lambda log_p, log_q: (log_p - log_q).abs())
+    mean = head_divergence(*leaves, *inputs[2:], divergence=divergence, strategy=strategy)
+    return mean.value.detach(), list(torch.autograd.grad(mean.value, leaves))
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_autocast_changes_nothing(strategy: str) -> None:
+    inputs = side(torch.float32, 0) + side(torch.float32, 1)
+    want, want_grads = run(inputs, strategy)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        got, grads = run(inputs, strategy)
+    torch.testing.assert_close(got, want, rtol=1e-6, atol=0)
+    for a, b in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("hidden", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weight", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_hidden_states_and_weights_of_different_types(strategy, hidden, weight) -> None:
+    (x, w), (y, v) = side(torch.bfloat16, 0), side(torch.bfloat16, 1)
+    want, want_grads = run([z.double() for z in (x, w, y, v)], strategy)
+    got, grads = run([x.to(hidden), w.to(weight), y.to(weight), v.to(hidden)], strategy)
+    assert [g.dtype for g in grads] == [hidden, weight]
+    torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
+    for a, b in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-3)
