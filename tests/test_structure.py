@@ -77,7 +77,7 @@ OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
     "core": {"torch", "jaxtyping"},
-    "loops": {"torch", "jaxtyping", "numpy", "safetensors", "tqdm"},
+    "loops": {"torch", "jaxtyping", "numpy", "safetensors", "tqdm", "filelock", "optree"},
     "interop": {"torch", "jaxtyping", "safetensors"},
 }
 """What each area may import of other libraries."""

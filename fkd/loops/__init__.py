@@ -5,7 +5,6 @@ from ._checkpoint.checkpoint import load_latest as load_latest
 from ._checkpoint.checkpoint import save as save
 from ._checkpoint.export import export as export
 from ._checkpoint.folder import best as best
-from ._checkpoint.folder import latest as latest
 from ._checkpoint.lock import lock as lock
 from ._data.buckets import BucketBatchSampler as BucketBatchSampler
 from ._data.buckets import bucket_batches as bucket_batches
@@ -22,6 +21,7 @@ from ._errors import DamagedError as DamagedError
 from ._errors import LoopError as LoopError
 from ._errors import MismatchError as MismatchError
 from ._errors import NonFiniteError as NonFiniteError
+from ._errors import UnreadableError as UnreadableError
 from ._evaluate.evaluate import collect as collect
 from ._evaluate.evaluate import evaluate as evaluate
 from ._evaluate.score import score as score

@@ -11,6 +11,10 @@ class DamagedError(CheckpointError):
     """A checkpoint is not, byte for byte, what was saved."""
 
 
+class UnreadableError(CheckpointError):
+    """A checkpoint cannot be read now (a disk or a limit of the system); it may well be whole."""
+
+
 class MismatchError(CheckpointError):
     """A checkpoint is whole, but belongs to another objective or optimizer."""
 

@@ -14,19 +14,29 @@ from __future__ import annotations
 import logging
 import math
 import os
-import shutil
 import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._errors import CheckpointError, DamagedError, MismatchError
-from .._files import Digest, digest, make_folder, remove_folder, sync_folder, write_file
+from torch import Tensor
+
+from .._errors import CheckpointError, DamagedError, MismatchError, UnreadableError
+from .._files import (
+    Digest,
+    digest,
+    discard,
+    make_folder,
+    patiently,
+    remove_folder,
+    sync_folder,
+    write_file,
+)
 from . import tensors as _tensors
 from .folder import free_name, kept, newest_first, step_of, survey
-from .manifest import NAME, Manifest, differences, inspect, plain, render
+from .manifest import NAME, STATE, Manifest, differences, inspect, plain, reading, render
 from .tree import Tree, decode, encode
 
-_STATE = "state.safetensors"
 _WRITING, _DELETING = ".writing-", ".deleting-"
 _log = logging.getLogger("fkd")
 
@@ -41,6 +51,7 @@ class Checkpoint(NamedTuple):
       fingerprint: as given to `save`, as JSON.
       tree: as given to `save`; tensors are on the CPU, without gradients.
       skipped: newer checkpoints that were damaged, one message each.
+      finite: whether the saved state held finite numbers only; None where nobody looked.
     """
 
     path: Path
@@ -49,6 +60,7 @@ class Checkpoint(NamedTuple):
     fingerprint: Any
     tree: Tree
     skipped: tuple[str, ...] = ()
+    finite: bool | None = None
 
 
 def save(
@@ -61,6 +73,7 @@ def save(
     keep_last: int = 3,
     keep_best: int = 1,
     higher_is_better: bool = True,
+    finite: bool | None = None,
 ) -> Path:
     """Save a state, then delete the checkpoints that need not be kept.
 
@@ -76,6 +89,8 @@ def save(
       keep_last: how many of the newest checkpoints are kept, at least 1.
       keep_best: how many of the best are kept besides.
       higher_is_better: whether the best metric is the highest or the lowest.
+      finite: whether the state is finite, which the checkpoint remembers: the newest finite
+        one is never deleted. None: if each number of the tree is.
 
     Returns:
       The folder of the checkpoint, which is on the disk by now.
@@ -100,13 +115,15 @@ def save(
     folder = Path(directory)
     data, tensors = encode(tree)
     about = {name: _tensors.describe(x) for name, x in tensors.items()}
-    good, damaged = survey(folder)
-    superseded = [p for p in (*good, *damaged) if step_of(p) == step]
+    there = survey(folder)
+    good = there.good
+    superseded = [p for p in (*good, *there.damaged) if step_of(p) == step]
     if metric is None or not math.isfinite(metric):
         metric = next((good[p].metric for p in superseded if p in good), None)
-    serial = 1 + max((m.serial for m in good.values()), default=0)
+    serial = 1 + max((m.serial for m in good.values()), default=0) + len(there.unreadable)
+    finite = all_finite(tensors) if finite is None else finite
     described = plain(fingerprint), data, about
-    manifest = Manifest(step, serial, metric, time.time(), *described, files={})
+    manifest = Manifest(step, serial, metric, time.time(), *described, files={}, finite=finite)
     path = folder / free_name(folder, step)
     try:
         _write(path, manifest, tensors)
@@ -118,6 +135,15 @@ def save(
     return path
 
 
+def all_finite(tensors: Mapping[str, Tensor]) -> bool:
+    """Whether no tensor holds nan or inf."""
+    return all(
+        bool(x.isfinite().all())
+        for x in tensors.values()
+        if (x.is_floating_point() and x.itemsize > 1) or x.is_complex()
+    )
+
+
 def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint:
     """Read one checkpoint, and check every byte of it.
 
@@ -127,30 +153,45 @@ def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint
 
     Raises:
       DamagedError: it is not what was saved; the message says what is wrong.
+      UnreadableError: it cannot be read now.
       MismatchError: it was saved with another fingerprint; the message lists each difference.
     """
     path = Path(path)
     try:
         manifest = inspect(path)
         _compare(path, manifest, fingerprint)
-        for name, (size, sha256) in manifest.files.items():
-            if digest(path / name) != Digest(size, sha256):
-                raise DamagedError(f"{name} is damaged (the checksum does not match)")
-        tree = decode(manifest.tree, _tensors.read(path / _STATE, manifest.tensors))
+        with reading():
+            for name, (size, sha256) in manifest.files.items():
+                if patiently(lambda name=name: digest(path / name)) != Digest(size, sha256):
+                    raise DamagedError(f"{name} is damaged (the checksum does not match)")
+            stored = patiently(lambda: _tensors.read(path / STATE, manifest.tensors))
+        tree = decode(manifest.tree, stored)
     except MismatchError:
         raise
     except CheckpointError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         raise DamagedError(f"{path}: it cannot be read: {error}") from error
-    return Checkpoint(path, manifest.step, manifest.metric, manifest.fingerprint, tree)
+    described = manifest.metric, manifest.fingerprint, tree
+    return Checkpoint(path, manifest.step, *described, finite=manifest.finite)
 
 
-def load_latest(directory: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint | None:
+def load_latest(
+    directory: str | os.PathLike[str],
+    *,
+    fingerprint: Any = None,
+    accept: Callable[[Checkpoint], None] | None = None,
+) -> Checkpoint | None:
     """Read the newest checkpoint that is whole.
 
     Newest is the one saved last, whatever its step. Each damaged one is named in a warning of
     the logger "fkd" and in `Checkpoint.skipped`.
+
+    Args:
+      directory: of all checkpoints of a run.
+      fingerprint: as `load`.
+      accept: called with what was read; raises `DamagedError` if it is not what belongs there,
+        and the checkpoint before it is tried.
 
     Returns:
       The checkpoint; None if the folder has none, or does not exist.
@@ -158,17 +199,26 @@ def load_latest(directory: str | os.PathLike[str], *, fingerprint: Any = None) -
     Raises:
       MismatchError: as `load`; an older checkpoint is not tried instead.
       DamagedError: there are checkpoints, and none of them is whole.
+      UnreadableError: one cannot be read now (a failing disk, too many open files), which may
+        be the newest; no older one is taken instead.
     """
-    good, damaged = survey(Path(directory))
-    skipped = [f"{path}: {reason}" for path, reason in damaged.items()]
+    there = survey(Path(directory))
+    for path, reason in there.unreadable.items():
+        raise UnreadableError(f"{path}: {reason}")
+    skipped = [f"{path}: {reason}" for path, reason in there.damaged.items()]
     for message in skipped:
         _log.warning("checkpoint skipped: %s", message)
-    for path in newest_first(good):
+    for path in newest_first(there.good):
         try:
-            return load(path, fingerprint=fingerprint)._replace(skipped=tuple(skipped))
+            read = load(path, fingerprint=fingerprint)
+            if accept is not None:
+                accept(read)
         except DamagedError as error:
-            _log.warning("checkpoint skipped: %s", error)
-            skipped.append(str(error))
+            message = str(error) if str(path) in str(error) else f"{path}: {error}"
+            _log.warning("checkpoint skipped: %s", message)
+            skipped.append(message)
+        else:
+            return read._replace(skipped=tuple(skipped))
     if skipped:
         raise DamagedError(
             f"load_latest: no checkpoint in {directory} is whole.\n  " + "\n  ".join(skipped)
@@ -182,14 +232,14 @@ def _write(path: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:
     beside = path.with_name(_WRITING + path.name)
     try:
         beside.mkdir()
-        state = write_file(beside / _STATE, _tensors.chunks(tensors))
-        whole = manifest._replace(files={_STATE: list(state)})
+        state = write_file(beside / STATE, _tensors.chunks(tensors))
+        whole = manifest._replace(files={STATE: list(state)})
         write_file(beside / NAME, [render(whole)])
         sync_folder(beside)
         beside.rename(path)
         sync_folder(path.parent)
     except BaseException:
-        shutil.rmtree(beside, ignore_errors=True)
+        discard(beside)
         raise
 
 
@@ -197,7 +247,7 @@ def _sweep(folder: Path) -> None:
     """Remove what killed writers left."""
     for prefix in (_WRITING, _DELETING):
         for path in folder.glob(prefix + "*"):
-            shutil.rmtree(path, ignore_errors=True)
+            discard(path)
 
 
 def _remove(paths: list[Path]) -> None:

@@ -7,50 +7,99 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
-from .._errors import CheckpointError, DamagedError
+from .._errors import CheckpointError, DamagedError, UnreadableError
+from .._files import sync_folder
 from .manifest import Manifest, inspect
 
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")
 
 
-def latest(directory: str | os.PathLike[str]) -> Path | None:
-    """The newest checkpoint whose manifest and file sizes are right; None if there is none."""
-    good, _ = survey(Path(directory))
-    return next(iter(newest_first(good)), None)
+class Survey(NamedTuple):
+    """What a folder of checkpoints holds.
+
+    Attributes:
+      good: the manifests of those whose manifest and file sizes are right.
+      damaged: why the others cannot be used.
+      unreadable: why others still cannot be read now; they may be whole.
+    """
+
+    good: dict[Path, Manifest]
+    damaged: dict[Path, str]
+    unreadable: dict[Path, str]
 
 
 def best(directory: str | os.PathLike[str], *, higher_is_better: bool = True) -> Path | None:
     """The checkpoint of the best metric (the newest among equals); None if there is none."""
-    good, _ = survey(Path(directory))
+    good = survey(Path(directory)).good
     return next(iter(_best_first(good, higher_is_better)), None)
 
 
-def survey(folder: Path) -> tuple[dict[Path, Manifest], dict[Path, str]]:
-    """The checkpoints of a folder, and those that are seen to be damaged with the reason."""
-    good: dict[Path, Manifest] = {}
-    damaged: dict[Path, str] = {}
+def survey(folder: Path) -> Survey:
+    """The checkpoints of a folder, and those that cannot be used with the reason."""
+    there = Survey({}, {}, {})
+    for path in checkpoints_in(folder):
+        try:
+            there.good[path] = inspect(path)
+        except DamagedError as error:
+            there.damaged[path] = str(error)
+        except UnreadableError as error:
+            there.unreadable[path] = str(error)
+        except CheckpointError as error:
+            raise CheckpointError(f"{path}: {error}") from error
+    return there
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """What is named like a checkpoint, whole or not."""
     try:
         paths = sorted(folder.iterdir()) if folder.exists() else []
     except OSError as error:
         raise CheckpointError(f"{folder} cannot be listed: {error.strerror}.") from error
-    for path in paths:
-        if _NAME.fullmatch(path.name):
-            try:
-                good[path] = inspect(path)
-            except DamagedError as error:
-                damaged[path] = str(error)
-            except CheckpointError as error:
-                raise CheckpointError(f"{path}: {error}") from error
-    return good, damaged
+    return [path for path in paths if _NAME.fullmatch(path.name)]
+
+
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder is one checkpoint; else it is that of a run, whatever its name."""
+    return bool(_NAME.fullmatch(path.name)) and not checkpoints_in(path)
+
+
+def set_aside(folder: Path) -> Path | None:
+    """Move the checkpoints of an earlier run into a folder `earlier-1` of their own.
+
+    Returns:
+      That folder; None if there is nothing to move.
+    """
+    paths = checkpoints_in(folder)
+    if not paths:
+        return None
+    names = (folder / f"earlier-{i}" for i in itertools.count(1))
+    aside = next(path for path in names if not os.path.lexists(path))
+    try:
+        aside.mkdir()
+        for path in paths:
+            path.rename(aside / path.name)
+        sync_folder(folder)
+    except OSError as error:
+        raise CheckpointError(
+            f"{folder}: the checkpoints of an earlier run cannot be moved aside to {aside.name}: "
+            f"{error.strerror}. Use another folder for this run."
+        ) from error
+    return aside
 
 
 def kept(
     good: dict[Path, Manifest], keep_last: int, keep_best: int, higher_is_better: bool
 ) -> set[Path]:
-    """The newest and the best."""
+    """The newest and the best; and the newest whose state is finite, whatever came after it."""
     last = itertools.islice(newest_first(good), keep_last)
-    return {*last, *itertools.islice(_best_first(good, higher_is_better), keep_best)}
+    finite = next((p for p in newest_first(good) if good[p].finite is not False), None)
+    return {
+        *last,
+        *([finite] if finite else []),
+        *itertools.islice(_best_first(good, higher_is_better), keep_best),
+    }
 
 
 def newest_first(good: dict[Path, Manifest]) -> Iterator[Path]:

@@ -2,26 +2,47 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
 import socket
+import stat
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
+
+from filelock import lock_descriptor
 
 from .._errors import CheckpointError
+from .._files import NO_FOLLOW
 
-_held: set[int] = set()  # descriptors of the locks of this process
+
+class _Hold(NamedTuple):
+    """What a process holds of a folder.
+
+    Attributes:
+      process: which one.
+      identity: of the folder (device and inode), which tells it from another of that name.
+      descriptors: of the locked files.
+    """
+
+    process: int
+    identity: tuple[int, int]
+    descriptors: list[int]
+
+
+_holds: dict[Path, _Hold] = {}
 
 
 def _forget_in_child() -> None:
     # A forked loader worker shares the lock with its parent; if it outlived a killed run it
-    # would go on holding it. Closing its own descriptor leaves the parent's lock as it is.
-    for descriptor in _held:
-        os.close(descriptor)
-    _held.clear()
+    # would go on holding it. Closing its own descriptors leaves the parent's lock as it is.
+    for hold in _holds.values():
+        while hold.descriptors:
+            os.close(hold.descriptors.pop())
 
 
 if hasattr(os, "register_at_fork"):
@@ -32,8 +53,10 @@ if hasattr(os, "register_at_fork"):
 def lock(directory: str | os.PathLike[str]) -> Generator[Path]:
     """Hold a folder for this run; a second run in it is refused.
 
-    The lock is `flock` on `<directory>/.lock`. The kernel lets go of it when the process ends
-    in whatever way, so there are no stale locks. The file itself stays.
+    The lock is one of the system's on `<directory>/.lock` (by the library filelock), and where
+    the system locks folders, on the folder itself, so that a deleted `.lock` lets nobody in. The
+    system lets go of it when the process ends in whatever way, so there are no stale locks. The
+    file itself stays. A process that is forked inside does not hold the folder.
 
     Args:
       directory: made if it is missing.
@@ -43,7 +66,7 @@ def lock(directory: str | os.PathLike[str]) -> Generator[Path]:
 
     Raises:
       CheckpointError: another run holds the folder (the message names its process and host),
-        or the folder cannot be written.
+        or the folder cannot be written, or `.lock` is a link.
 
     Example:
       >>> import tempfile
@@ -52,52 +75,118 @@ def lock(directory: str | os.PathLike[str]) -> Generator[Path]:
       '.lock'
     """
     path = Path(directory) / ".lock"
-    descriptor = _open(path)
+    folder = path.parent.resolve()
+    descriptors = [_open(path)]
     try:
-        _acquire(descriptor, path)
-        _held.add(descriptor)
-        yield path
+        _acquire(descriptors[0], path)
+        if (whole := _open_folder(path.parent)) is not None:
+            descriptors.append(whole)
+            _acquire_folder(whole, descriptors[0], path)
+        _sign(descriptors[0])
+        _holds[folder] = hold = _Hold(os.getpid(), _identity(folder), descriptors)
+        try:
+            yield path
+        finally:
+            if _holds.get(folder) is hold:
+                del _holds[folder]
     finally:
-        _held.discard(descriptor)
-        os.close(descriptor)
+        for descriptor in descriptors:  # none is left in a forked process
+            os.close(descriptor)
+
+
+def ensure_held(directory: Path) -> None:
+    """Look whether this process may still write to a folder that was locked.
+
+    Raises:
+      CheckpointError: this is a process that was forked inside the run, or the folder was
+        deleted or replaced by another one in the meantime.
+    """
+    hold = _holds.get(directory.resolve())
+    if hold is not None and hold.process != os.getpid():
+        raise CheckpointError(
+            f"{directory} belongs to the run of process {hold.process}; this is process "
+            f"{os.getpid()}, which was forked inside it and writes nothing. End it with os._exit."
+        )
+    if hold is None or _identity(directory) != hold.identity:
+        raise CheckpointError(
+            f"{directory} was deleted or replaced while a run was writing to it. Nothing more is "
+            "written, since another run may be in it now. Start the run again."
+        )
+
+
+def _identity(folder: Path) -> tuple[int, int]:
+    try:
+        there = folder.stat()
+    except OSError:
+        return (-1, -1)
+    return there.st_dev, there.st_ino
 
 
 def _open(path: Path) -> int:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        return os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
     except OSError as error:
+        link = error.errno == errno.ELOOP or path.is_symlink()
+        why = "it is a link, which is not followed; delete it" if link else error.strerror
         raise CheckpointError(
-            f"lock: {path} cannot be opened: {error.strerror}. "
-            "A run needs a folder that it may write to."
+            f"lock: {path} cannot be opened: {why}. A run needs a folder that it may write to."
         ) from error
+    about = os.fstat(descriptor)
+    if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
+        os.close(descriptor)
+        raise CheckpointError(
+            f"lock: {path} is not a file of its own (a device, or a second name of another file). "
+            "Delete it."
+        )
+    return descriptor
+
+
+def _open_folder(folder: Path) -> int | None:
+    try:
+        return os.open(folder, os.O_RDONLY)
+    except OSError:  # Windows opens no folders
+        return None
 
 
 def _acquire(descriptor: int, path: Path) -> None:
-    import fcntl  # POSIX only
-
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        free = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-            raise CheckpointError(f"lock: {path}: {error.strerror}.") from error
-        raise CheckpointError(
-            f"lock: {path.parent} is in use by another run ({_holder(descriptor)}). "
-            "Stop that run, or give this one a folder of its own."
-        ) from error
-    _sign(descriptor)
+        raise CheckpointError(f"lock: {path}: {error.strerror}.") from error
+    if not free:
+        raise _in_use(descriptor, path)
+
+
+def _acquire_folder(folder: int, descriptor: int, path: Path) -> None:
+    free = True
+    with contextlib.suppress(OSError):  # NFS locks no folders
+        free = lock_descriptor(folder, blocking=False)
+    if not free:
+        raise _in_use(descriptor, path)
+
+
+def _in_use(descriptor: int, path: Path) -> CheckpointError:
+    return CheckpointError(
+        f"lock: {path.parent} is in use by another run ({_holder(descriptor)}). "
+        "Stop that run, or give this one a folder of its own."
+    )
 
 
 def _sign(descriptor: int) -> None:
     since = time.strftime("%Y-%m-%d %H:%M:%S")
     text = json.dumps({"pid": os.getpid(), "host": socket.gethostname(), "since": since})
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, text.encode(), 0)
+    # Windows locks the first byte against readers, too: the name begins behind it.
+    with contextlib.suppress(OSError):  # on a full disk the lock holds, without a name
+        os.ftruncate(descriptor, 0)
+        os.lseek(descriptor, 0, os.SEEK_SET)
+        os.write(descriptor, b" " + text.encode())
 
 
 def _holder(descriptor: int) -> str:
     try:
-        owner = json.loads(os.pread(descriptor, 4096, 0))
+        os.lseek(descriptor, 1, os.SEEK_SET)
+        owner = json.loads(os.read(descriptor, 4096))
         return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
-    except (ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its process is not known"

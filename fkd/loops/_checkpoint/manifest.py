@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
+import re
 from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._errors import CheckpointError, DamagedError
+from .._errors import CheckpointError, DamagedError, UnreadableError
+from .._files import is_absence, patiently, read_bytes
+from .schema import BOOL, COUNT, JSON, NUMBER, Each, Of, maybe, validate
+from .tree import DTYPES
 
+STATE = "state.safetensors"
 NAME = "manifest.json"
 VERSION = 1
+_FORMAT = "fkd checkpoint"
+_SHA256 = re.compile("[0-9a-f]{64}")
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "manifest": ', b"}\n"
 
 
@@ -28,6 +36,7 @@ class Manifest(NamedTuple):
       tree: the state, see `fkd.loops._checkpoint.tree`.
       tensors: dtype, shape and stride by name.
       files: size and SHA-256 by name.
+      finite: whether the state holds finite numbers only; None where it was not looked at.
     """
 
     step: int
@@ -38,11 +47,27 @@ class Manifest(NamedTuple):
     tree: Any
     tensors: dict[str, dict[str, Any]]
     files: dict[str, list[Any]]
+    finite: bool | None = None
+
+
+_HEX = Of("64 hexadecimal digits", lambda x: isinstance(x, str) and bool(_SHA256.fullmatch(x)))
+_DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
+_SCHEMA = {
+    "step": COUNT,
+    "serial": COUNT,
+    "metric": maybe(NUMBER),
+    "time": NUMBER,
+    "fingerprint": JSON,
+    "tree": JSON,
+    "tensors": Each({"dtype": _DTYPE, "shape": [COUNT], "stride?": [COUNT]}),
+    "files": {STATE: (COUNT, _HEX)},  # so that the checksum of the state cannot be left out
+    "finite?": maybe(BOOL),
+}
 
 
 def render(manifest: Manifest) -> bytes:
     """One JSON object: the checksum, then the content that it is of."""
-    content = {"format": "fkd checkpoint", "version": VERSION, **manifest._asdict()}
+    content = {"format": _FORMAT, "version": VERSION, **manifest._asdict()}
     body = json.dumps(content, allow_nan=False).encode()
     return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
 
@@ -59,14 +84,29 @@ def parse(raw: bytes) -> Manifest:
     expected = _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
     if raw != expected:
         raise DamagedError("its manifest is damaged (the checksum does not match)")
-    content = json.loads(body)
-    version = content.pop("version")
-    del content["format"]
-    if version != VERSION:
-        raise CheckpointError(
-            f"it has format version {version}, this release reads {VERSION}. Update fkd."
-        )
+    try:
+        content = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise DamagedError(f"its manifest is not JSON that can be read ({error})") from error
+    if not isinstance(content, dict) or content.pop("format", None) != _FORMAT:
+        raise DamagedError(f"its manifest does not say that it is of an {_FORMAT!r}")
+    _check_version(content.pop("version", None))
+    validate(content, _SCHEMA, "its manifest")
     return Manifest(**content)
+
+
+def _check_version(version: Any) -> None:
+    validate(version, COUNT, "its manifest/version")
+    if version > VERSION:
+        raise CheckpointError(
+            f"it was written by a newer release of fkd: it has format version {version}, and "
+            f"this release reads {VERSION}. Update fkd, or use another folder."
+        )
+    if version < VERSION:
+        raise CheckpointError(
+            f"it has format version {version}, and this release reads {VERSION}. Use the release "
+            "that wrote it, or another folder."
+        )
 
 
 def inspect(checkpoint: Path) -> Manifest:
@@ -74,18 +114,32 @@ def inspect(checkpoint: Path) -> Manifest:
 
     Raises:
       DamagedError: something is missing, cut or changed; the message says what.
+      CheckpointError: it cannot be read now, or a later version wrote it.
     """
-    try:
-        manifest = parse((checkpoint / NAME).read_bytes())
+    with reading():
+        manifest = parse(patiently(lambda: read_bytes(checkpoint / NAME)))
         for name, (size, _) in manifest.files.items():
-            found = (checkpoint / name).stat().st_size
-            if found != size:
-                raise DamagedError(f"{name} has {found} bytes, {size} were saved")
+            there = patiently(lambda name=name: (checkpoint / name).stat().st_size)
+            if there != size:
+                raise DamagedError(f"{name} has {there} bytes, {size} were saved")
+    return manifest
+
+
+@contextlib.contextmanager
+def reading() -> Generator[None]:
+    """Say of an error in reading a checkpoint whether it is damaged, or cannot be read now."""
+    try:
+        yield
     except FileNotFoundError as error:
         raise DamagedError(f"{Path(error.filename).name} is missing") from error
     except OSError as error:
-        raise DamagedError(f"it cannot be read: {error}") from error
-    return manifest
+        if is_absence(error):
+            raise DamagedError(f"it cannot be read: {error}") from error
+        raise UnreadableError(
+            f"it cannot be read now: {error.strerror or error} (tried three times). It may be "
+            "whole: run again when the disk is well. If that does not help, move this folder "
+            "away, and the checkpoint before it is taken."
+        ) from error
 
 
 def plain(x: Any, path: str = "fingerprint") -> Any:

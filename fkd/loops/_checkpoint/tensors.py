@@ -8,7 +8,8 @@ the way, and reports a full disk as the `OSError` that it is.
 from __future__ import annotations
 
 import json
-from collections.abc import Generator, Mapping
+import math
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,13 +85,33 @@ def read(path: Path, about: Mapping[str, Mapping[str, Any]]) -> dict[str, Tensor
 
 def _restore(stored: Tensor, about: Mapping[str, Any]) -> Tensor:
     dtype, shape = DTYPES[about["dtype"]], tuple(about["shape"])
+    size = math.prod(shape) * dtype.itemsize
+    if stored.dtype != (dtype if dtype in NAMES else torch.uint8):
+        raise ValueError(f"a tensor of {stored.dtype} stands for one of {dtype}")
+    if stored.numel() * stored.element_size() != size:
+        raise ValueError(f"a tensor of shape {tuple(stored.shape)} stands for one of {shape}")
     if stored.dtype != dtype:
         stored = stored.clone().view(dtype).reshape(shape)
     if stored.shape != shape:
         raise ValueError(f"a tensor of shape {tuple(stored.shape)} stands for one of {shape}")
-    if "stride" in about:
-        return torch.empty_strided(shape, about["stride"], dtype=dtype).copy_(stored)
-    return stored.clone()
+    if "stride" not in about:
+        return stored.clone()
+    stride = about["stride"]
+    if not _dense(shape, stride):
+        raise ValueError(f"the strides {stride} do not fit the shape {shape}")
+    return torch.empty_strided(shape, stride, dtype=dtype).copy_(stored)
+
+
+def _dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+    """Whether the strides are those of a contiguous tensor with its axes in another order."""
+    if len(shape) != len(stride):
+        return False
+    end = 1
+    for step, n in sorted((t, n) for n, t in zip(shape, stride, strict=True) if n > 1):
+        if step != end:
+            return False
+        end = step * n
+    return 0 not in shape
 
 
 def _width(x: Tensor) -> int:

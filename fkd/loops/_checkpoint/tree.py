@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
+import re
 from collections import OrderedDict
 from collections.abc import Mapping
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
+
+from .._errors import DamagedError
 
 Tree: TypeAlias = Any
 """Dicts, lists and tuples of tensors, ints, floats, bools, strings and None."""
@@ -60,24 +63,51 @@ def encode(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
 
 
 def decode(data: Any, tensors: Mapping[str, Tensor]) -> Tree:
-    """The tree that `encode` split."""
+    """The tree that `encode` split.
+
+    Raises:
+      DamagedError: it is not what `encode` makes.
+    """
     if isinstance(data, list):
         return [decode(x, tensors) for x in data]
     if not isinstance(data, dict):
         return data
+    if len(data) != 1:
+        raise DamagedError(f"its tree has an object of {len(data)} fields; one is expected")
     ((tag, content),) = data.items()
-    match tag:
-        case "tensor":
-            return tensors[content]
-        case "int":
-            return int(content, 16)
-        case "float":
-            return float(content)
-        case "tuple":
-            return tuple(decode(x, tensors) for x in content)
-        case _:
-            kind = {"dict": dict, "ordered": OrderedDict}[tag]
-            return kind((decode(k, tensors), decode(v, tensors)) for k, v in content)
+    if tag in _SCALARS:
+        return _scalar_of(tag, content)
+    if tag == "tensor":
+        if not isinstance(content, str) or content not in tensors:
+            raise DamagedError(f"its tree names a tensor {content!r:.80} that is not there")
+        return tensors[content]
+    if tag not in _CONTAINERS:
+        raise DamagedError(f"its tree has an unknown kind of value: {tag!r:.80}")
+    if not isinstance(content, list):
+        raise DamagedError(f"its tree has a {tag} that is not a list")
+    if tag == "tuple":
+        return tuple(decode(x, tensors) for x in content)
+    return _CONTAINERS[tag](_pair(pair, tensors) for pair in content)
+
+
+_CONTAINERS: dict[str, Any] = {"tuple": tuple, "dict": dict, "ordered": OrderedDict}
+_SCALARS = {"int": re.compile("-?[0-9a-f]+"), "float": re.compile("nan|-?inf")}
+
+
+def _scalar_of(tag: str, content: Any) -> int | float:
+    """An integer or float that JSON does not have."""
+    if not isinstance(content, str) or not _SCALARS[tag].fullmatch(content):
+        raise DamagedError(f"its tree has {content!r:.80} for a {tag}")
+    return int(content, 16) if tag == "int" else float(content)
+
+
+def _pair(pair: Any, tensors: Mapping[str, Tensor]) -> tuple[Any, Any]:
+    if not isinstance(pair, list) or len(pair) != 2:
+        raise DamagedError("its tree has a dict with something else than pairs")
+    key = decode(pair[0], tensors)
+    if key is not None and type(key) not in (bool, int, float, str):
+        raise DamagedError(f"its tree has a {type(key).__name__} for the key of a dict")
+    return key, decode(pair[1], tensors)
 
 
 def _scalar(x: Any, path: tuple[str, ...]) -> Any:

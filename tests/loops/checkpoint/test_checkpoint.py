@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from fkd.loops import _files
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save
-from fkd.loops._checkpoint.folder import best, latest
+from fkd.loops._checkpoint.folder import best
 from fkd.loops._checkpoint.manifest import differences
 from fkd.loops._checkpoint.tensors import NAMES
 from fkd.loops._checkpoint.tree import DTYPES
@@ -267,7 +267,7 @@ def test_an_empty_folder_in_the_place_of_a_checkpoint_falls_back(
 def test_nothing_whole_is_an_error_and_nothing_at_all_is_none(tmp_path: Path):
     assert load_latest(tmp_path / "absent") is None
     assert load_latest(tmp_path) is None
-    assert latest(tmp_path) is None and best(tmp_path) is None
+    assert best(tmp_path) is None
     _two(tmp_path)
     for path in tmp_path.glob("*/state.safetensors"):
         path.write_bytes(path.read_bytes()[:-1] + b"x")

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from fkd.loops._checkpoint.lock import lock
+from fkd.loops._checkpoint.lock import ensure_held, lock
 from fkd.loops._errors import CheckpointError
 
 fork = multiprocessing.get_context("fork")
@@ -99,3 +99,66 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="cannot be opened"), lock(tmp_path / "file"):
         pass
+
+
+def test_a_deleted_lock_file_lets_nobody_in(tmp_path: Path):
+    with lock(tmp_path) as path:
+        path.unlink()
+        with pytest.raises(CheckpointError, match="in use by another run"), lock(tmp_path):
+            pass
+    process = _holder(tmp_path)
+    try:
+        (tmp_path / ".lock").unlink()
+        with pytest.raises(CheckpointError, match="in use by another run"), lock(tmp_path):
+            pass
+    finally:
+        process.kill()
+        process.join()
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+def test_a_lock_that_is_a_link_is_refused_and_not_written_through(tmp_path: Path, link: Any):
+    precious = tmp_path / "precious"
+    precious.write_text("all of it")
+    (tmp_path / "run").mkdir()
+    link(precious, tmp_path / "run" / ".lock")
+    with pytest.raises(CheckpointError, match=r"[Dd]elete"), lock(tmp_path / "run"):
+        pass
+    assert precious.read_text() == "all of it"
+
+
+def test_a_fifo_for_a_lock_is_refused(tmp_path: Path):
+    os.mkfifo(tmp_path / ".lock")
+    with pytest.raises(CheckpointError, match="not a file of its own"), lock(tmp_path):
+        pass
+
+
+def _message(folder: Path, send: Any) -> None:
+    try:
+        ensure_held(folder)
+        send.send("")
+    except CheckpointError as error:
+        send.send(str(error))
+
+
+def test_a_forked_process_does_not_hold_the_folder(tmp_path: Path):
+    receive, send = fork.Pipe(duplex=False)
+    with lock(tmp_path):
+        ensure_held(tmp_path)
+        child = fork.Process(target=_message, args=(tmp_path, send))
+        child.start()
+        assert f"belongs to the run of process {os.getpid()}" in receive.recv()
+        child.join()
+        ensure_held(tmp_path)
+
+
+def test_a_folder_that_was_deleted_or_replaced_is_not_held(tmp_path: Path):
+    run = tmp_path / "run"
+    with lock(run):
+        run.rename(tmp_path / "moved")
+        with pytest.raises(CheckpointError, match="deleted or replaced"):
+            ensure_held(run)
+        with lock(run), pytest.raises(CheckpointError, match="in use"), lock(tmp_path / "moved"):
+            pass
+    with pytest.raises(CheckpointError, match="deleted or replaced"):
+        ensure_held(run)
