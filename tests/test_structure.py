@@ -76,7 +76,7 @@ INWARD = {
 OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
-    "core": {"torch", "jaxtyping"},
+    "core": {"torch", "jaxtyping", "optree"},
     "loops": {"torch", "jaxtyping", "numpy", "safetensors", "tqdm", "filelock", "optree"},
     "interop": {"torch", "jaxtyping", "safetensors"},
 }

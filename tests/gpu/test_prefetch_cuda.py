@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fkd.loops import fit, prefetch
-from fkd.loops._data.batch import tensors_only
+from fkd.loops._data.batch import normalised
 from fkd.loops._data.prefetch import CudaTransfer, to_device
 from fkd.loops._run import loop as _fit
 from tests.loops.training import batches, make
@@ -65,7 +65,7 @@ def test_what_is_on_the_device_already_is_left_there():
 
 def _run(copy=None, patch=None):
     if copy is not None:
-        patch.setattr(_fit, "to_device", copy)
+        patch.setattr(_fit, "mover", copy)
     step, _ = make()
     state = step.init(seed=3, device=CUDA)
     *_, last = fit(step, state, batches(), epochs=2, log_every=1)
@@ -74,7 +74,7 @@ def _run(copy=None, patch=None):
 
 def test_fit_trains_as_with_plain_copies(monkeypatch):
     beside = _run()
-    plain = _run(lambda device: lambda batch: tensors_only(batch, device), monkeypatch)
+    plain = _run(lambda device: lambda batch: normalised(batch, device), monkeypatch)
     for name, held in beside.items():
         for key, value in held.items():
             torch.testing.assert_close(value, plain[name][key], rtol=1e-6, atol=1e-7)

@@ -1,27 +1,63 @@
-"""Batches: whatever a loader yields, as nested dicts, tuples and lists of tensors."""
+"""Batches: what a loader yields, and what the rest of the package sees of it.
+
+A batch is normalised once, at the edge, where it enters a step, an evaluation or a score:
+
+    Batch         tensors, arrays, numbers, text, ... in mappings, tuples, lists   (a loader's)
+      | normalised(batch, device)
+    TensorBatch   tensors in dicts, tuples, lists                                  (everyone's)
+
+Whoever is given a `TensorBatch` walks over it with `optree`, to which dicts, tuples, lists and
+named tuples (`Packed`) are trees.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, cast
 
 import numpy as np
+import optree
 import torch
 from torch import Tensor
 
 from fkd._trees import map_tensors
-from fkd._types import Batch
+from fkd._types import Batch, TensorBatch
 
 from .packing import Packed
 
 
-def tensors_only(batch: Batch, device: torch.device | None = None) -> Any:
-    """The batch on a device, without what is no tensor (text, ids as strings, None).
+def normalised(batch: Batch, device: torch.device | None = None) -> TensorBatch:
+    """The batch as tensors in dicts, tuples and lists, on a device.
 
-    Without a device, everything stays where it is. Numbers and arrays become tensors; a compiled
-    step would otherwise be compiled anew for every value. Host memory that is pinned is copied
-    without waiting.
+    Numbers and arrays become tensors; a compiled step would otherwise be compiled again for
+    every value. Mappings of any type become dicts. What is not a tensor (text, ids as strings,
+    None) is left out of mappings, and is None in tuples and lists, whose places have numbers.
+    Of a batch that is normalised already, this is a copy of the containers.
+
+    Args:
+      batch: what a loader yields.
+      device: where to; None leaves every tensor where it is. Host memory that is pinned is
+        copied without waiting.
+
+    Raises:
+      ValueError: there is not a tensor in it, and it is not None or an empty container either.
+
+    Example:
+      >>> normalised({"x": torch.ones(1), "weight": 2, "text": "left out", "pair": (3, None)})
+      {'x': tensor([1.]), 'weight': tensor(2), 'pair': (tensor(3), None)}
     """
+    tensors = _normalised(batch, device)
+    if tensors is None and batch is not None:
+        raise ValueError(
+            f"a batch is a {type(batch).__name__} without a tensor; a tensor, or dicts, tuples and "
+            "lists of tensors, arrays and numbers are expected. Convert it in the loader's "
+            "collate_fn."
+        )
+    return tensors
+
+
+def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
     if isinstance(batch, Tensor):
         # Not towards the host, which would read the copy before it is there.
         return batch if device is None else batch.to(device, non_blocking=device.type != "cpu")
@@ -30,42 +66,102 @@ def tensors_only(batch: Batch, device: torch.device | None = None) -> Any:
     if isinstance(batch, bool | int | float):
         return torch.tensor(batch, device=device)
     if isinstance(batch, Mapping):
-        moved = {key: tensors_only(value, device) for key, value in batch.items()}
+        moved = {key: _normalised(value, device) for key, value in batch.items()}
         return {key: value for key, value in moved.items() if value is not None}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(tensors_only(value, device) for value in batch))
     if isinstance(batch, tuple | list):
-        moved = [tensors_only(value, device) for value in batch]
-        if batch and all(value is None for value in moved):
+        inside = [_normalised(value, device) for value in batch]
+        if isinstance(batch, tuple) and hasattr(batch, "_fields"):
+            return cast("Callable[..., TensorBatch]", type(batch))(*inside)
+        if batch and all(value is None for value in inside):
             return None
-        return tuple(moved) if isinstance(batch, tuple) else moved
+        return tuple(inside) if isinstance(batch, tuple) else inside
     return None
 
 
-def leaves(batch: Any, path: str = "batch") -> list[tuple[str, Tensor]]:
+tensors_only = normalised  # until its callers say `normalised`
+
+
+class Signature(NamedTuple):
+    """What a compiled step is compiled for. Two signatures are equal, and have one hash, where
+    the batches have the same structure, shapes and dtypes.
+
+    Attributes:
+      tree: the structure.
+      shapes, dtypes: of the tensors, in the order of the structure.
+    """
+
+    tree: optree.PyTreeSpec
+    shapes: tuple[tuple[int, ...], ...]
+    dtypes: tuple[torch.dtype, ...]
+
+    @property
+    def places(self) -> list[str]:
+        """The code of the place of every tensor, such as `batch['text']['input_ids']`."""
+        return [accessor.codify("batch") for accessor in self.tree.accessors()]
+
+
+def signature(batch: TensorBatch) -> Signature:
+    """Structure, shapes and dtypes of a batch.
+
+    Example:
+      >>> signature({"x": torch.ones(2, 3), "y": [torch.ones(2)]}).places
+      ["batch['x']", "batch['y'][0]"]
+    """
+    tensors, tree = optree.tree_flatten(_tree(batch))
+    return Signature(tree, tuple(tuple(x.shape) for x in tensors), tuple(x.dtype for x in tensors))
+
+
+def structure_change(first: Signature, now: Signature) -> str | None:
+    """How a batch differs in structure from the first one, in words; None if it does not.
+
+    The structure is the places of the tensors, their dtypes and their numbers of axes; the
+    lengths of the axes are free.
+    """
+    before, after = _forms(first), _forms(now)
+    lost = [place for place in before if place not in after]
+    new = [place for place in after if place not in before]
+    changed = [
+        f"{place} was {before[place]} and is {after[place]}"
+        for place in before
+        if place in after and before[place] != after[place]
+    ]
+    told = [f"missing: {', '.join(lost)}"] if lost else []
+    told += [f"new: {', '.join(new)}"] if new else []
+    return "; ".join(told + changed) or None
+
+
+def _forms(signature: Signature) -> dict[str, str]:
+    names = (str(dtype).removeprefix("torch.") for dtype in signature.dtypes)
+    return {
+        place: f"{name} with {len(shape)} axes"
+        for place, name, shape in zip(signature.places, names, signature.shapes, strict=True)
+    }
+
+
+def leaves(batch: TensorBatch) -> list[tuple[str, Tensor]]:
     """Every tensor of the batch with the code of its place."""
-    if isinstance(batch, Tensor):
-        return [(path, batch)]
-    if isinstance(batch, Mapping):
-        inside = [(f"{path}[{key!r}]", value) for key, value in batch.items()]
-    elif isinstance(batch, tuple | list):
-        inside = [(f"{path}[{i}]", value) for i, value in enumerate(batch)]
-    else:
-        return []
-    return [leaf for place, value in inside for leaf in leaves(value, place)]
+    accessors, tensors, _ = optree.tree_flatten_with_accessor(_tree(batch))
+    return [(a.codify("batch"), x) for a, x in zip(accessors, tensors, strict=True)]
 
 
-def signature(batch: Any) -> tuple[Any, ...]:
-    """Structure, shapes and dtypes: what a compiled step is compiled for."""
-    return tuple((place, tuple(x.shape), x.dtype) for place, x in leaves(batch))
+def examples_in(batch: TensorBatch) -> int:
+    """The number of examples: the length of the first axis that most of the tensors have (the
+    greatest of several such lengths); 1 if none has an axis."""
+    counts = Counter(x.shape[0] for x in optree.tree_leaves(_tree(_by_example(batch))) if x.ndim)
+    return max(counts, key=lambda length: (counts[length], length), default=1)
 
 
-def examples_in(batch: Any) -> int:
-    """The number of examples: the length of the first axis of the first tensor that has one."""
-    return next((x.shape[0] for _, x in leaves(_by_example(batch)) if x.ndim), 1)
+def tokens_in(batch: TensorBatch) -> int:
+    """How many tokens a batch holds, so far as the host knows: those of its attention mask, or
+    the places of its `input_ids`; 0 if it has neither."""
+    matrices = [(place, x) for place, x in leaves(batch) if x.ndim >= 2]
+    for place, x in matrices:
+        if "attention_mask" in place and x.device.type == "cpu":
+            return int(np.count_nonzero(x.numpy()))
+    return next((x.numel() for place, x in matrices if "input_ids" in place), 0)
 
 
-def batch_size(batch: Any) -> int:
+def batch_size(batch: TensorBatch) -> int:
     """The number of examples: the length of the first axis, which all tensors share.
 
     Raises:
@@ -81,7 +177,7 @@ def batch_size(batch: Any) -> int:
     return next(iter(sizes.values()), 1)
 
 
-def split(batch: Any, parts: int) -> list[Any]:
+def split(batch: TensorBatch, parts: int) -> list[TensorBatch]:
     """The batch in parts of (nearly) equal size along its first axis; 0-d tensors in each.
 
     A batch that was packed (`pack`) comes apart into the parts that it was packed in.
@@ -92,36 +188,33 @@ def split(batch: Any, parts: int) -> list[Any]:
     size = batch_size(batch)
     if size < parts:
         raise ValueError(f"accumulate={parts}, and the batch has only {size} examples.")
-    for packed in _packed_in(batch):
-        if packed.positions.shape[0] % parts:
+    for packed in optree.tree_leaves(_tree(batch), is_leaf=_is_packed):
+        if isinstance(packed, Packed) and packed.positions.shape[0] % parts:
             raise ValueError(
                 f"accumulate={parts}, and the batch is packed in {packed.positions.shape[0]} "
                 "part(s), whose positions are of the rows of the whole. Pack it in as many parts: "
                 f"pack(mask, parts={parts})."
             )
 
-    def part(index: int) -> Any:
-        return map_tensors(lambda x: x.tensor_split(parts)[index] if x.ndim else x, batch)
+    def part(index: int) -> Callable[[Tensor], Tensor]:
+        return lambda x: x.tensor_split(parts)[index] if x.ndim else x
 
-    return [part(index) for index in range(parts)]
-
-
-def _packed_in(batch: Any) -> list[Packed]:
-    """Every `Packed` of a batch."""
-    if isinstance(batch, Packed):
-        return [batch]
-    if not isinstance(batch, Mapping | tuple | list):
-        return []
-    inside = batch.values() if isinstance(batch, Mapping) else batch
-    return [found for value in inside for found in _packed_in(value)]
+    return [map_tensors(part(index), batch) for index in range(parts)]
 
 
-def _by_example(batch: Any) -> Any:
+def _is_packed(x: Any) -> bool:
+    return isinstance(x, Packed)
+
+
+def _by_example(batch: TensorBatch) -> TensorBatch:
     """The batch without the tensors whose first axis is not the examples."""
-    if isinstance(batch, Packed):
-        return {"mask": batch.mask}
-    if isinstance(batch, Mapping):
-        return {key: _by_example(value) for key, value in batch.items()}
-    if isinstance(batch, tuple | list):
-        return [_by_example(value) for value in batch]
-    return batch
+
+    def by_example(x: Any) -> Any:
+        return {"mask": x.mask} if isinstance(x, Packed) else x
+
+    return cast("TensorBatch", optree.tree_map(by_example, _tree(batch), is_leaf=_is_packed))
+
+
+def _tree(batch: TensorBatch) -> optree.PyTree[Tensor]:
+    """The batch as what optree calls a tree."""
+    return cast("optree.PyTree[Tensor]", batch)

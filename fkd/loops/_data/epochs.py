@@ -14,7 +14,6 @@ from fkd._types import Batch
 
 from .._errors import LoopError
 from .._random import fold_in, seeded
-from .batch import leaves
 
 Loader: TypeAlias = Iterable[Batch] | Callable[[int], Iterable[Batch]]
 """A `DataLoader`, a list, any iterable that can be iterated anew for every epoch; or a function
@@ -81,36 +80,3 @@ def _tell_epoch(loader: Any, seed: int, epoch: int) -> None:
         set_epoch = getattr(owner, "set_epoch", None)
         if callable(set_epoch):
             set_epoch(epoch)
-
-
-def tokens_in(batch: Batch) -> int:
-    """How many tokens a batch holds, so far as the host knows: those of its attention mask, or
-    the places of its `input_ids`; 0 if it has neither."""
-    found = {place: x for place, x in leaves(batch) if x.ndim >= 2}
-    for place, x in found.items():
-        if "attention_mask" in place and x.device.type == "cpu":
-            return int(np.count_nonzero(x.numpy()))
-    return next((x.numel() for place, x in found.items() if "input_ids" in place), 0)
-
-
-def structure(batch: Any) -> dict[str, tuple[torch.dtype, int]]:
-    """What must stay the same from batch to batch: the places of tensors, dtypes, dimensions."""
-    return {place: (x.dtype, x.ndim) for place, x in leaves(batch)}
-
-
-def structure_change(first: Any, now: Any) -> str | None:
-    """How a batch differs in structure from the first one, in words; None if it does not."""
-    lost = [p for p in first if p not in now]
-    new = [p for p in now if p not in first]
-    other = [
-        f"{p} was {_form(first[p])} and is {_form(now[p])}"
-        for p in first
-        if p in now and first[p] != now[p]
-    ]
-    told = [f"missing: {', '.join(lost)}"] if lost else []
-    told += [f"new: {', '.join(new)}"] if new else []
-    return "; ".join(told + other) or None
-
-
-def _form(found: tuple[torch.dtype, int]) -> str:
-    return f"{str(found[0]).removeprefix('torch.')} with {found[1]} axes"

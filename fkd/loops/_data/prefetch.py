@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from fkd._trees import map_tensors
-from fkd._types import Batch
+from fkd._types import Batch, TensorBatch
 
-from .batch import leaves, tensors_only
+from .batch import leaves, normalised
 
-Copy: TypeAlias = Callable[[Batch], Any]
-"""`copy(batch)`: the batch on a device, without what is no tensor."""
+Move: TypeAlias = Callable[[TensorBatch], TensorBatch]
+"""`move(batch)`: a normalised batch on a device."""
 
 
 @runtime_checkable
@@ -57,9 +57,9 @@ class CudaTransfer:
             x.record_stream(here)  # not to be given to the next copy while a step reads it
 
 
-def to_device(device: torch.device, transfer: Transfer | None = None) -> Copy:
-    """The function that copies batches to a device: on CUDA beside the computation, elsewhere
-    as ever.
+def mover(device: torch.device, transfer: Transfer | None = None) -> Move:
+    """The function that copies normalised batches to a device: on CUDA beside the computation,
+    elsewhere in the ordinary way.
 
     Args:
       device: where to.
@@ -67,25 +67,34 @@ def to_device(device: torch.device, transfer: Transfer | None = None) -> Copy:
     """
     if transfer is None and device.type == "cuda":
         transfer = CudaTransfer(device)
-    if transfer is None:
-        return lambda batch: tensors_only(batch, device)
     chosen = transfer
 
-    def copy(batch: Batch) -> Any:
-        held = tensors_only(batch)
-        if any(x.device.type != "cpu" for _, x in leaves(held)):
-            return tensors_only(held, device)  # made by a computation, which it must wait for
-        pinned = map_tensors(chosen.pinned, held)
-        made = chosen.copied(lambda: tensors_only(pinned, device))
-        chosen.handed_over([x for _, x in leaves(made)])
-        return made
+    def plainly(batch: TensorBatch) -> TensorBatch:
+        return map_tensors(lambda x: x.to(device, non_blocking=device.type != "cpu"), batch)
 
-    return copy
+    def beside(batch: TensorBatch) -> TensorBatch:
+        assert chosen is not None
+        if any(x.device.type != "cpu" for _, x in leaves(batch)):
+            return plainly(batch)  # made by a computation, which it must wait for
+        pinned = map_tensors(chosen.pinned, batch)
+        moved = chosen.copied(lambda: plainly(pinned))
+        chosen.handed_over([x for _, x in leaves(moved)])
+        return moved
+
+    return plainly if transfer is None else beside
+
+
+def to_device(
+    device: torch.device, transfer: Transfer | None = None
+) -> Callable[[Batch], TensorBatch]:
+    """The function that normalises a batch and copies it to a device; see `mover`."""
+    move = mover(device, transfer)
+    return lambda batch: move(normalised(batch))
 
 
 def prefetch(
     batches: Iterable[Batch], device: torch.device | str, *, transfer: Transfer | None = None
-) -> Iterator[Any]:
+) -> Iterator[TensorBatch]:
     """The batches on a device, each copied while the step before it still runs there.
 
     The host does not wait for a step: when it asks for the next batch, the device has just
@@ -94,7 +103,7 @@ def prefetch(
     numbers of the loader are those without it, and nothing is drawn beyond the last batch that
     is used. `fit` copies its batches in the same way by itself.
 
-    On other devices than CUDA, a plain copy.
+    On other devices than CUDA, an ordinary copy.
 
     Args:
       batches: a `DataLoader`, or any iterable of batches.
@@ -102,7 +111,7 @@ def prefetch(
       transfer: the operations of the copy, for devices with streams of another kind.
 
     Returns:
-      An iterator over the batches, without what is no tensor (text, None).
+      An iterator over the batches, without what is not a tensor (text, None).
 
     Example:
       >>> from fkd.loops import prefetch

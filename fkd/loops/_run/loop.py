@@ -12,9 +12,9 @@ from fkd._errors import ObjectiveError
 from fkd._types import Batch
 
 from .._checkpoint.lock import lock
-from .._data.batch import examples_in, tensors_only
-from .._data.epochs import Loader, epoch_batches, structure, structure_change, tokens_in
-from .._data.prefetch import Copy, to_device
+from .._data.batch import examples_in, normalised, signature, structure_change, tokens_in
+from .._data.epochs import Loader, epoch_batches
+from .._data.prefetch import Move, mover
 from .._errors import LoopError, NonFiniteError
 from .._state import State, device_of
 from .._step.train_step import TrainStep
@@ -34,7 +34,7 @@ def events(step: TrainStep, state: State, loader: Loader, options: Options) -> I
         run.stop = stack.enter_context(listening())
         try:
             yield run.event("start", message=where)
-            yield from _epochs(run, loader, to_device(device_of(run.state.trainable)))
+            yield from _epochs(run, loader, mover(device_of(run.state.trainable)))
             yield from finish(run)
         except NonFiniteError:
             raise  # saved already
@@ -43,10 +43,10 @@ def events(step: TrainStep, state: State, loader: Loader, options: Options) -> I
             raise
 
 
-def _epochs(run: Run, loader: Loader, copy: Copy) -> Iterator[Event]:
+def _epochs(run: Run, loader: Loader, move: Move) -> Iterator[Event]:
     while not run.ended:
         for batch in _batches(run, loader):
-            _advance(run, batch, copy)
+            _advance(run, batch, move)
             yield from _after_step(run)
             if run.ended:
                 return
@@ -76,25 +76,26 @@ def _batches(run: Run, loader: Loader) -> Iterator[Batch]:
         yield batch
 
 
-def _advance(run: Run, batch: Batch, copy: Copy) -> None:
+def _advance(run: Run, batch: Batch, move: Move) -> None:
     """One step. The device is still at the one before, when the batch is made and copied."""
-    batch = tensors_only(batch)
-    now = structure(batch)
-    if run.structure is not None and now != run.structure:
-        change = structure_change(run.structure, now)
-        raise LoopError(f"{run.where}: its structure is not that of the first batch: {change}.")
+    tensors = normalised(batch)
+    now = signature(tensors)
+    if run.first is not None and now != run.first:
+        change = structure_change(run.first, now)
+        if change is not None:
+            raise LoopError(f"{run.where}: its structure is not that of the first batch: {change}.")
     try:
-        if run.structure is None:
-            run.structure = now
-            describe(run, batch)
-        run.state, metrics = run.step(run.state, copy(batch))
+        if run.first is None:
+            run.first = now
+            describe(run, tensors)
+        run.state, metrics = run.step(run.state, move(tensors))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:
         raise LoopError(f"{run.where}: the step failed: {error}") from error
     run.at = run.at._replace(index=run.at.index + 1)
     run.window.add(metrics)
-    run.throughput = run.throughput.add(examples=examples_in(batch), tokens=tokens_in(batch))
+    run.throughput = run.throughput.add(examples=examples_in(tensors), tokens=tokens_in(tensors))
     if run.log is not None:
         run.log.advance(run.state.step)
 

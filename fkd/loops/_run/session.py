@@ -12,8 +12,10 @@ from typing import Any, Literal, NamedTuple
 
 from fkd._check.check import check
 from fkd._draw.draw import draw
+from fkd._types import TensorBatch
 
 from .._checkpoint.checkpoint import load_latest, save
+from .._data.batch import Signature
 from .._data.epochs import Loader, epoch_batches
 from .._errors import LoopError, NonFiniteError
 from .._log.log import Log, Throughput, open_log
@@ -64,7 +66,7 @@ class Run:
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
     compilations: int = 0
     compile_seconds: float = 0.0
-    structure: Any = None
+    first: Signature | None = None
     saved_at: int | None = None
 
     def event(
@@ -229,7 +231,7 @@ def finish(run: Run) -> Iterator[Event]:
     yield run.event("end", best, message=run.ended)  # pyright: ignore[reportArgumentType]
 
 
-def describe(run: Run, batch: Any) -> None:
+def describe(run: Run, batch: TensorBatch) -> None:
     """Log the table and the drawing of the objective."""
     if run.log is None:
         return

@@ -13,7 +13,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.terms import metric
 from fkd._refs.refs import output_path, ref
 
-from .._data.batch import leaves, tensors_only
+from .._data.batch import leaves, normalised
 from .._data.epochs import Loader, epoch_batches
 from .._evaluate.similarity import linear_cka
 from .._files import replace_file
@@ -30,20 +30,20 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
     kinds = {name: objective.models[name].kind for name in roots if name in objective.models}
     students = [n for n, kind in kinds.items() if kind == "trainable"]
     teachers = [n for n, kind in kinds.items() if kind != "trainable"]
-    batch = next(epoch_batches(dev, state.seed, -1), None)
-    if not students or not teachers or batch is None:
+    drawn = next(epoch_batches(dev, state.seed, -1), None)
+    if not students or not teachers or drawn is None:
         return
+    batch = normalised(drawn, state.skipped.device)
     names = [students[0], teachers[0]]
     pair = [ref(name) for name in names]
     everything = metric(_nothing, *(root.hidden_states for root in pair))
     probe = Objective({**objective.terms, "hidden states": everything}, **objective.models)
-    device = state.skipped.device
     with torch.no_grad():
         ctx, _ = probe.evaluating().context(
             state.trainable,
             state.frozen,
             state.buffers,
-            tensors_only(batch, device),
+            batch,
             names=names,
             autocast=step.autocast,
         )

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fkd.loops import LoopError
-from fkd.loops._data.epochs import epoch_batches, structure, structure_change
+from fkd.loops._data.epochs import epoch_batches
 
 from ..training import LOADERS, batches
 
@@ -60,13 +60,3 @@ def test_an_epoch_that_has_become_shorter_is_said_so():
     assert list(epoch_batches(batches(), 0, 0, skip=5)) == []
     with pytest.raises(LoopError, match="gave 5 batches, and the run was at batch 6"):
         list(epoch_batches(batches(), 0, 0, skip=6))
-
-
-def test_a_change_of_structure_is_told_in_words():
-    one = structure({"x": torch.ones(2, 3), "y": torch.ones(2)})
-    assert structure_change(one, structure({"x": torch.ones(5, 3), "y": torch.ones(5)})) is None
-    other = structure({"x": torch.ones(2, 3, dtype=torch.int64), "z": torch.ones(2)})
-    assert structure_change(one, other) == (
-        "missing: batch['y']; new: batch['z']; batch['x'] was float32 with 2 axes and is int64 "
-        "with 2 axes"
-    )

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import FlopCounterMode
 import fkd
 from fkd import batch, student, teacher, term
 from fkd.loops import Packed, fit, next_tokens, pack, take, train_step
-from fkd.loops._data.batch import batch_size, examples_in, split, tensors_only
+from fkd.loops._data.batch import batch_size, examples_in, normalised, split
 from fkd.losses import cross_entropy, head, head_divergence, kl
 
 VOCAB, ROWS, LENGTH = 23, 4, 6
@@ -240,7 +240,7 @@ def test_a_batch_that_is_not_packed_in_parts_is_refused():
 def test_a_packed_batch_is_counted_by_its_examples():
     given = {"packed": data(multiple=8)["packed"], "x": torch.ones(ROWS, 2)}
     assert examples_in(given) == batch_size(given) == ROWS
-    assert isinstance(tensors_only(given)["packed"], Packed)
+    assert isinstance(normalised(given)["packed"], Packed)
     parts = split({"packed": data(multiple=8, parts=2)["packed"]}, 2)
     assert [p["packed"].positions.shape[0] for p in parts] == [1, 1]
     assert [p["packed"].mask.shape[0] for p in parts] == [2, 2]

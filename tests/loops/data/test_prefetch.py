@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fkd.loops import LoopError, fit, prefetch
-from fkd.loops._data.prefetch import to_device
+from fkd.loops._data.prefetch import mover, to_device
 from fkd.loops._run import loop as _fit
 
 from ..training import LOADERS, batches, make, newest, same_end, train
@@ -81,7 +81,7 @@ def test_an_error_comes_with_its_own_batch():
 def beside(monkeypatch) -> list[Any]:
     """Lets `fit` copy on the CPU as it does on CUDA."""
     log: list[Any] = []
-    monkeypatch.setattr(_fit, "to_device", lambda device: to_device(device, Recorded(log)))
+    monkeypatch.setattr(_fit, "mover", lambda device: mover(device, Recorded(log)))
     return log
 
 
@@ -125,7 +125,7 @@ def test_a_batch_is_used_before_the_next_is_drawn(beside):
 def test_tokens_are_counted_on_the_host(monkeypatch):
     """Where the copy on the device would have to be waited for."""
     counted: list[Any] = []
-    monkeypatch.setattr(_fit, "to_device", lambda device: lambda b: {**b, "mark": torch.ones(1)})
+    monkeypatch.setattr(_fit, "mover", lambda device: lambda b: {**b, "mark": torch.ones(1)})
     monkeypatch.setattr(_fit, "tokens_in", lambda b: counted.append(sorted(b)) or 0)
     train(None, epochs=1)
     assert counted == [["x", "y"]] * 5

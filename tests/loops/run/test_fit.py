@@ -366,18 +366,6 @@ def test_a_pipe_gets_lines(tmp_path, capsys):
     assert shown.count("agreement") == 2 and shown.splitlines()[-1].startswith("step 10/10")
 
 
-def test_tokens_are_counted_where_there_are_any(tmp_path):
-    from fkd.loops._data.batch import examples_in
-    from fkd.loops._data.epochs import tokens_in
-
-    ids = torch.ones(3, 4, dtype=torch.long)
-    mask = torch.tensor([[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]])
-    assert tokens_in({"input_ids": ids}) == 12 and examples_in({"input_ids": ids}) == 3
-    assert tokens_in({"input_ids": ids, "attention_mask": mask}) == 7
-    assert tokens_in({"text": {"attention_mask": mask.bool()}}) == 7
-    assert tokens_in((torch.ones(3, 2),)) == 0 and examples_in(torch.tensor(1.0)) == 1
-
-
 @pytest.mark.plain  # the type checker itself draws from `random`
 def test_the_users_generators_are_as_they_were():
     import random
