@@ -7,6 +7,7 @@ trained itself: its structure is copied (the copy shares the tensors), and the c
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import inspect
 from collections.abc import Callable, Mapping, Sequence
@@ -16,11 +17,16 @@ from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import stateless
 
 from .._refs.refs import Capture, Tap
 from .._types import Batch
+from .lease import same_shapes, when_freed
+from .taps import install
 
 Kind = Literal["trainable", "frozen", "ema"]
+_MOST_IDLE = 4
+"""Skeletons of a model that are kept for later calls."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -153,81 +159,145 @@ def _under(name: str, prefixes: Sequence[str]) -> bool:
 def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence[Any]) -> Apply:
     """The pure function of a skeleton, which also returns what its taps saw.
 
-    Hooks write into a dict that every call clears, fills and hands out, so that they are part
-    of the function and compile with it.
-    """
-    seen: dict[Any, Any] = {}
-    flags: Mapping[str, Any] = {}
-    _install(copied, [t for t in taps if isinstance(t, Tap)], seen)
-    captures = [t for t in taps if isinstance(t, Capture)]
-    library, inner, direct = _host(copied)
-    prepared = library.prepare(inner, captures, paths if direct else []) if library else None
-    if library is not None and not direct:
-        library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
-    if prepared is not None and direct:
-        # A wrapper may ask for more than the refs do: what they need is added, nothing taken.
-        flags = {k: v for k, v in prepared.flags.items() if inner is copied or v}
+    What a call uses belongs to the call: each has a skeleton of its own, with its own hooks,
+    until no backward pass can come back to it (activation checkpointing runs the forward again
+    there). So calls in several threads do not meet, and copies of an objective do not either.
 
-    def apply(
+    Raises:
+      ValueError: a capture cannot be installed; the message says why.
+    """
+    return _Pure(copied, tuple(taps), tuple(paths))
+
+
+class _Pure:
+    """See `make_apply`."""
+
+    def __init__(
+        self, template: nn.Module, taps: tuple[Tap | Capture, ...], paths: tuple[Any, ...]
+    ) -> None:
+        self._made_from = (template, taps, paths)
+        self._idle: list[_Instance] = []
+        self._traced = self._instance(traced=True)
+
+    def __call__(
+        self,
         params: Mapping[str, Tensor],
         buffers: Mapping[str, Tensor],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Applied:
-        seen.clear()
         # Cloned, since modules update buffers in place; what they assign anew is written back
         # into the dict by functional_call itself.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
-        output = torch.func.functional_call(copied, tensors, tuple(args), {**kwargs, **flags})
-        found = dict(seen)
-        seen.clear()
-        if prepared is not None:
-            output = prepared.outputs(output) if direct else output
-            found.update(prepared.collect())
-        return Applied(output, found, {name: tensors[name] for name in buffers})
+        if torch.compiler.is_compiling():
+            return self._traced.functional(tensors, buffers, args, kwargs)
+        try:
+            instance = self._idle.pop()
+        except IndexError:
+            instance = self._instance(traced=False)
+        return instance.leased(tensors, buffers, args, kwargs, self._idle)
 
-    return apply
+    def _instance(self, *, traced: bool) -> _Instance:
+        template, taps, paths = self._made_from
+        return _Instance(skeleton(template, training=template.training), taps, paths, traced=traced)
 
-
-def _install(copied: nn.Module, taps: Sequence[Tap], seen: dict[Any, Any]) -> None:
-    modules = dict(copied.named_modules(remove_duplicate=False))
-    for tap in taps:
-        if tap.module not in modules:
-            continue  # reported by check
-        key = (tap.module, tap.side)
-        if tap.side == "output":
-            modules[tap.module].register_forward_hook(_output_hook(seen, key))
-        else:
-            modules[tap.module].register_forward_pre_hook(_input_hook(seen, key), with_kwargs=True)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Pure, self._made_from  # copies and pickles have skeletons of their own
 
 
-def _output_hook(seen: dict[Any, Any], key: Any) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        del module, args
-        seen[key] = _copied(output)
+class _Instance:
+    """A skeleton with its hooks, used by one call at a time. Hooks write into a dict that every
+    call clears, fills and hands out, so that they are part of the function and compile with it.
+    """
 
-    return hook
+    def __init__(
+        self,
+        copied: nn.Module,
+        taps: Sequence[Tap | Capture],
+        paths: Sequence[Any],
+        *,
+        traced: bool,
+    ) -> None:
+        self.module, self.seen = copied, dict[Any, Any]()
+        self.flags: Mapping[str, Any] = {}
+        modules = dict(copied.named_modules(remove_duplicate=False))
+        install(modules, [t for t in taps if isinstance(t, Tap)], self.seen)
+        captures = [t for t in taps if isinstance(t, Capture)]
+        library, inner, self.direct = _host(copied)
+        self.prepared = library and library.prepare(
+            inner, captures, paths if self.direct else [], traced=traced
+        )
+        if library is not None and not self.direct:
+            library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
+        if self.prepared is not None and self.direct:
+            # A wrapper may ask for more than the refs do: what they need is added, nothing taken.
+            flags = self.prepared.flags
+            self.flags = {k: v for k, v in flags.items() if inner is copied or v}
+        self.buffers = {
+            f"{name}.{key}".removeprefix("."): (module, key)
+            for name, module in modules.items()
+            for key in module._buffers  # pyright: ignore[reportPrivateUsage]
+        }
 
+    def functional(
+        self,
+        tensors: dict[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+    ) -> Applied:
+        """A call that leaves nothing behind: for what is traced, backward pass and all."""
+        self.seen.clear()
+        output = torch.func.functional_call(
+            self.module, tensors, tuple(args), {**kwargs, **self.flags}
+        )
+        output, seen = self._read(output)
+        now = {name: tensors[name] for name in buffers}
+        return Applied(output, seen, same_shapes(buffers, now))
 
-def _input_hook(seen: dict[Any, Any], key: Any) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        del module
-        seen[key] = _copied(args[0] if args else next(iter(kwargs.values())))
+    def leased(
+        self,
+        tensors: dict[str, Tensor],
+        buffers: Mapping[str, Tensor],
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        idle: list[_Instance],
+    ) -> Applied:
+        """A call whose tensors stay in place until its backward pass is over, or cannot come.
 
-    return hook
+        What is recomputed there reads them, and buffers as they were before the call.
+        """
+        swap = stateless._reparametrize_module(self.module, tensors, tie_weights=True)  # pyright: ignore[reportPrivateUsage]
+        stack = contextlib.ExitStack()
+        stack.callback(self._returned, idle)
+        stack.enter_context(swap)
+        try:
+            self.seen.clear()
+            output, seen = self._read(self.module(*args, **{**kwargs, **self.flags}))
+            now = {n: getattr(*self.buffers[n]) for n in buffers}
+            applied = Applied(output, seen, same_shapes(buffers, now))
+            if self.module.training:
+                for name, (module, key) in self.buffers.items():
+                    if name in buffers:
+                        module._buffers[key] = buffers[name].clone()  # pyright: ignore[reportPrivateUsage]
+        except BaseException:
+            stack.close()
+            raise
+        when_freed(applied, stack.close)
+        return applied
 
+    def _returned(self, idle: list[_Instance]) -> None:
+        self.seen.clear()
+        if len(idle) < _MOST_IDLE:
+            idle.append(self)
 
-def _copied(value: Any) -> Any:
-    """A copy of the tensors, which later in-place operations of the model do not reach."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, tuple) and type(value) is tuple:
-        return tuple(_copied(v) for v in value)
-    if isinstance(value, list):
-        return [_copied(v) for v in value]
-    if isinstance(value, Mapping):
-        return {k: _copied(v) for k, v in value.items()}
-    return value
+    def _read(self, output: Any) -> tuple[Any, dict[Any, Any]]:
+        seen = dict(self.seen)
+        self.seen.clear()
+        if self.prepared is None:
+            return output, seen
+        output = self.prepared.outputs(output) if self.direct else output
+        return output, {**seen, **self.prepared.collect()}
 
 
 def parameter_names(copied: nn.Module) -> dict[str, str]:

@@ -15,6 +15,7 @@ from ._collect import install_output_hooks, return_all_maps
 from ._fallback import hook_projection, output_map
 from ._forward import flags as output_flags
 from ._forward import outputs as plain_outputs
+from ._recompute import settle_checkpointing
 from ._sites import Layers, attention_parts, resolve, uses_interface
 from ._types import Capture, CaptureLike
 from ._watch import Wanted, watch
@@ -58,7 +59,11 @@ class Prepared:
 
 
 def prepare(
-    model: nn.Module, captures: Sequence[CaptureLike], paths: Sequence[Sequence[Any]] = ()
+    model: nn.Module,
+    captures: Sequence[CaptureLike],
+    paths: Sequence[Sequence[Any]] = (),
+    *,
+    traced: bool = False,
 ) -> Prepared:
     """Change a copy of a model so that it captures what is asked for. Once, before compiling.
 
@@ -66,6 +71,7 @@ def prepare(
       model: a copy that may be changed. The other layers' attention is left alone.
       captures: what to capture.
       paths: output paths that are read, such as `("hidden_states", 3)`.
+      traced: the model is run while a graph is traced.
 
     Returns:
       The flags to call the model with, and the functions that read the results.
@@ -93,6 +99,7 @@ def prepare(
         return_all_maps(model, store)
     if flags.get("output_attentions") or flags.get("output_hidden_states"):
         install_output_hooks(model)
+    settle_checkpointing(model, traced=traced)
     if chosen:
         model.register_forward_pre_hook(lambda *_: store.clear())
     return Prepared(flags, chosen, store, maps)

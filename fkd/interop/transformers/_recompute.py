@@ -1,0 +1,63 @@
+"""Gradient checkpointing of transformers models, in a form that a pure function can have."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils import checkpoint as recompute
+from torch.utils.checkpoint import CheckpointPolicy
+
+
+def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
+    """Let the layers that recompute do so by torch's non-reentrant checkpointing.
+
+    The reentrant kind knows no `torch.autograd.grad`, and has the same values and gradients. In
+    a traced graph what draws random numbers (dropout, and attention, which may) is kept and not
+    computed again, since torch refuses to; and a layer of which a tap or a capture reads something
+    inside is not recomputed, since a traced recomputation may write nothing.
+
+    Args:
+      model: a copy that may be changed.
+      traced: the copy is run while a graph is traced.
+    """
+    for module in model.modules():
+        chosen: Any = getattr(module, "_gradient_checkpointing_func", None)
+        if not getattr(module, "gradient_checkpointing", False) or chosen is None:
+            continue
+        changed: Any = module
+        options = dict(getattr(chosen, "keywords", {}))
+        fn = getattr(chosen, "func", recompute.checkpoint)
+        options["use_reentrant"] = False
+        if traced and _is_watched(module):
+            changed.gradient_checkpointing = False
+            continue
+        if traced:
+            fn = recompute.checkpoint
+            options.setdefault("context_fn", _keeping_random)
+        changed._gradient_checkpointing_func = functools.partial(fn, **options)
+
+
+def _is_watched(layer: nn.Module) -> bool:
+    """Whether something inside of a layer is read while it runs."""
+    return any(
+        m._forward_hooks or m._forward_pre_hooks or {"_fkd_capture", "forward"} & vars(m).keys()  # pyright: ignore[reportPrivateUsage]
+        for m in layer.modules()
+        if m is not layer
+    )
+
+
+def _keeping_random() -> Any:
+    # What is kept may be changed in place before it is made functional: the mask of dropout.
+    return recompute.create_selective_checkpoint_contexts(
+        _unless_random, allow_cache_entry_mutation=True
+    )
+
+
+def _unless_random(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    del context, args, kwargs
+    if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
+        return CheckpointPolicy.MUST_SAVE
+    return CheckpointPolicy.PREFER_RECOMPUTE
