@@ -6,18 +6,23 @@ step where it logs; nothing here waits for a device.
 
 from __future__ import annotations
 
+import contextlib
 import json
+import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
+from .._errors import CheckpointError
 from .._files import replace_file
 from .lines import JsonLines, strict_json
 from .progress import Progress, open_progress
 from .tensorboard import TensorBoard
+
+_log = logging.getLogger("fkd")
 
 METRICS, CONFIG = "metrics.jsonl", "config.json"
 
@@ -63,9 +68,11 @@ class Log:
         lines: JsonLines,
         tensorboard: TensorBoard | None,
         progress: Progress | None,
+        resume_step: int | None = None,
     ) -> None:
         self.run_dir = run_dir
         self._lines, self._tensorboard, self._progress = lines, tensorboard, progress
+        self._resume_step, self._process = resume_step, os.getpid()
 
     def write(
         self,
@@ -75,7 +82,8 @@ class Log:
         kind: str = "train",
         epoch: int | float | None = None,
     ) -> None:
-        """Log the values of a step, to every place.
+        """Log the values of a step, to every place. What a run logs a second time for the step
+        that it resumes at stays as it was.
 
         Args:
           values: numbers by name; "/" in a name groups the charts ("loss/kd").
@@ -86,55 +94,62 @@ class Log:
         record: dict[str, Any] = {"step": step, "time": time.time(), "kind": kind}
         record |= {} if epoch is None else {"epoch": epoch}
         record |= {name: _number(name, value) for name, value in values.items()}
-        self._lines.write(record)
-        if self._tensorboard:
-            self._tensorboard.write(record)
-        if self._progress:
-            self._progress.write(record)
+        if step != self._resume_step or kind not in self._lines.repeated:
+            self._lines.write(record)
+            if self._tensorboard:
+                self._tensorboard.write(record)
+        self._show(lambda shown: shown.write(record))
 
     def advance(self, step: int) -> None:
         """Move the progress bar; cheap enough for every step."""
-        if self._progress:
-            self._progress.advance(step)
+        self._show(lambda shown: shown.advance(step))
 
-    def message(self, text: str) -> None:
-        """Show a line to the person who watches, without breaking the progress bar."""
+    def _show(self, action: Callable[[Progress], None]) -> None:
+        """Progress is shown as long as somebody can see it."""
         if self._progress:
-            self._progress.message(text)
+            try:
+                action(self._progress)
+            except (OSError, ValueError) as error:  # a closed terminal, a pipe that nobody reads
+                self._progress = None
+                _log.warning("progress is not shown any more: %s", error)
 
     def hyperparameters(self, values: Mapping[str, Any]) -> None:
         """Keep the settings of the run: `config.json`, and TensorBoard's HPARAMS and TEXT."""
         text = json.dumps(strict_json(values), indent=2, default=repr)
-        replace_file(self.run_dir / CONFIG, text.encode())
+        self._keep(CONFIG, text)
         if self._tensorboard:
             self._tensorboard.hyperparameters(json.loads(text))
 
     def text(self, name: str, text: str) -> None:
         """Keep a text, such as the table of `check`: `<name>.txt`, and TensorBoard's TEXT."""
-        replace_file(self.run_dir / f"{name}.txt", text.encode())
+        self._keep(f"{name}.txt", text)
         if self._tensorboard:
             self._tensorboard.text(name, text)
 
-    def graph(
-        self, svg: str, *, text: str | None = None, edges: Iterable[tuple[str, str]] = ()
-    ) -> None:
+    def graph(self, svg: str, *, text: str | None = None) -> None:
         """Keep the drawing of the objective: `graph.svg`, and what TensorBoard can show of it.
 
         Args:
           svg: the drawing. TensorBoard has no place for SVG; the report shows it.
           text: the drawing as text, for TEXT.
-          edges: pairs of names, for GRAPHS.
         """
-        replace_file(self.run_dir / "graph.svg", svg.encode())
+        self._keep("graph.svg", svg)
         if self._tensorboard and text is not None:
             self._tensorboard.text("graph", text)
-        if self._tensorboard and edges:
-            self._tensorboard.graph(edges)
+
+    def _keep(self, name: str, text: str) -> None:
+        path = self.run_dir / name
+        try:
+            replace_file(path, text.encode(errors="backslashreplace"))
+        except OSError as error:
+            raise CheckpointError(f"log: {path} cannot be written: {error.strerror}.") from error
 
     def close(self) -> None:
-        """End the progress bar and close the files."""
-        if self._progress:
-            self._progress.close()
+        """End the progress bar and close the files. In a process that was forked inside the run,
+        nothing: they are those of the run."""
+        if os.getpid() != self._process:
+            return
+        self._show(lambda shown: shown.close())
         if self._tensorboard:
             self._tensorboard.close()
         self._lines.close()
@@ -171,6 +186,7 @@ def open_log(
 
     Raises:
       ImportError: `tensorboard` is asked for and not installed.
+      CheckpointError: a file cannot be written.
 
     Example:
       >>> import tempfile
@@ -181,12 +197,19 @@ def open_log(
       ['metrics.jsonl']
     """
     folder = Path(run_dir)
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CheckpointError(f"log: {folder} cannot be made: {error.strerror}.") from error
     first_step = 0 if resume_step is None else resume_step + 1
-    events = TensorBoard(folder, first_step=first_step) if tensorboard else None
-    lines = JsonLines(folder / METRICS, resume_step=resume_step)
+    with contextlib.ExitStack() as opened:
+        events = TensorBoard(folder, first_step=first_step) if tensorboard else None
+        if events:
+            opened.callback(events.close)
+        lines = JsonLines(folder / METRICS, resume_step=resume_step)
+        opened.pop_all()
     bar = open_progress(total=total_steps, initial=resume_step or 0) if progress else None
-    return Log(folder, lines, events, bar)
+    return Log(folder, lines, events, bar, resume_step)
 
 
 def _number(name: str, value: Any) -> int | float:

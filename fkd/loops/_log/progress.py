@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
+from .lines import NOT_VALUES
+
 Stream: TypeAlias = Any  # a text file that is written to; notebooks have classes of their own
 
 
@@ -98,8 +100,9 @@ Progress: TypeAlias = Bar | Lines
 
 def open_progress(
     *, total: int | None = None, initial: int = 0, stream: Stream | None = None
-) -> Progress:
-    """A bar in a terminal or a notebook, lines in a pipe or a file.
+) -> Progress | None:
+    """A bar in a terminal or a notebook, lines in a pipe or a file; None where there is no
+    standard error (`2>&-`), or a closed one.
 
     Args:
       total: updates of the whole run, if known.
@@ -111,9 +114,10 @@ def open_progress(
         from tqdm.auto import tqdm as notebook_bar
 
         return Bar(notebook_bar(total=total, initial=initial, unit="step"))
+    if output is None or getattr(output, "closed", False):
+        return None
     if output.isatty():
-        # A terminal that says it has no columns (some CI systems) would show an empty bar.
-        width = None if os.get_terminal_size(output.fileno()).columns else 80
+        width = _width(output)
         return Bar(
             tqdm(
                 total=total,
@@ -127,12 +131,20 @@ def open_progress(
     return Lines(output, total=total, initial=initial)
 
 
+def _width(output: Stream) -> int | None:
+    """A terminal that says it has no columns (some CI systems) would show an empty bar."""
+    try:
+        return None if os.get_terminal_size(output.fileno()).columns else 80
+    except (OSError, ValueError):
+        return 80
+
+
 def summary(record: Mapping[str, Any]) -> str:
     """The values that a person wants at a glance: the total loss, or an evaluation's metrics."""
     if record["kind"] == "train":
         names = [n for n in ("loss/total", "loss") if n in record]
     else:
-        names = [n for n in record if n not in ("step", "time", "kind", "epoch")]
+        names = [n for n in record if n not in NOT_VALUES]
         names = sorted(names, key=_rank)[:6]
     return "  ".join(f"{name.removeprefix('eval/')} {record[name]:.4g}" for name in names)
 

@@ -10,6 +10,7 @@ import os
 import pty
 import random
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +23,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from fkd.loops._errors import CheckpointError
 from fkd.loops._log.lines import JsonLines, read_log
 from fkd.loops._log.log import Log, Throughput, open_log
 from fkd.loops._log.progress import Lines, duration, open_progress
@@ -146,7 +148,7 @@ def test_a_full_disk_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     with quiet(tmp_path) as log, monkeypatch.context() as patch:
         patch.setattr(os, "write", full)
-        with pytest.raises(OSError, match="No space left"):
+        with pytest.raises(CheckpointError, match=r"metrics.jsonl.*: No space left"):
             log.write({}, step=1)
 
 
@@ -204,12 +206,7 @@ def test_settings_texts_and_the_graph_are_kept(tmp_path: Path):
             {"lr": 0.1, "terms": {"kd": "a|b"}, "layers": (3, 6), "x": torch.float16}
         )
         log.text("check", "term  shape\nkd    [8]")
-        edges = [
-            ("student/logits", "terms/kd"),
-            ("teacher/logits", "terms/kd"),
-            ("terms/kd", "total"),
-        ]
-        log.graph("<svg/>", text="a -> b", edges=edges)
+        log.graph("<svg/>", text="a -> b")
         found = events(tmp_path)
     config = json.loads((tmp_path / "config.json").read_text())
     assert config == {"lr": 0.1, "terms": {"kd": "a|b"}, "layers": [3, 6], "x": "torch.float16"}
@@ -221,9 +218,6 @@ def test_settings_texts_and_the_graph_are_kept(tmp_path: Path):
     }
     assert "    kd    [8]" in texts["check/text_summary"]
     assert "| terms/kd | a&#124;b |" in texts["hyperparameters/text_summary"]
-    graph = {node.name: list(node.input) for node in found.Graph().node}
-    assert graph["terms/kd"] == ["student/logits", "teacher/logits"]
-    assert graph["total"] == ["terms/kd"]
     plugin = found.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     assert b"terms/kd" in plugin
     assert len(list(tmp_path.glob("**/events*"))) == 1  # and no second run beside this one
@@ -232,7 +226,7 @@ def test_settings_texts_and_the_graph_are_kept(tmp_path: Path):
 def test_tensorboard_is_imported_only_when_it_is_asked_for(tmp_path: Path):
     code = """
 import sys
-from fkd.loops._log import open_log
+from fkd.loops._log.log import open_log
 with open_log(sys.argv[1], tensorboard=False) as log:
     log.write({"x": 1.0}, step=1)
 assert not [name for name in sys.modules if name.startswith("tensorboard")]
@@ -248,6 +242,164 @@ except ImportError as error:
     assert "open_log: tensorboard is not installed. Install fkd[tensorboard]" in done.stdout
 
 
+# -- faults ---------------------------------------------------------------------------------
+
+
+def test_a_flipped_byte_costs_its_line_only(tmp_path: Path):
+    path = tmp_path / "metrics.jsonl"
+    with quiet(tmp_path) as log:
+        for step in range(1, 11):
+            log.write({"x": step / 3, "name/y": -step}, step=step, epoch=step // 5)
+    whole = path.read_bytes()
+    ends = [i for i, byte in enumerate(whole) if byte == 10]
+    for offset in range(0, len(whole), 3):
+        for mask in (0x01, 0x20, 0xFF):
+            damaged = bytearray(whole)
+            damaged[offset] ^= mask
+            path.write_bytes(damaged)
+            JsonLines(path, resume_step=10).close()
+            lost = {1 + sum(end < offset for end in ends)}
+            assert set(steps(tmp_path)) >= set(range(1, 11)) - lost
+    for end in ends:  # two lines in one
+        path.write_bytes(whole[:end] + b"X" + whole[end + 1 :])
+        JsonLines(path, resume_step=10).close()
+        assert steps(tmp_path) in (list(range(1, 11)), list(range(1, 10)))
+
+
+@pytest.mark.parametrize("link", [os.symlink, os.link])
+@pytest.mark.parametrize("resume_step", [None, 5])
+def test_a_log_that_is_a_link_is_not_written_through(tmp_path: Path, link: Any, resume_step: Any):
+    precious, run = tmp_path / "precious", tmp_path / "run"
+    text = "all of it\n" * 3
+    precious.write_text(text)
+    run.mkdir()
+    link(precious, run / "metrics.jsonl")
+    try:
+        with quiet(run, resume_step=resume_step) as log:
+            log.write({"x": 1}, step=6)
+        assert steps(run) == [6]
+    except CheckpointError as error:
+        assert "is a link, which is not followed" in str(error)
+    assert precious.read_text() == text
+
+
+@pytest.mark.parametrize("resume_step", [None, 5])
+def test_a_log_that_is_no_file_is_named(tmp_path: Path, resume_step: Any):
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    if resume_step is None:  # it is kept under another name
+        with quiet(tmp_path) as log:
+            log.write({}, step=1)
+        assert steps(tmp_path) == [1] and (tmp_path / "metrics.1.jsonl").is_fifo()
+        return
+    with pytest.raises(CheckpointError, match="not a regular file"):
+        JsonLines(tmp_path / "metrics.jsonl", resume_step=resume_step)
+
+
+def test_what_is_logged_again_for_the_step_of_a_resume_is_there_once(tmp_path: Path):
+    for resume_step in (None, 4, 4):
+        with open_log(tmp_path, progress=False, resume_step=resume_step) as log:
+            log.write({"x": 1.0}, step=4)
+            log.write({"eval/y": 2.0}, step=4, kind="eval")
+    assert [r["kind"] for r in read_log(tmp_path / "metrics.jsonl")] == ["train", "eval"]
+    assert points(events(tmp_path), "x") == [(4, 1.0)]
+    with quiet(tmp_path, resume_step=4) as log:
+        log.write({"x": 1.0}, step=5)
+    assert steps(tmp_path) == [4, 4, 5]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "[" * 100_000,
+        '{"step": true}',
+        '{"step": -1}',
+        '{"step": 1e3}',
+        '{"step": 9007199254740993}',
+        '{"step": ' + "9" * 5000 + "}",
+        '{"step": 3, "kind": ["train"]}',
+        '{"step": 3, "kind": null}',
+        "3",
+        "null",
+    ],
+)
+def test_lines_of_another_form_are_left_out(tmp_path: Path, line: str):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 2}}\n')
+    assert steps(tmp_path) == [1, 2]
+    with quiet(tmp_path, resume_step=2) as log:
+        log.write({}, step=3)
+    assert steps(tmp_path) == [1, 2, 3]
+
+
+def test_fields_of_another_form_are_left_out(tmp_path: Path):
+    fields = ['"time": "x"', '"time": 1e300', '"epoch": null', f'"x": {10**400}', '"y": 1']
+    (tmp_path / "metrics.jsonl").write_text("".join(f'{{"step": 1, {f}}}\n' for f in fields))
+    read = list(read_log(tmp_path / "metrics.jsonl"))
+    assert read == [{"step": 1, "kind": "train"}] * 4 + [{"step": 1, "y": 1, "kind": "train"}]
+
+
+def test_a_log_that_is_deleted_is_begun_again(tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    with quiet(tmp_path) as log:
+        log.write({}, step=1)
+        (tmp_path / "metrics.jsonl").unlink()
+        log.write({}, step=2)
+    assert steps(tmp_path) == [2] and "was deleted during the run" in caplog.text
+
+
+@pytest.mark.parametrize("failures", [1, 10**9])
+def test_tensorboard_that_fails_does_not_end_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, failures: int
+):
+    from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+    real, left = EventFileWriter.add_event, failures
+
+    def fails(self: Any, event: Any) -> None:
+        nonlocal left
+        if event.step == 2 and left:
+            left -= 1
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        real(self, event)
+
+    monkeypatch.setattr(EventFileWriter, "add_event", fails)
+    order = [1, *[2] * 9, 3]
+    with open_log(tmp_path, progress=False) as log:
+        for step in order:
+            log.write({"x": float(step)}, step=step)
+    assert steps(tmp_path) == order
+    assert caplog.text.count("No space left") == 1
+    files = sorted(tmp_path.glob("events*"))
+    assert len(files) == (2 if failures == 1 else 3)  # it is tried three times
+
+
+def test_a_progress_that_nobody_can_see_does_not_end_the_run(tmp_path: Path):
+    read, write = os.pipe()
+    os.close(read)
+    broken = open(write, "w", encoding="utf-8")
+    for stream in (None, broken):
+        with quiet(tmp_path) as log:
+            log._progress = open_progress(stream=stream) if stream else None
+            for step in (1, 2):
+                log.advance(step)
+                log.write({"loss/total": 1.0}, step=step, kind="eval")
+        assert steps(tmp_path) == [1, 2]
+    with pytest.raises(BrokenPipeError):
+        broken.close()
+    assert broken.closed and open_progress(stream=broken) is None
+
+
+@pytest.mark.parametrize("redirection", ["2>&-", "2>/dev/full"])
+def test_without_standard_error_there_is_no_progress(tmp_path: Path, redirection: str):
+    code = (
+        "import sys; from fkd.loops._log.log import open_log\n"
+        "with open_log(sys.argv[1], tensorboard=False) as log:\n"
+        "    log.write({'loss/total': 1.0}, step=1); log.advance(2)\n"
+    )
+    command = f"exec {sys.executable} -c {shlex.quote(code)} {tmp_path} {redirection}"
+    assert subprocess.run(["sh", "-c", command], check=False).returncode == 0
+    assert steps(tmp_path) == [1]
+
+
 # -- the progress bar -----------------------------------------------------------------------
 
 
@@ -261,7 +413,6 @@ def _run(folder: Path, descriptor: int) -> None:
                 log.write({"loss/total": 1 / step}, step=step)
             if step % 100 == 0:
                 log.write({"eval/accuracy": step / 300}, step=step, kind="eval")
-        log.message("the end")
     sys.stderr.flush()
     os._exit(0)
 
@@ -295,7 +446,6 @@ def test_a_pipe_gets_few_plain_lines(tmp_path: Path):
         r"step 100/300 \(33 %\), .* left, .* step/s  accuracy 0\.3333",
         r"step 200/300 .*  accuracy 0\.6667",
         r"step 300/300 \(100 %\), .* step/s  accuracy 1",
-        r"the end",
         r"step 300/300 \(100 %\), .*  done in .* s",
     ]
     assert len(lines) == len(patterns)
@@ -307,9 +457,9 @@ def test_a_terminal_gets_a_bar(tmp_path: Path, columns: int):
     reading, writing = pty.openpty()
     termios.tcsetwinsize(writing, (30, columns))
     shown = _output(tmp_path, reading, writing).replace("\r\n", "\n")
-    assert shown.count("\n") == 5  # three evaluations, the message, the bar
+    assert shown.count("\n") == 4  # three evaluations, the bar
     assert re.search(r"\r100%\|.*\| 300/300 \[.*loss/total 0\.003333\]", shown)
-    assert "step 100  accuracy 0.3333\n" in shown and "the end\n" in shown
+    assert "step 100  accuracy 0.3333\n" in shown
 
 
 def test_lines_without_a_total_and_after_a_resume():
