@@ -175,7 +175,7 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
     if any(run.values[place[ref]] is FAILED for ref in term.refs):
         return None
     args = [run.values[place[ref]] for ref in term.args]
-    problem = _mask_problem(term, run.values[place[term.where]]) if term.where else None
+    problem = _mask_problem(term, run.values[place[term.where]]) if term.where is not None else None
     problem = problem or _broadcast_problem(term, args)
     if problem is None:
         try:

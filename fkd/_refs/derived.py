@@ -2,29 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import numbers
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from ..schedules import Schedule
+from .code import Call as Call
+from .code import Constant, Node, Ref, filled, refs_in
 from .context import Context
 from .paths import name_of, show
-from .refs import Node, Ref
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Constant(Node):
-    """A tensor that does not depend on the step."""
-
-    tensor: Tensor
-
-    def __repr__(self) -> str:
-        return f"<tensor {tuple(self.tensor.shape)} at {id(self.tensor):#x}>"
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return self.tensor
+from .syntax import NEVER_TRAINED, is_trained, operand_hint
+from .trees import arguments, plain
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -48,40 +40,6 @@ class Function(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Call(Node):
-    """A function, or a named module, applied to refs and constants."""
-
-    fn: Callable[..., Any] | None
-    name: str
-    args: tuple[Any, ...]
-    kwargs: tuple[tuple[str, Any], ...] = ()
-
-    def __repr__(self) -> str:
-        shown = [show(a) for a in self.args] + [f"{k}={show(v)}" for k, v in self.kwargs]
-        if self.fn is None:
-            return f"{self.name}({', '.join(shown)})"
-        if self.fn is torch.detach:
-            return f"stop_gradient({', '.join(shown)})"
-        return f"call({', '.join([name_of(self.fn), *shown])})"
-
-    @property
-    def children(self) -> tuple[Ref, ...]:
-        return tuple(refs_in((self.args, dict(self.kwargs))))
-
-    @property
-    def roots(self) -> frozenset[str] | None:
-        below = super().roots
-        return below if self.fn is not None or below is None else below | {self.name}
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        given = iter(values)
-        args = filled(self.args, given)
-        kwargs = filled(dict(self.kwargs), given)
-        fn = ctx.modules[self.name] if self.fn is None else self.fn
-        return fn(*args, **kwargs)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
 class Nested(Node):
     """A list, tuple or dict with refs in it."""
 
@@ -90,35 +48,8 @@ class Nested(Node):
     def __repr__(self) -> str:
         return repr(self.tree)
 
-    @property
-    def children(self) -> tuple[Ref, ...]:
-        return tuple(refs_in(self.tree))
-
     def compute(self, ctx: Context, *values: Any) -> Any:
         return filled(self.tree, iter(values))
-
-
-def refs_in(tree: Any) -> Iterator[Ref]:
-    """The refs in nested tuples, lists and dicts, in order."""
-    if isinstance(tree, Ref):
-        yield tree
-    elif isinstance(tree, Mapping):
-        for value in tree.values():
-            yield from refs_in(value)
-    elif isinstance(tree, tuple | list):
-        for value in tree:
-            yield from refs_in(value)
-
-
-def filled(tree: Any, values: Iterator[Any]) -> Any:
-    """The tree with its refs replaced by values, in the order of `refs_in`."""
-    if isinstance(tree, Ref):
-        return next(values)
-    if isinstance(tree, Mapping):
-        return {key: filled(value, values) for key, value in tree.items()}
-    if isinstance(tree, tuple | list):
-        return type(tree)([filled(value, values) for value in tree])
-    return tree
 
 
 @dataclass(frozen=True)
@@ -131,7 +62,7 @@ class Module:
         return f"module({self.name!r})"
 
     def __call__(self, *args: Any, **kwargs: Any) -> Ref:
-        return Ref(Call(None, self.name, tuple(map(_operand, args)), tuple(kwargs.items())))
+        return Ref(Call(None, self.name, *arguments(self.name, _operands(args), kwargs)))
 
 
 def module(name: str) -> Module:
@@ -149,13 +80,27 @@ def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Ref:
     """A ref to `fn(*args, **kwargs)`, where any argument may be a ref.
 
     Positional callables count as refs (functions of the context); everything else is passed
-    as it is.
+    as it is. Arithmetic, comparisons, indexing, methods and torch functions of refs need no
+    `call`: `torch.softmax(student.logits / 2, -1)` is `call(torch.softmax, ...)`.
+
+    Args:
+      fn: a pure function; what it does to its arguments in place is seen by other terms.
+      args, kwargs: its arguments; refs among them, and in lists, tuples and dicts, are filled in.
 
     Example:
       >>> call(torch.softmax, student.logits, dim=-1)
       call(softmax, student.logits, dim=-1)
     """
-    return Ref(Call(fn, "", tuple(map(_operand, args)), tuple(kwargs.items())))
+    if isinstance(fn, Module):
+        return fn(*args, **kwargs)
+    if isinstance(fn, Ref) or not callable(fn):
+        raise TypeError(
+            f"call: fn is {show(fn)}; a function is expected first, then its arguments: "
+            "fkd.call(torch.softmax, student.logits, dim=-1)."
+        )
+    if isinstance(fn, nn.Module) and any(map(is_trained, fn.parameters())):
+        raise TypeError(f"call: fn is a {type(fn).__name__} with parameters. {NEVER_TRAINED}")
+    return Ref(Call(fn, "", *arguments(name_of(fn), _operands(args), kwargs)))
 
 
 def stop_gradient(value: Ref | Callable[[Context], Any]) -> Ref:
@@ -164,24 +109,55 @@ def stop_gradient(value: Ref | Callable[[Context], Any]) -> Ref:
 
 
 def as_ref(value: Any) -> Ref:
-    """A ref from a ref, a callable of the context, or a tensor."""
+    """A ref from a ref, a callable of the context, or a tensor.
+
+    Raises:
+      TypeError: anything else; the message says how to write what was meant.
+    """
     if isinstance(value, Ref):
         return value
+    hint = _hint(value)
+    if hint:
+        raise TypeError(f"{show(value)} is not a ref. {hint}")
     if isinstance(value, Tensor):
         return Ref(Constant(value))
     if isinstance(value, tuple | list | Mapping) and any(True for _ in refs_in(value)):
-        return Ref(Nested(value))
-    if callable(value) and not isinstance(value, Module):
+        return Ref(Nested(plain(value)))
+    if callable(value):
         return Ref(Function(value))
-    hint = (
-        f"Call it on a ref: {value.name}(student.logits)."
-        if isinstance(value, Module)
-        else ("Pass a ref such as student.logits, a function of the context, or a tensor.")
+    raise TypeError(
+        f"{show(value)} is not a ref. Pass a ref such as student.logits, a function of the "
+        "context, or a tensor."
     )
-    raise TypeError(f"{value!r} is not a ref. {hint}")
+
+
+def _hint(value: Any) -> str:
+    """How to write what is meant by a value that looks like a ref and is none; or nothing."""
+    if isinstance(value, Module):
+        return f"Call it on a ref: {value.name}(student.logits)."
+    if isinstance(value, nn.Module):
+        return (
+            "A module is given to the objective, name=fkd.trainable(module), and called by that "
+            "name: fkd.module('name')(student.logits)."
+        )
+    if isinstance(value, Schedule):
+        return "A schedule moves a weight or an option: temperature=fkd.schedules.linear(...)."
+    if isinstance(value, type):
+        return "It is a class. Pass a ref such as student.logits."
+    if isinstance(value, bool):
+        return operand_hint(value)
+    if isinstance(value, numbers.Number):
+        return f"Write it as a tensor: torch.tensor({value})."
+    return NEVER_TRAINED if is_trained(value) else ""
+
+
+def _operands(values: Iterable[Any]) -> tuple[Any, ...]:
+    return tuple(map(_operand, values))
 
 
 def _operand(value: Any) -> Any:
-    return (
-        Ref(Function(value)) if callable(value) and not isinstance(value, Ref | Module) else value
-    )
+    """An argument as it is kept: functions of the context are refs, constants are themselves."""
+    if isinstance(value, Module | nn.Module):
+        return as_ref(value)  # which refuses it, and says what to write
+    function = callable(value) and not isinstance(value, Ref | type)
+    return Ref(Function(value)) if function else value

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -10,20 +11,21 @@ from torch import Tensor
 
 from .._errors import RefError, listing, nearest
 
+PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "real", "imag")
+"""What a tensor says of itself without being called."""
 
-def pick(value: Any, key: Any, source: object) -> Any:
-    """One step of a path: a mapping's key, a field, or an index."""
+
+def pick(value: Any, key: Any, source: object, *, bare: str = "") -> Any:
+    """One step of a path: a mapping's key, a field, or an index.
+
+    Args:
+      value: that of the ref before the step.
+      key: the step.
+      source: the ref, as it stands in messages.
+      bare: how the value itself is written, if it is a tensor and not a record.
+    """
     if isinstance(key, str):
-        if isinstance(value, Mapping) and key in value:
-            return value[key]
-        if key in _fields(value):
-            return getattr(value, key)
-        # A model that returns one bare tensor has nothing else to call its logits.
-        if isinstance(value, Tensor) and key in ("logits", "output"):
-            return value
-        names = [str(k) for k in value] if isinstance(value, Mapping) else _fields(value)
-        have = listing(sorted(names)) if names else f"no names, only {describe(value)}"
-        raise RefError(f"{source!r}: no {key!r} here. {nearest(key, names)}Available: {have}.")
+        return _named(value, key, source, bare)
     if isinstance(key, int) and isinstance(value, (tuple, list)):
         if not -len(value) <= key < len(value):
             raise RefError(
@@ -35,6 +37,55 @@ def pick(value: Any, key: Any, source: object) -> Any:
         return value[key]
     except (KeyError, IndexError, TypeError) as error:
         raise RefError(f"{source!r}: {describe(value)} has no [{key!r}] ({error}).") from None
+
+
+def _named(value: Any, key: str, source: object, bare: str) -> Any:
+    if isinstance(value, Mapping) and key in value:
+        return value[key]
+    if key in _fields(value):
+        return getattr(value, key)
+    names = [str(k) for k in value] if isinstance(value, Mapping) else _fields(value)
+    if isinstance(value, Tensor):
+        # A model that returns one bare tensor has nothing else to call its logits.
+        if key in ("logits", "output"):
+            return value
+        if key in PROPERTIES:
+            return getattr(value, key)
+        called = f" {_called(source)}" if _is_method(value, key) else ""
+        raise RefError(
+            f"{source!r}: no {key!r} here, only {describe(value)}, which is written "
+            f"{bare or 'without a name'}.{called}"
+        )
+    if not names and _is_method(value, key):
+        raise RefError(f"{source!r}: {describe(value)} has no names. {_called(source)}")
+    have = listing(sorted(names)) if names else f"no names, only {describe(value)}"
+    raise RefError(f"{source!r}: no {key!r} here. {nearest(key, names)}Available: {have}.")
+
+
+def _is_method(value: Any, name: str) -> bool:
+    return not name.startswith("_") and callable(getattr(value, name, None))
+
+
+def _called(source: object) -> str:
+    return f"A method is called: {source!r}(...)."
+
+
+def method_of(value: Any, name: str, source: object) -> Any:
+    """A method of a value, for a ref that calls it."""
+    is_output = isinstance(value, Mapping) and name in value
+    is_output = is_output or name in _fields(value)
+    if _is_method(value, name) and not is_output:
+        return getattr(value, name)
+    if is_output or (isinstance(value, Tensor) and name in ("logits", "output", *PROPERTIES)):
+        raise RefError(
+            f"{source!r}.{name} is a value, not a method: leave out the brackets behind it. "
+            f"To apply a function: fkd.call(fn, {source!r}.{name})."
+        )
+    methods = [n for n in dir(type(value)) if not n.startswith("_") and not n.endswith("_")]
+    raise RefError(
+        f"{source!r}.{name}(...): {describe(value)} has no method {name!r}. "
+        f"{nearest(name, methods)}To apply a function: fkd.call(fn, {source!r})."
+    )
 
 
 def _fields(value: Any) -> list[str]:
@@ -66,6 +117,10 @@ def show(value: Any) -> str:
     """A value as it stands in code: tensors by shape, functions by name."""
     if isinstance(value, Tensor):
         return f"<tensor {tuple(value.shape)}>" if value.ndim else f"tensor({value.item():g})"
+    if isinstance(value, float) and not math.isfinite(value):
+        return f"float('{value}')"
+    if isinstance(value, type):
+        return value.__name__
     unnamed = callable(value) and type(value).__repr__ in (object.__repr__, _FUNCTION_REPR)
     return name_of(value) if unnamed or isinstance(value, _BUILTIN) else repr(value)
 
@@ -77,6 +132,6 @@ _BUILTIN = type(len)
 def show_key(key: Any) -> str:
     """An index as it stands between brackets."""
     if isinstance(key, slice):
-        ends = ["" if k is None else repr(k) for k in (key.start, key.stop)]
-        return ":".join(ends) + ("" if key.step is None else f":{key.step!r}")
-    return "..." if key is Ellipsis else repr(key)
+        ends = ["" if k is None else show(k) for k in (key.start, key.stop)]
+        return ":".join(ends) + ("" if key.step is None else f":{show(key.step)}")
+    return "..." if key is Ellipsis else show(key)

@@ -4,7 +4,9 @@
     student.tap("encoder.layer.2")    what a submodule returned (or was given: side="input")
     student.attention(3)              the attention map of one layer (transformers)
     student.param("lm_head.weight")   a parameter
-    call(fn, ref, ...)                a function of other refs
+    batch.labels != -100              an operation; also student.logits / 2, x[:, 1:], ~mask
+    student.logits.mean(-1)           a method, or a torch function: torch.softmax(ref, -1)
+    call(fn, ref, ...)                any function of other refs
     module("project")(ref)            a named module of the objective, applied to a ref
     lambda ctx: ctx["student"]        any callable of the context
 
@@ -13,138 +15,71 @@ A ref is immutable, prints as the code that made it, and compares and hashes by 
 
 from __future__ import annotations
 
-import dataclasses
-import keyword
-from collections.abc import Iterator
+import types
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, overload
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, overload
 
 from .._errors import RefError
+from .code import Item as Item
+from .code import Node as Node
+from .code import Ref as Ref
+from .code import Root as Root
+from .code import children as children
+from .code import compute as compute
+from .code import node as node
+from .code import refs_in
+from .code import roots as roots
+from .code import walk as walk
 from .context import Context as Context
-from .paths import pick, show_key
 
-ROOTS = ("student", "teacher", "batch")
-"""Roots that `fkd` exports by name; any other is `fkd.ref(name)`."""
+P = ParamSpec("P")
 
 
-class Node:
-    """What a ref says: a kind of source, or of computation, with its fields.
+class Offer(Ref, Generic[P]):
+    """What `student.value` is: the output called so, and, called with a layer, what the model
+    offers by that name."""
 
-    A ref shows none of this to the user, so that every output can be reached by its name;
-    the rooms of fkd read it by `node(ref)`, `children(ref)`, `roots(ref)`.
-    """
+    def __init__(self, node: Node, fn: Callable[..., Ref]) -> None:
+        super().__init__(node)
+        vars(self)["__doc__"] = fn.__doc__
+        vars(self)["__wrapped__"] = fn
 
-    @property
-    def children(self) -> tuple[Ref, ...]:
-        """The refs whose values this one is computed from."""
-        return ()
+    if TYPE_CHECKING:
 
-    @property
-    def roots(self) -> frozenset[str] | None:
-        """The names it depends on (models and `"batch"`); None if that cannot be known."""
-        below = [node(child).roots for child in self.children]
-        known = [r for r in below if r is not None]
-        return None if len(known) < len(below) else frozenset[str]().union(*known)
+        def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Ref: ...
 
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        """The value, from the values of `children`."""
-        raise TypeError(f"{type(self).__name__} says nothing to compute.")
-
-    def __eq__(self, other: object) -> bool:
-        if type(self) is not type(other) or not dataclasses.is_dataclass(self):
-            return False
-        names = [f.name for f in dataclasses.fields(self)]
-        return all(_same(vars(self)[n], vars(other)[n]) for n in names)
-
-    def __hash__(self) -> int:
-        return hash(repr(self))
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Ref, (self._node,)
 
 
-@dataclass(frozen=True, eq=False, repr=False)
-class Ref:
-    """A pure function `Context -> value`. Attributes and indices of a ref are refs.
+class offered(Generic[P]):
+    """A method of a model's ref, which leaves the output of that name within reach."""
 
-    A ref has no public attributes of its own: `batch.name`, `batch.value` and `batch.roots` are
-    the fields of the batch that are called so.
-    """
+    def __init__(self, fn: Callable[Concatenate[Any, P], Ref]) -> None:
+        self.fn = fn
+        self.__doc__ = fn.__doc__
 
-    _node: Node
+    def __set_name__(self, owner: type, name: str) -> None:
+        self.name = name
 
-    def __repr__(self) -> str:
-        return repr(self._node)
+    @overload
+    def __get__(self, ref: None, owner: type) -> Callable[..., Ref]: ...
 
-    def __call__(self, ctx: Context) -> Any:
-        return self._node.compute(ctx, *(child(ctx) for child in self._node.children))
+    @overload
+    def __get__(self, ref: Ref, owner: type) -> Offer[P]: ...
 
-    def __getattr__(self, name: str) -> Ref:
-        if name.startswith("_"):
-            raise AttributeError(name)
-        return Ref(Item(self, name))
-
-    def __getitem__(self, key: Any) -> Ref:
-        return Ref(Item(self, key))
-
-    def __iter__(self) -> Iterator[Ref]:
-        raise TypeError(f"{self!r} is a ref, not a sequence: its length is not known. Index it.")
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, Ref) and self._node == node(other)
-
-    def __hash__(self) -> int:
-        return hash(self._node)
-
-
-def node(ref: Ref) -> Node:
-    """What a ref says: a `Root`, `Item`, `Tap`, `Capture`, `Param`, or a node of `derived`."""
-    return ref._node  # pyright: ignore[reportPrivateUsage]  the one door to it
-
-
-def children(ref: Ref) -> tuple[Ref, ...]:
-    """The refs whose values this one is computed from."""
-    return node(ref).children
-
-
-def roots(ref: Ref) -> frozenset[str] | None:
-    """The names that a ref depends on (models and `"batch"`); None if that cannot be known."""
-    return node(ref).roots
-
-
-def compute(ref: Ref, ctx: Context, *values: Any) -> Any:
-    """The value of a ref, from the values of its children."""
-    return node(ref).compute(ctx, *values)
-
-
-def _same(a: Any, b: Any) -> bool:
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        return a is b
-    if isinstance(a, tuple) and isinstance(b, tuple):
-        return len(a) == len(b) and all(map(_same, a, b))
-    return type(a) is type(b) and bool(a == b)
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Root(Node):
-    """A name given to `Objective`: a model's whole output, or the batch."""
-
-    name: str
-
-    def __repr__(self) -> str:
-        return self.name if self.name in ROOTS else f"ref({self.name!r})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.name])
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return ctx[self.name]
+    def __get__(self, ref: Ref | None, owner: type) -> Any:
+        if ref is None:
+            return self.fn  # for help(ModelRef)
+        return Offer(Item(ref, self.name), types.MethodType(self.fn, ref))
 
 
 class ModelRef(Ref):
     """The ref of a model, which has more to offer than its output.
 
-    An output that is called like one of these methods is reached by `student["value"]`.
+    None of these methods hides an output: `student.value` is the output that is called so, and
+    `student.value(3)` are the value states of layer 3.
     """
 
     @property
@@ -152,6 +87,13 @@ class ModelRef(Ref):
         assert isinstance(self._node, Root)
         return self._node.name
 
+    def _method(self, name: str, *args: Any, **kwargs: Any) -> Ref:
+        offer = vars(ModelRef).get(name)
+        if isinstance(offer, offered):
+            return offer.fn(self, *args, **kwargs)
+        return super()._method(name, *args, **kwargs)
+
+    @offered
     def tap(self, module: str, side: Literal["output", "input"] = "output") -> Ref:
         """What a submodule returned, or was given, in the forward pass.
 
@@ -165,10 +107,12 @@ class ModelRef(Ref):
         """
         return Ref(Tap(self._name, module, side))
 
+    @offered
     def param(self, name: str) -> Ref:
         """A parameter by its dotted name, as in `named_parameters()`; needs no forward pass."""
         return Ref(Param(self._name, name))
 
+    @offered
     def attention(self, layer: int, *, part: str | None = None) -> Ref:
         """Attention probabilities (after the softmax) of one layer, counted from 0.
 
@@ -177,6 +121,7 @@ class ModelRef(Ref):
         """
         return Ref(Capture(self._name, "attention", layer, part))
 
+    @offered
     def attention_scores(self, layer: int, *, part: str | None = None) -> Ref:
         """Scaled attention scores of one layer, of which the softmax is taken, as in TinyBERT.
 
@@ -185,44 +130,20 @@ class ModelRef(Ref):
         """
         return Ref(Capture(self._name, "attention_scores", layer, part))
 
+    @offered
     def query(self, layer: int, *, part: str | None = None) -> Ref:
         """Query states of one layer, `[batch, heads, length, head_dim]`."""
         return Ref(Capture(self._name, "query", layer, part))
 
+    @offered
     def key(self, layer: int, *, part: str | None = None) -> Ref:
         """Key states of one layer, `[batch, key_value_heads, length, head_dim]`."""
         return Ref(Capture(self._name, "key", layer, part))
 
+    @offered
     def value(self, layer: int, *, part: str | None = None) -> Ref:
         """Value states of one layer, `[batch, key_value_heads, length, head_dim]`."""
         return Ref(Capture(self._name, "value", layer, part))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Item(Node):
-    """A field, key or index of another ref's value."""
-
-    parent: Ref
-    key: Any
-
-    def __repr__(self) -> str:
-        if isinstance(self.key, str) and _is_attribute(self.parent, self.key):
-            return f"{self.parent!r}.{self.key}"
-        keys = self.key if isinstance(self.key, tuple) else (self.key,)
-        return f"{self.parent!r}[{', '.join(map(show_key, keys))}]"
-
-    @property
-    def children(self) -> tuple[Ref, ...]:
-        return (self.parent,)
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return pick(values[0], self.key, self)
-
-
-def _is_attribute(parent: Ref, name: str) -> bool:
-    """Whether `parent.name` is the ref to that output, and not something of the ref itself."""
-    taken = hasattr(type(parent), name) or name.startswith("_") or keyword.iskeyword(name)
-    return name.isidentifier() and not taken
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -308,18 +229,13 @@ def ref(name: str) -> Ref:
     return batch if name == "batch" else ModelRef(Root(name))
 
 
-def walk(value: Ref) -> Iterator[Ref]:
-    """The ref and everything it is computed from, children first."""
-    for child in children(value):
-        yield from walk(child)
-    yield value
-
-
 def output_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
     """`(root, keys)` of an output path such as `student.hidden_states[3]`, else None."""
     keys: list[Any] = []
     part = node(value)
     while isinstance(part, Item):
+        if any(True for _ in refs_in(part.key)):
+            return None
         keys.append(part.key)
         part = node(part.parent)
     return (part.name, tuple(reversed(keys))) if isinstance(part, Root) else None

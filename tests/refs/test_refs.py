@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
 import pickle
 from typing import NamedTuple
 
@@ -93,23 +94,30 @@ FIELDS += ("args", "kwargs", "tensor", "tree", "layer", "part", "kind", "paramet
 METHODS = {"tap", "param", "attention", "attention_scores", "query", "key", "value"}
 
 
-@pytest.mark.parametrize("value", [r for r in REFS if r != student], ids=repr)
+@pytest.mark.parametrize("value", REFS, ids=repr)
 @pytest.mark.parametrize("field", [*FIELDS, *METHODS])
-def test_no_field_of_a_ref_stands_in_the_way_of_an_output(value, field):
-    if type(value) is type(student) and field in METHODS:
-        assert not isinstance(getattr(value, field), fkd.Ref)
-        return
+def test_no_field_and_no_method_of_a_ref_stands_in_the_way_of_an_output(value, field):
     path = getattr(value, field)
-    assert isinstance(path, fkd.Ref) and repr(path) == f"{value!r}.{field}"
-    assert path == value[field]
+    assert isinstance(path, fkd.Ref) and path == value[field] and hash(path) == hash(value[field])
+    assert eval(repr(path), NAMES) == path
 
 
-def test_only_the_documented_methods_of_a_model_hide_outputs():
+def test_only_the_documented_methods_of_a_model_are_listed():
     assert {n for n in dir(student) if not n.startswith("_")} == METHODS
     assert not [n for n in dir(student.logits) if not n.startswith("_")]
+    assert not [n for n in dir(batch) if not n.startswith("_")]
+    for name in METHODS:
+        assert getattr(student, name).__doc__ == getattr(type(student), name).__doc__
+        assert "layer" in inspect.signature(student.attention).parameters
+
+
+def test_an_output_that_is_called_like_a_method_is_reached_by_its_name():
     x = torch.ones(2)
     assert torch.equal(batch.value(context(batch={"value": x})), x)
+    assert torch.equal(student.value(context(student={"value": x})), x)
+    assert torch.equal((student.value * 2)(context(student={"value": x})), 2 * x)
     assert torch.equal(student.name(context(student={"name": x})), x)
+    assert student["value"](3) == student.value(3) and repr(student.value(3)) == "student.value(3)"
 
 
 def test_the_batch_is_the_batch_by_name():
