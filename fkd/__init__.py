@@ -17,7 +17,8 @@ from ._objective.apply import frozen as frozen
 from ._objective.apply import trainable as trainable
 from ._objective.objective import Aux as Aux
 from ._objective.objective import Objective as Objective
-from ._objective.objective import Parts as Parts
+from ._objective.program import Parts as Parts
+from ._objective.program import Program as Program
 from ._objective.terms import Term as Term
 from ._objective.terms import layer_map as layer_map
 from ._objective.terms import metric as metric

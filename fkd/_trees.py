@@ -5,17 +5,22 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import optree
 from torch import Tensor
 
 
-def map_tensors(fn: Callable[[Tensor], Any], batch: Any) -> Any:
-    """The batch with `fn` applied to every tensor."""
-    if isinstance(batch, Tensor):
-        return fn(batch)
-    if isinstance(batch, Mapping):
-        return {key: map_tensors(fn, value) for key, value in batch.items()}
-    if isinstance(batch, tuple) and hasattr(batch, "_fields"):
-        return type(batch)(*(map_tensors(fn, value) for value in batch))
-    if isinstance(batch, tuple | list):
-        return type(batch)(map_tensors(fn, value) for value in batch)
-    return batch
+def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
+    """The tree with `fn` applied to every tensor; everything else stays as it is.
+
+    Mappings of any type become dicts; tuples, lists, named tuples and dataclasses that optree
+    knows keep their type.
+    """
+
+    def leaf(value: Any) -> Any:
+        if isinstance(value, Tensor):
+            return fn(value)
+        if isinstance(value, Mapping):  # one that optree does not know, such as a BatchEncoding
+            return {key: map_tensors(fn, inner) for key, inner in value.items()}
+        return value
+
+    return optree.tree_map(leaf, tree, none_is_leaf=True)

@@ -42,7 +42,7 @@ def test_recipe_checks_and_reaches_every_parameter(recipe: Recipe):
 
     parts = objective.init()
     leaves = [p.requires_grad_() for held in parts.trainable.values() for p in held.values()]
-    loss, aux = objective(*parts[:3], data, step=500)
+    loss, aux = objective(parts, data, step=500)
     assert all(torch.isfinite(mean.value).all() for mean in aux.terms.values())
     grads = torch.autograd.grad(loss, leaves, allow_unused=True)
     moved = sum(g is not None and bool(g.abs().sum() > 0) for g in grads)

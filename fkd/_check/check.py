@@ -7,9 +7,10 @@ mistake that shows on a batch before anything is compiled or trained.
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,9 +24,11 @@ from torch._subclasses.fake_tensor import (
 from .._errors import ObjectiveError, listing
 from .._mean import divide
 from .._objective.apply import call_arguments
-from .._objective.objective import Objective, Parts
-from .._objective.plan import Evaluated, counted_positions
+from .._objective.evaluation import Evaluated, counted_positions
+from .._objective.objective import Objective
+from .._objective.plan import Plan
 from .._objective.problems import first_reader
+from .._objective.program import Parts, Pass
 from .._objective.terms import Term
 from .._refs.paths import describe, name_of, show
 from .._refs.refs import Context, Item, Ref, compute, node, roots
@@ -60,8 +63,7 @@ def check(objective: Objective, batch: Batch) -> Report:
       >>> check(objective, torch.randn(2, 4)).rows[0].positions
       '2'
     """
-    if objective.problems:
-        raise ObjectiveError(objective.problems)
+    objective.raise_problems()
     try:
         return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))
     except (DataDependentOutputException, DynamicOutputShapeException):
@@ -76,20 +78,21 @@ class _Run:
     objective: Objective
     batch: Any
     problems: list[str]
-    values: list[Any]
+    values: list[Any] = field(default_factory=list[Any])
+    failed: set[str] = field(default_factory=set[str])
 
 
 def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) -> Report:
     fake = mode.from_tensor if mode else (lambda x: x)
     parts = objective.parts(
-        own=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
+        copied=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
     )
     for leaf in (p for held in parts.trainable.values() for p in held.values()):
         leaf.requires_grad_(leaf.is_floating_point())
-    run = _Run(objective, map_tensors(fake, batch), [], [])
+    run = _Run(objective, map_tensors(fake, batch), [])
     with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
-        ctx = _context(run, parts)
-        run.values = _values(run, ctx)
+        ctx = _forward(run, parts).context
+        run.values = objective.program.values(ctx, attempt=functools.partial(_attempt, run))
         found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
         if not run.problems:
             run.problems += _unreached(objective, parts, found)
@@ -110,23 +113,23 @@ def _quiet() -> Generator[None, None, None]:
         log.disabled = before
 
 
-def _context(run: _Run, parts: Parts) -> Context:
-    """The context, with the models left out that fail on this batch."""
-    works: list[str] = []
-    for name in run.objective.runs:
+def _forward(run: _Run, parts: Parts) -> Pass:
+    """A forward pass, with the models left out that fail on this batch."""
+    program = run.objective.program
+    forward = program.start(parts, run.batch)
+    for name in program.runs:
         try:
-            run.objective.context(*parts[:3], run.batch, names=[name])
+            forward.run(name)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
             run.problems.append(_forward_problem(run, name, error))
-        else:
-            works.append(name)
-    return run.objective.context(*parts[:3], run.batch, names=works)[0]
+            run.failed.add(name)
+    return forward
 
 
 def _forward_problem(run: _Run, name: str, error: Exception) -> str:
-    model = run.objective.model(name)
+    model = run.objective.program.model(name)
     try:
         args, kwargs = call_arguments(model, run.batch)
         given = listing([*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())])
@@ -143,22 +146,18 @@ def _forward_problem(run: _Run, name: str, error: Exception) -> str:
     )
 
 
-def _values(run: _Run, ctx: Context) -> list[Any]:
-    values: list[Any] = []
-    failed = set(run.objective.runs) - set(ctx.values)
-    for ref, children in run.objective.plan.order:
-        below = [values[i] for i in children]
-        value: Any = FAILED
-        if not any(v is FAILED for v in below):
-            try:
-                value = compute(ref, ctx, *below)
-            except (DataDependentOutputException, DynamicOutputShapeException):
-                raise
-            except Exception as error:
-                if not failed & (roots(ref) or frozenset()):
-                    run.problems.append(_ref_problem(run, ref, error, below))
-        values.append(value)
-    return values
+def _attempt(run: _Run, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
+    """The value of a ref, or FAILED, for which the cause has been reported."""
+    if any(value is FAILED for value in below):
+        return FAILED
+    try:
+        return compute(ref, ctx, *below)
+    except (DataDependentOutputException, DynamicOutputShapeException):
+        raise
+    except Exception as error:
+        if not run.failed & (roots(ref) or frozenset()):
+            run.problems.append(_ref_problem(run, ref, error, below))
+        return FAILED
 
 
 def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
@@ -171,7 +170,7 @@ def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) ->
 
 def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:
     """What a term gives; None if it fails, which is then a problem."""
-    place = run.objective.plan.place
+    place = run.objective.program.plan.place
     if any(run.values[place[ref]] is FAILED for ref in term.refs):
         return None
     args = [run.values[place[ref]] for ref in term.args]
@@ -180,10 +179,11 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
     if problem is None:
         try:
             scalars = run.objective.scalars(0, _device_of(args))
-            found = run.objective.bound[name](run.values, scalars, parts.loss_state.get(name))
-            problem = _result_problem(term, found)
+            evaluate = run.objective.bound.functions[name]
+            evaluated = evaluate(run.values, scalars, parts.loss_state.get(name))
+            problem = _result_problem(term, evaluated)
             if problem is None:
-                return found
+                return _weighted(run, name, term, evaluated)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
@@ -194,6 +194,14 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
         shapes.append(f"where={term.where!r} -> {_shape(run.values[place[term.where]])}")
     run.problems.append(f"term {name!r}: {problem}\n  " + "\n  ".join(shapes))
     return None
+
+
+def _weighted(run: _Run, name: str, term: Term, evaluated: Evaluated) -> Evaluated:
+    """With the weight of each position, where the weight is a ref to several numbers."""
+    if not isinstance(term.weight, Ref):
+        return evaluated
+    weight = run.values[run.objective.program.plan.place[term.weight]]
+    return evaluated.weighted(name, weight) if getattr(weight, "ndim", 0) else evaluated
 
 
 def _result_problem(term: Term, found: Evaluated) -> str | None:
@@ -301,7 +309,7 @@ def _unreached_problem(model: str, lost: Sequence[str], count: int) -> str:
 def _row(run: _Run, name: str, found: Evaluated | None, batch: Batch) -> Row:
     term = run.objective.terms[name]
     assert found is not None
-    shapes = [_shape(run.values[run.objective.plan.place[ref]]) for ref in term.args]
+    shapes = [_shape(run.values[run.objective.program.plan.place[ref]]) for ref in term.args]
     return Row(
         term=name,
         loss=name_of(term.loss),
@@ -320,16 +328,15 @@ def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch)
         return "whole batch"
     if found.where is None:
         return str(found.result.numel())
-    place, real = objective.plan.place, Context({"batch": batch})
-    ours = [r for r in objective.refs if (names := roots(r)) is not None and names <= {"batch"}]
-    known: list[Any] = [None] * len(objective.plan.order)
-    for ref in ours:
-        known[place[ref]] = ref(real)
+    of_batch = [r for r in objective.program.plan.refs if roots(r) == {"batch"}]
+    plan = Plan(of_batch)
+    values = plan.compute(Context({"batch": batch}))
+    known = {ref: values[i] for ref, i in plan.place.items()}
     try:
-        masks = [] if term.where is None else [known[place[term.where]].bool()]
+        masks = [] if term.where is None else [known[term.where].bool()]
         counted = counted_positions(term.loss)
         if counted is not None:
-            masks.append(counted([known[place[ref]] for ref in term.args], term.kwargs))
+            masks.append(counted([known.get(ref) for ref in term.args], term.kwargs))
     except Exception:
         return "up to the models"  # a mask that a model computes
     count = int(torch.stack([m.expand(found.result.shape) for m in masks]).all(0).sum())

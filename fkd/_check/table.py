@@ -44,7 +44,7 @@ class Report:
 def model_lines(objective: Objective) -> Iterator[str]:
     """One line for each model: what it is, its size, and what is taken from it."""
     for name, model in objective.models.items():
-        module = objective.model(name).module
+        module = objective.program.model(name).module
         assert module is not None
         count = sum(p.numel() for p in module.parameters())
         moving = sum(p.numel() for p in trainable_parameters(model).values())
@@ -52,5 +52,5 @@ def model_lines(objective: Objective) -> Iterator[str]:
         parameters = f"{count:,} parameters"
         if 0 < moving < count:
             parameters += f", {moving:,} of them trainable"
-        read = any(name in (roots(ref) or {name}) for ref in objective.refs)
+        read = any(name in (roots(ref) or {name}) for ref in objective.program.plan.refs)
         yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"

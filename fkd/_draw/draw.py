@@ -6,7 +6,6 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
-from .._errors import ObjectiveError
 from .._objective.objective import Objective
 from .picture import Box, Picture, picture
 from .svg import COLOURS, render
@@ -74,8 +73,7 @@ def draw(objective: Objective) -> Drawing:
       >>> print(draw(objective).mermaid.splitlines()[0])
       flowchart LR
     """
-    if objective.problems:
-        raise ObjectiveError(objective.problems)
+    objective.raise_problems()
     return Drawing(picture(objective))
 
 

@@ -82,11 +82,15 @@ def picture(objective: Objective) -> Picture:
     found = Picture()
     tints = _tints(objective)
     found.boxes["batch"] = Box("batch", "batch", tint="batch", tooltip="what the loader yields")
-    applied = {r.name for r in map(node, objective.refs) if isinstance(r, Call) and r.fn is None}
+    applied = {
+        r.name
+        for r in map(node, objective.program.plan.refs)
+        if isinstance(r, Call) and r.fn is None
+    }
     for name in objective.models:
-        if name not in applied or name in objective.runs:
+        if name not in applied or name in objective.program.runs:
             found.boxes[f"model:{name}"] = _model(objective, name, tints[name])
-    for name in objective.runs:
+    for name in objective.program.runs:
         found.connect("batch", f"model:{name}")
     ids: dict[Ref, tuple[str, int]] = {}
     for name, term in objective.terms.items():
@@ -110,7 +114,7 @@ def _tints(objective: Objective) -> dict[str, str]:
 
 def _model(objective: Objective, name: str, tint: str) -> Box:
     model = objective.models[name]
-    module = objective.model(name).module
+    module = objective.program.model(name).module
     assert module is not None
     count = sum(p.numel() for p in module.parameters())
     moving = sum(p.numel() for p in trainable_parameters(model).values())
@@ -119,7 +123,7 @@ def _model(objective: Objective, name: str, tint: str) -> Box:
         size += f", {short(moving)} trained"
     kind = model.kind if model.kind != "ema" else f"ema of {model.of}, {show(model.decay)}"
     tooltip = f"{name}: {kind}, {type(module).__name__}, {count:,} parameters"
-    unused = all(name not in (roots(r) or objective.models) for r in objective.refs)
+    unused = all(name not in (roots(r) or objective.models) for r in objective.program.plan.refs)
     lines = (kind + (", unused" if unused else ""), type(module).__name__, size)
     return Box("model", name, lines, tint, tooltip, dashed=unused)
 
@@ -246,7 +250,7 @@ def _adapter(objective: Objective, tints: dict[str, str], called: Ref, ref: Ref)
         name = repr(call).partition("(")[0] if repr(call)[:4] == "stop" else name_of(call.fn)
         inner = f"({', '.join(constants)})" if constants else ""
         return Box("adapter", name + inner + item, tint="plain", tooltip=repr(ref))
-    module = objective.model(call.name).module
+    module = objective.program.model(call.name).module
     count = sum(p.numel() for p in module.parameters()) if module is not None else 0
     title = f"{call.name}{item}: {type(module).__name__}, {short(count)}"
     return Box("adapter", title, tint=tints[call.name], tooltip=repr(ref))
@@ -258,7 +262,7 @@ def _roots(ref: Ref, objective: Objective) -> Sequence[str]:
     below = [r for r in map(node, _chain(ref)) if isinstance(r, Function)]
     if not below:
         return sorted(roots(ref) or ())
-    able = ["batch", *objective.runs]
+    able = ["batch", *objective.program.runs]
     code = getattr(below[0].fn, "__code__", None)
     named = [n for n in able if n in getattr(code, "co_consts", ())]
     return named or able

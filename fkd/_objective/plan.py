@@ -1,139 +1,109 @@
-"""The order in which the values of an objective are computed, each distinct one once."""
+"""The order in which the values of refs are computed, each distinct one once."""
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, TypeAlias
 
-import torch
-from torch import Tensor
-
-from .._mean import Mean, mean
 from .._refs.refs import Context, Ref, children, compute
-from .._types import Scalars
-from .terms import Term
+
+Attempt: TypeAlias = Callable[[Ref, Context, Sequence[Any]], Any]
+"""`(ref, context, values of its children) -> value`."""
+
+
+def computed(ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
+    """The value of a ref from those of its children."""
+    return compute(ref, ctx, *below)
 
 
 class Plan:
-    """All refs of a graph, children first; refs that are equal share one place."""
+    """Refs and all that they are computed from, children first; equal refs share one place.
 
-    def __init__(self, refs: Iterable[Ref]) -> None:
+    Args:
+      refs: what is asked for.
+      known: refs whose values will be given; what only they need has no place.
+
+    Attributes:
+      outputs: the places of what is asked for.
+      place: of each ref.
+      order: each ref with the places of its children.
+      known: the places of the refs that have to be given.
+    """
+
+    def __init__(self, refs: Iterable[Ref], known: Iterable[Ref] = ()) -> None:
         self.place: dict[Ref, int] = {}
         self.order: list[tuple[Ref, tuple[int, ...]]] = []
-        for ref in refs:
-            self._add(ref)
+        leaves = frozenset(known)
+        self.outputs = tuple(self._add(ref, leaves) for ref in refs)
+        self.known = frozenset(self.place[ref] for ref in leaves if ref in self.place)
 
-    def _add(self, ref: Ref) -> int:
+    def _add(self, ref: Ref, known: frozenset[Ref]) -> int:
         if ref not in self.place:
-            below = tuple(self._add(child) for child in children(ref))
+            below = () if ref in known else children(ref)
+            places = tuple(self._add(child, known) for child in below)
             self.place[ref] = len(self.order)
-            self.order.append((ref, below))
+            self.order.append((ref, places))
         return self.place[ref]
 
-    def compute(self, ctx: Context) -> list[Any]:
-        """The value of every ref, by place."""
-        values: list[Any] = []
-        for ref, below in self.order:
-            values.append(compute(ref, ctx, *(values[i] for i in below)))
-        return values
-
-
-class Evaluated(NamedTuple):
-    """What a loss returned, which of its positions count, and its new state."""
-
-    result: Any
-    where: Tensor | None
-    state: Any
+    @property
+    def refs(self) -> list[Ref]:
+        """Every distinct ref, children first."""
+        return [ref for ref, _ in self.order]
 
     @property
-    def mean(self) -> Mean:
-        """The mean over the positions that count."""
-        if isinstance(self.result, Mean):
-            return self.result
-        # A relational loss gives one value for the batch; its mask has done its work inside.
-        return mean(self.result, where=self.where if self.result.ndim else None)
+    def computed(self) -> list[Ref]:
+        """The refs whose values are not given."""
+        return [ref for i, ref in enumerate(self.refs) if i not in self.known]
 
+    def compute(
+        self, ctx: Context, given: Mapping[Ref, Any] | None = None, *, attempt: Attempt = computed
+    ) -> list[Any]:
+        """The value of every ref, by place.
 
-BoundTerm = Callable[[Sequence[Any], Scalars, Any], Evaluated]
-"""`(values by place, scalars, state) -> Evaluated`."""
+        Args:
+          ctx: what the refs read.
+          given: values of some refs, which are not computed again; what only they need is not
+            computed either, and has None in its place.
+          attempt: how one value is computed.
 
-
-def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
-    """A term as a function of the computed values.
-
-    What can be decided before tracing (which options the loss takes, which of its positions
-    count) is decided here.
-    """
-    arguments = [place[ref] for ref in term.args]
-    options = {k: place[v] for k, v in term.kwargs.items() if isinstance(v, Ref)}
-    knobs = [k for k in term.moving if k != "weight"]
-    static = {k: v for k, v in term.kwargs.items() if k not in options and k not in knobs}
-    where_at = None if term.where is None else place[term.where]
-    takes_where = takes(term.loss, "where")
-    counted = counted_positions(term.loss)
-
-    def evaluate(values: Sequence[Any], scalars: Scalars, state: Any) -> Evaluated:
-        args = [values[i] for i in arguments]
-        kwargs = {**static, **{k: values[i] for k, i in options.items()}}
-        kwargs.update({k: scalars[f"{name}/{k}"] for k in knobs})
-        where = None if where_at is None else values[where_at].bool()
-        positions = where if counted is None else _both(where, counted(args, kwargs))
-        if where is not None:
-            if takes_where:
-                kwargs["where"] = where
+        Raises:
+          ValueError: a value is not given that this plan cannot compute, or one is given for a
+            ref that the plan does not have.
+        """
+        by_place = self._places(given or {})
+        needed = self._needed(by_place)
+        values: list[Any] = []
+        for i, (ref, below) in enumerate(self.order):
+            if i in by_place:
+                values.append(by_place[i])
+            elif i in needed:
+                values.append(attempt(ref, ctx, [values[j] for j in below]))
             else:
-                args = [blank(x, where) for x in args]
-        if term.state is None:
-            result = term.loss(*args, **kwargs)
-        else:
-            result, state = term.loss(*args, state=state, **kwargs)
-        return Evaluated(result, positions, state)
+                values.append(None)
+        return values
 
-    return evaluate
+    def _places(self, given: Mapping[Ref, Any]) -> dict[int, Any]:
+        unknown = [ref for ref in given if ref not in self.place]
+        if unknown:
+            raise ValueError(f"a value is given for {unknown[0]!r}, which nothing reads.")
+        by_place = {self.place[ref]: value for ref, value in given.items()}
+        missing = [self.order[i][0] for i in sorted(self.known) if i not in by_place]
+        if missing:
+            raise ValueError(
+                f"no value is given for {missing[0]!r}. This program was made by `without`, so "
+                f"the value has to come with the call: given={{{missing[0]!r}: value}}."
+            )
+        return by_place
 
-
-def blank(x: Any, where: Tensor) -> Any:
-    """Zeros in the place of what does not count, for a loss that knows nothing of masks."""
-    fits = isinstance(x, Tensor) and x.shape[: where.ndim] == where.shape
-    if not fits or not x.is_floating_point():
-        return x
-    return x.masked_fill(~where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), 0.0)
-
-
-def takes(fn: Callable[..., Any], name: str) -> bool:
-    """Whether a function accepts a keyword argument."""
-    try:
-        parameters = inspect.signature(fn).parameters
-    except (TypeError, ValueError):
-        return False
-    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
-
-
-Positions = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
-"""`(args, kwargs) -> mask`."""
-
-
-def counted_positions(fn: Callable[..., Any]) -> Positions | None:
-    """Which positions a loss counts by itself (labels that are not `ignore_index`), if it says.
-
-    See `fkd.losses.counted_where`.
-    """
-    inner = getattr(fn, "func", fn)
-    rule = getattr(inner, "counted_where", None)
-    if rule is None:
-        return None
-    parameters = inspect.signature(fn).parameters
-    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
-    positional = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
-    wanted = list(inspect.signature(rule).parameters)
-
-    def positions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
-        return rule(**{name: given[name] for name in wanted})
-
-    return positions
-
-
-def _both(where: Tensor | None, counted: Tensor) -> Tensor:
-    return counted if where is None else torch.logical_and(where, counted)
+    def _needed(self, given: Mapping[int, Any]) -> set[int]:
+        """The places that the outputs depend on, where nothing below a given value counts."""
+        if not given:
+            return set(range(len(self.order)))
+        needed: set[int] = set()
+        waiting = list(self.outputs)
+        while waiting:
+            i = waiting.pop()
+            if i not in needed:
+                needed.add(i)
+                waiting += () if i in given else self.order[i][1]
+        return needed

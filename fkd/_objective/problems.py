@@ -21,14 +21,21 @@ def static_problems(
     terms: Mapping[str, Term], models: Mapping[str, Any], refs: Sequence[Ref]
 ) -> list[str]:
     """One message for every mistake."""
-    found = [*_graph(terms), *_models(models)]
-    known = {n: m for n, m in models.items() if isinstance(m, Model)}
+    return [*_graph(terms), *_models(models), *read_problems(terms, models, refs)]
+
+
+def read_problems(
+    terms: Mapping[str, Term], models: Mapping[str, Any], refs: Sequence[Ref]
+) -> list[str]:
+    """One message for every mistake in terms and in refs that read these models."""
+    known = {name: model for name, model in models.items() if isinstance(model, Model)}
+    problems: list[str] = []
     for name, term in terms.items():
-        found += [f"term {name!r}: {p}" for p in (*_signature(term), *_knobs(term))]
+        problems += [f"term {name!r}: {p}" for p in (*_signature(term), *_knobs(term))]
     for ref in dict.fromkeys(refs):
         where = first_reader(terms, ref)
-        found += [where + p for p in _ref(ref, models, known)]
-    return list(dict.fromkeys(found))
+        problems += [where + p for p in _ref(ref, models, known)]
+    return list(dict.fromkeys(problems))
 
 
 def first_reader(terms: Mapping[str, Term], ref: Ref) -> str:

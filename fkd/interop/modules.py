@@ -302,7 +302,7 @@ def _named_tensors(module: nn.Module) -> dict[str, Tensor]:
 
 def _followed(objective: Objective, name: str) -> nn.Module:
     """The module that an `ema` model follows."""
-    module = objective.model(name).module
+    module = objective.program.model(name).module
     assert module is not None
     return module
 

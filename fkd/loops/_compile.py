@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import functools
 import re
+import time
 import types
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -47,6 +48,42 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
             dynamo_config.trace_autograd_ops = before
 
     return call
+
+
+def options_of(compile: bool | Mapping[str, Any]) -> dict[str, Any] | None:
+    """The argument `compile=` of the public functions as options for `torch.compile`; None if
+    nothing is compiled."""
+    return None if compile is False else {} if compile is True else dict(compile)
+
+
+class Shapes:
+    """The shapes for which something was compiled, each once, however many there are."""
+
+    def __init__(self) -> None:
+        self._known: set[Hashable] = set()
+        self.seconds = 0.0
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    @contextlib.contextmanager
+    def new(self, shape: Hashable, *, first: Callable[[], object]) -> Generator[bool]:
+        """Around a call that may compile: whether the shape is new.
+
+        Args:
+          shape: of the arguments.
+          first: called before the very first shape is compiled: the check of an objective.
+        """
+        if shape in self._known:
+            yield False
+            return
+        if not self._known:
+            first()
+        began = time.perf_counter()
+        with unlimited_recompilation():
+            yield True
+        self._known.add(shape)
+        self.seconds += time.perf_counter() - began
 
 
 def captures_graphs(options: Mapping[str, Any] | None) -> bool:

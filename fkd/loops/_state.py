@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from fkd._objective.program import Parts
 from fkd._types import Params
 
 
@@ -36,25 +36,12 @@ class State(NamedTuple):
     step: int
     seed: int
 
+    @property
+    def parts(self) -> Parts:
+        """What an objective is a function of, besides the batch."""
+        return Parts(self.trainable, self.frozen, self.buffers, self.loss_state)
+
 
 def device_of(tree: Params) -> torch.device:
     """Where the tensors of a tree are."""
     return next(p.device for held in tree.values() for p in held.values())
-
-
-def norms_of(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
-    """The norm of the gradient of each model, in float32."""
-    flat = iter(grads)
-    return {
-        name: torch.stack([next(flat).float().square().sum() for _ in held]).sum().sqrt()
-        for name, held in trainable.items()
-    }
-
-
-def copy_into(old: Params, new: Params) -> None:
-    """The tensors of `new` into those of `old`, which are the state's own."""
-    pairs = [(old[m][n], x) for m, held in new.items() for n, x in held.items()]
-    changed = [(x, y) for x, y in pairs if x is not y]
-    if changed:
-        targets, sources = [x for x, _ in changed], [y for _, y in changed]
-        torch._foreach_copy_(targets, sources)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]

@@ -280,7 +280,7 @@ def test_all_mistakes_that_show_without_a_batch_are_reported_at_once():
     with pytest.raises(ObjectiveError, match="7 problems"):
         objective.init()
     with pytest.raises(ObjectiveError, match="7 problems"):
-        objective({}, {}, {}, TOKENS)
+        objective(fkd.Parts({}, {}, {}, {}), TOKENS)
 
 
 @pytest.mark.plain
@@ -399,7 +399,7 @@ def test_every_trainable_leaf_gets_a_gradient_or_is_named():
     for held in parts.trainable.values():
         for p in held.values():
             p.requires_grad_()
-    loss, _ = objective(*parts[:3], TOKENS)
+    loss, _ = objective(parts, TOKENS)
     names = list(parts.trainable["student"])
     grads = torch.autograd.grad(loss, list(parts.trainable["student"].values()), allow_unused=True)
     lost = [n for n, g in zip(names, grads, strict=True) if g is None]

@@ -46,7 +46,7 @@ def test_an_objective_reads_captures() -> None:
     ours, theirs, fields = _bert(2), _bert(4), batch_for("bert")
     objective = _objective(ours, theirs)
     parts = objective.init()
-    _, aux = objective(parts.trainable, parts.frozen, parts.buffers, fields)
+    _, aux = objective(parts, fields)
     s, t = (eager(m.eval())(**fields, output_attentions=True) for m in (ours, theirs))
     expected = attention_kl(s.attentions[0], t.attentions[-1], where=fields["attention_mask"])
     count = fields["attention_mask"].sum()
@@ -59,7 +59,7 @@ def test_an_objective_with_captures_compiles_whole() -> None:
     parts = objective.init()
 
     def total(trainable: Any) -> Tensor:
-        return objective(trainable, parts.frozen, parts.buffers, fields)[0]
+        return objective(parts._replace(trainable=trainable), fields)[0]
 
     step = torch.func.grad_and_value(total)
     torch._dynamo.reset()

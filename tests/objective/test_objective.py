@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 
+import optree
 import pytest
 import torch
 import torch.nn.functional as F
@@ -25,7 +26,7 @@ def loss_and_grads(objective, data, **options):
     for held in parts.trainable.values():
         for p in held.values():
             p.requires_grad_()
-    loss, aux = objective(*parts[:3], data, **options)
+    loss, aux = objective(parts, data, **options)
     names = [(m, n) for m, held in parts.trainable.items() for n in held]
     grads = torch.autograd.grad(loss, [parts.trainable[m][n] for m, n in names])
     return loss.detach(), dict(zip(names, grads, strict=True)), aux
@@ -55,7 +56,7 @@ def test_what_is_given_is_never_changed(seed):
     modes = [m.training for module in modules for m in module.modules()]
     before = leaves(given)
     loss_and_grads(objective, data)
-    objective(*parts[:3], data)
+    objective(parts, data)
     assert all(torch.equal(a, b) for a, b in zip(before, leaves(given), strict=True))
     assert modes == [m.training for module in modules for m in module.modules()]
     assert all(p.grad is None for module in modules for p in module.parameters())
@@ -67,7 +68,7 @@ def test_buffers_come_back_and_only_those_of_trained_models_move():
     )
     parts = objective.init()
     before = leaves(parts.buffers)
-    _, aux = objective(*parts[:3], images())
+    _, aux = objective(parts, images())
     assert all(torch.equal(a, b) for a, b in zip(before, leaves(parts.buffers), strict=True))
     assert same_bits(aux.buffers["teacher"], parts.buffers["teacher"])
     assert aux.buffers["student"]["first.1.num_batches_tracked"] == 1
@@ -81,7 +82,7 @@ def test_batch_norm_is_that_of_a_plain_loop():
     plain = copy.deepcopy(net).train()
     for seed in range(3):
         data = images(seed=seed)
-        _, aux = objective(parts.trainable, parts.frozen, buffers, data)
+        _, aux = objective(parts._replace(buffers=buffers), data)
         buffers = aux.buffers
         plain(data["image"])
     close_trees(buffers["student"], dict(plain.named_buffers()))
@@ -135,7 +136,7 @@ def test_functional_and_plain_gradients_agree(seed):
     parts = objective.init()
     loss, grads, _ = loss_and_grads(objective, data)
     found, (value, _) = torch.func.grad_and_value(
-        lambda p: objective(p, parts.frozen, parts.buffers, data), has_aux=True
+        lambda p: objective(parts._replace(trainable=p), data), has_aux=True
     )(parts.trainable)
     torch.testing.assert_close(value, loss)
     close_trees({(m, n): g for m, held in found.items() for n, g in held.items()}, grads)
@@ -150,17 +151,17 @@ def test_the_gradient_is_the_slope(seed):
     scalars = {n: v.double() for n, v in objective.scalars(3).items()}
 
     def value(moving):
-        return objective(moving, *trees[1:], double, scalars=scalars)[0]
+        return objective(fkd.Parts(moving, *trees[1:], {}), double, scalars=scalars)[0]
 
     grads = torch.func.grad(value)(trees[0])
     g = torch.Generator().manual_seed(seed)
-    direction = torch.utils._pytree.tree_map(
+    direction = optree.tree_map(
         lambda p: torch.randn(p.shape, generator=g, dtype=p.dtype), trees[0]
     )
     slope = sum((a * b).sum() for a, b in zip(leaves(grads), leaves(direction), strict=True))
     h = 1e-6
     ahead, behind = (
-        value(torch.utils._pytree.tree_map(lambda p, d, s=s: p + s * h * d, trees[0], direction))
+        value(optree.tree_map(lambda p, d, s=s: p + s * h * d, trees[0], direction))
         for s in (1, -1)
     )
     torch.testing.assert_close((ahead - behind) / (2 * h), slope, rtol=1e-5, atol=1e-8)
@@ -280,10 +281,10 @@ def test_a_parameter_needs_no_forward_pass():
         term(norm, student.param("head.weight")),
         student=trainable(net, unused=["embed", "layers", "norm", "head.bias"]),
     )
-    assert objective.runs == ()
+    assert objective.program.runs == ()
     parts = objective.init()
     assert list(parts.trainable["student"]) == ["head.weight"]
-    loss, _ = objective(*parts[:3], {})
+    loss, _ = objective(parts, {})
     torch.testing.assert_close(loss, net.head.weight.detach().square().sum())
 
 
@@ -326,7 +327,9 @@ def test_mutual_learning_stops_the_gradient_where_it_is_told_to():
     stopped = term(kl, ref("one").logits, fkd.stop_gradient(ref("two").logits))
     parts = Objective(stopped, **models).init()
     objective = Objective(stopped, **models)
-    grads = torch.func.grad(lambda p: objective(p, *parts[1:3], tokens())[0])(parts.trainable)
+    grads = torch.func.grad(lambda p: objective(parts._replace(trainable=p), tokens())[0])(
+        parts.trainable
+    )
     assert all((g == 0).all() for g in grads["two"].values())
     assert any((g != 0).any() for g in grads["one"].values())
 
@@ -355,7 +358,7 @@ def test_frozen_models_run_in_eval_mode_and_trained_ones_in_train_mode():
             m=model,
         )
         parts = objective.init()
-        return objective.context(*parts[:3], torch.randn(2, 6))[0]["m"].mean()
+        return objective.program.context(parts, torch.randn(2, 6)).context["m"].mean()
 
     assert value(frozen(Mode(6, 5).train())) == 0
     assert value(trainable(Mode(6, 5).eval())) == 1
@@ -366,7 +369,7 @@ def test_an_objective_that_evaluates_uses_running_statistics():
     net, data = CNN(), images()
     objective = Objective(term(mse, student.logits, torch.zeros(4, 5)), student=trainable(net))
     parts = objective.init()
-    _, aux = objective.evaluating()(*parts[:3], data)
+    _, aux = objective.evaluating()(parts, data)
     assert same_bits(aux.buffers, parts.buffers)
     expected = copy.deepcopy(net).eval()(data["image"]).logits.square().mean()
     torch.testing.assert_close(aux.terms["loss"].value, expected)
@@ -382,7 +385,7 @@ def test_models_may_see_different_inputs_and_give_other_outputs():
         teacher=frozen(big, inputs=lambda b: (b["other"],)),
     )
     data = {"x": torch.randn(2, 6), "other": torch.randn(2, 3)}
-    loss, _ = objective(*objective.init()[:3], data)
+    loss, _ = objective(objective.init(), data)
     torch.testing.assert_close(loss, F.mse_loss(2 * net(data["x"]), big(data["other"])))
 
 
@@ -392,7 +395,7 @@ def test_models_may_see_different_inputs_and_give_other_outputs():
 def test_a_batch_is_a_tensor_a_tuple_or_a_mapping(form):
     net, x = nn.Linear(6, 5), torch.randn(2, 6)
     objective = Objective(term(mse, student.logits, torch.zeros(2, 5)), student=trainable(net))
-    loss, _ = objective(*objective.init()[:3], form(x))
+    loss, _ = objective(objective.init(), form(x))
     torch.testing.assert_close(loss, net(x).square().mean())
 
 
@@ -411,7 +414,7 @@ def test_a_tap_sees_what_a_module_was_given_and_returned_before_it_is_changed_in
         "model": term(lambda x: keep("model", x.logits), student.tap("")),
     }
     objective = Objective(terms, student=trainable(net, training=False))
-    objective(*objective.init()[:3], data)
+    objective(objective.init(), data)
     plain = copy.deepcopy(net).eval()
     torch.testing.assert_close(seen["norm"], plain.first[:2](data["image"]))
     torch.testing.assert_close(seen["in"], seen["norm"])
@@ -434,7 +437,7 @@ def test_each_distinct_value_is_computed_once():
         student=trainable(MLP()),
         teacher=frozen(MLP()),
     )
-    objective(*objective.init()[:3], tokens())
+    objective(objective.init(), tokens())
     assert len(calls) == 1
 
 
@@ -445,8 +448,8 @@ def test_models_that_no_term_needs_do_not_run():
         student=trainable(MLP()),
         teacher=frozen(MLP()),
     )
-    assert objective.runs == ("teacher", "student")
-    objective(*objective.init()[:3], tokens())
+    assert objective.program.runs == ("teacher", "student")
+    objective(objective.init(), tokens())
 
 
 def test_a_function_of_the_context_sees_every_model():
@@ -498,7 +501,7 @@ def test_a_knob_may_be_one_value_for_every_position():
         teacher=frozen(MLP()),
     )
     data = {**tokens(), "scale": torch.zeros(6, 7)}
-    assert objective(*objective.init()[:3], data)[0] == 0
+    assert objective(objective.init(), data)[0] == 0
 
 
 def test_stateful_losses_take_state_in_and_give_it_out():
@@ -513,12 +516,12 @@ def test_stateful_losses_take_state_in_and_give_it_out():
         teacher=frozen(MLP()),
     )
     parts, data = objective.init(), tokens()
-    _, one = objective(*parts[:3], data)
-    _, again = objective(*parts[:3], data)
+    _, one = objective(parts, data)
+    _, again = objective(parts, data)
     assert same_bits(one.loss_state, again.loss_state)
     assert start["centre"].abs().sum() == 0
-    _, two = objective(*parts[:3], data, loss_state=one.loss_state)
-    centre = objective.context(*parts[:3], data)[0]["teacher"].logits.mean((0, 1))
+    _, two = objective(parts._replace(loss_state=one.loss_state), data)
+    centre = objective.program.context(parts, data).context["teacher"].logits.mean((0, 1))
     torch.testing.assert_close(one.loss_state["c"]["centre"], 0.1 * centre)
     torch.testing.assert_close(two.loss_state["c"]["centre"], 0.19 * centre)
     assert two.terms["c"].value != one.terms["c"].value
@@ -531,7 +534,7 @@ def test_an_ema_starts_as_a_copy():
     )
     parts = objective.init()
     assert same_bits(parts.frozen["slow"], dict(net.named_parameters()))
-    assert objective(*parts[:3], tokens())[0] == 0
+    assert objective(parts, tokens())[0] == 0
     parts.trainable["student"]["head.bias"].add_(1)
     assert torch.equal(parts.frozen["slow"]["head.bias"], net.head.bias)
 

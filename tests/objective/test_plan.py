@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from fkd import Context, Mean, batch, call, module, student, teacher, term
-from fkd._objective.plan import Plan, bind, counted_positions, takes
+from fkd._objective.evaluation import bind, counted_positions, takes
+from fkd._objective.plan import Plan
 from fkd.losses import cross_entropy, kl, mse, rkd_distance
 
 

@@ -80,7 +80,7 @@ def _tensors(state: State, name: str) -> dict[str, Tensor]:
 
 
 def _filled(objective: Objective, name: str, tensors: dict[str, Tensor]) -> nn.Module:
-    original = objective.model(name).module
+    original = objective.program.model(name).module
     assert original is not None
     module = copy.deepcopy(original).cpu().eval()
     with torch.no_grad():

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
 
 from fkd._errors import listing, nearest
 from fkd._mean import Mean
+from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term, metric
 from fkd._refs.derived import as_ref
@@ -19,6 +20,7 @@ from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 from fkd.metrics import agreement
 
+from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
 from .._state import State
 from .score import Forward
@@ -26,7 +28,7 @@ from .score import Forward
 
 @dataclass(frozen=True, eq=False)
 class Collect:
-    """A metric that is no mean, such as an F1 score: `fn` sees the values of all batches."""
+    """A metric that is not a mean, such as an F1 score: `fn` sees the values of all batches."""
 
     fn: Callable[..., float | Mapping[str, float]]
     refs: tuple[Ref, ...]
@@ -64,79 +66,106 @@ class Evaluator:
         compile: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
     ) -> None:
-        given = dict(metrics or {})
-        self.metrics = given
-        self.collected = {n: m for n, m in given.items() if isinstance(m, Collect)}
-        means = {n: _as_term(m) for n, m in given.items() if not isinstance(m, Collect)}
-        self.metric_names = {f"metric/{n}": n for n in means}
-        kept = {
-            f"collect/{n}/{i}": metric(_nothing, ref)
-            for n, m in self.collected.items()
-            for i, ref in enumerate(m.refs)
-        }
-        terms = {**objective.terms, **{f"metric/{n}": t for n, t in means.items()}, **kept}
-        if "agreement" not in given:
-            compared = _agreement(objective)
-            terms |= {} if compared is None else {"metric/agreement": compared}
-            self.metric_names["metric/agreement"] = "agreement"
-        self.objective = Objective(terms, **objective.models)
-        self._forward = Forward(self.objective, self._read, compile=compile, autocast=autocast)
+        metrics = dict(metrics or {})
+        self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
+        measured = {n: _as_term(m) for n, m in metrics.items() if not isinstance(m, Collect)}
+        compared = _agreement(objective)
+        if compared is not None and "agreement" not in metrics:
+            measured["agreement"] = compared
+        losses = [ref for term in objective.terms.values() for ref in term.refs]
+        collected = [ref for c in self.collected.values() for ref in c.refs]
+        program = objective.reading(measured, [*losses, *collected])
+        self._place = program.plan.place
+        self.losses = BoundTerms(objective.terms, self._place)
+        self.metrics = BoundTerms(measured, self._place)
+        self._forward = Forward(
+            program, self._scalars, self._read, compile=compile, autocast=autocast
+        )
+
+    @property
+    def names(self) -> list[str]:
+        """What is measured, as far as it is known before; a `collect` may give several names."""
+        losses = [f"loss/{name}" for name in self.losses.terms]
+        return ["loss/total", *losses, *self.metrics.terms, *self.collected]
 
     def expect(self, name: str) -> None:
-        """Refuse a name that is not measured, so far as that is known before."""
-        losses = [f"loss/{n}" for n in self.objective.terms if not n.startswith("collect/")]
-        known = {"loss/total", *losses} - {f"loss/{n}" for n in self.metric_names}
-        known |= {*self.metric_names.values(), *self.collected}
-        if name not in known and not any(name.startswith(f"{n}/") for n in self.collected):
+        """Refuse a name that is not measured, as far as that is known before."""
+        if name not in self.names and not any(name.startswith(f"{n}/") for n in self.collected):
             raise ValueError(
-                f"fit: best={name!r} is not measured. {nearest(name, known)}"
-                f"Measured: {listing(sorted(known))}."
+                f"fit: best={name!r} is not measured. {nearest(name, self.names)}"
+                f"Measured: {listing(sorted(self.names))}."
             )
 
     def __call__(self, state: State, loader: Iterable[Batch]) -> dict[str, float]:
         """The mean of every term (`loss/<name>`), their total, and every metric, by name."""
-        merged: dict[str, Mean] = {}
-        weights: dict[str, Tensor] = {}
-        kept: dict[str, list[Any]] = {n: [] for n in self.collected}
-        for found, weights, values in self._forward(state, loader):  # noqa: B007  the last ones
-            means = {n: _wide(m) for n, m in found.items()}
-            merged = {n: merged[n].merge(m) if n in merged else m for n, m in means.items()}
-            for name, held in values.items():
-                kept[name].append(map_tensors(lambda x: x.detach().cpu(), held))
-        if not merged:
+        losses: dict[str, Mean] = {}
+        measured: dict[str, Mean] = {}
+        weights: dict[str, Tensor] = {}  # a weight that a ref computes is that of the last batch
+        kept: dict[str, list[Any]] = {name: [] for name in self.collected}
+        for batch in self._forward(state, loader):
+            losses = _merged(losses, batch.losses)
+            measured = _merged(measured, batch.metrics)
+            weights = batch.weights
+            for name, values in batch.collected.items():
+                kept[name].append(map_tensors(lambda x: x.detach().cpu(), values))
+        if not losses:
             raise ValueError(
                 "evaluate: the loader gave no batch. It is empty, or an iterator that can be used "
                 "only once: pass a DataLoader, a list, or a function that makes the batches."
             )
-        return self._summary(merged, weights, kept)
+        return self._summary(losses, measured, weights, kept)
+
+    def _scalars(self, step: int, device: torch.device) -> tuple[Scalars, Scalars]:
+        """The knobs of the losses, and those of the metrics."""
+        return self.losses.scalars(step, device), self.metrics.scalars(step, device)
 
     def _read(
-        self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any]
-    ) -> tuple[dict[str, Mean], dict[str, Tensor], dict[str, list[Any]]]:
-        found = self.objective.evaluate(ctx, scalars, loss_state)
-        means = {n: m for n, m in found.means.items() if not n.startswith("collect/")}
-        place = self.objective.plan.place
-        values = {
-            n: [found.values[place[ref]] for ref in c.refs] for n, c in self.collected.items()
+        self,
+        values: Sequence[Any],
+        scalars: tuple[Scalars, Scalars],
+        loss_state: Mapping[str, Any],
+    ) -> _Batch:
+        losses = self.losses.evaluate(values, scalars[0], loss_state)
+        metrics = self.metrics.evaluate(values, scalars[1], {})
+        collected = {
+            name: [values[self._place[ref]] for ref in c.refs] for name, c in self.collected.items()
         }
-        return means, found.weights, values
+        return _Batch(losses.means, metrics.means, losses.weights, collected)
 
     def _summary(
-        self, merged: Mapping[str, Mean], weights: Mapping[str, Tensor], kept: Mapping[str, Any]
+        self,
+        losses: Mapping[str, Mean],
+        metrics: Mapping[str, Mean],
+        weights: Mapping[str, Tensor],
+        kept: Mapping[str, Any],
     ) -> dict[str, float]:
-        fetched = torch.stack([m.value.double() for m in merged.values()]).tolist()
-        values = dict(zip(merged, fetched, strict=True))
-        found = {f"loss/{n}": v for n, v in values.items() if n not in self.metric_names}
-        # A weight that a ref computes is that of the last batch.
-        found["loss/total"] = sum(float(w) * values[n] for n, w in weights.items())
-        found.update({self.metric_names[n]: v for n, v in values.items() if n in self.metric_names})
+        means = [*losses.values(), *metrics.values()]
+        fetched = iter(torch.stack([m.value.double() for m in means]).tolist())
+        values = {name: next(fetched) for name in losses}
+        summary = {f"loss/{name}": value for name, value in values.items()}
+        summary["loss/total"] = sum(float(w) * values[n] for n, w in weights.items())
+        summary.update({name: next(fetched) for name in metrics})
         for name, whole in self.collected.items():
             result = whole.fn(*map(list, zip(*kept[name], strict=True)))
             if isinstance(result, Mapping):
-                found.update({f"{name}/{k}": float(v) for k, v in result.items()})
+                summary.update({f"{name}/{k}": float(v) for k, v in result.items()})
             else:
-                found[name] = float(result)
-        return found
+                summary[name] = float(result)
+        return summary
+
+
+class _Batch(NamedTuple):
+    """What is kept of a batch."""
+
+    losses: dict[str, Mean]
+    metrics: dict[str, Mean]
+    weights: dict[str, Tensor]
+    collected: dict[str, list[Any]]
+
+
+def _merged(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:
+    wide = {name: _wide(mean) for name, mean in new.items()}
+    return {n: before[n].merge(mean) if n in before else mean for n, mean in wide.items()}
 
 
 def evaluate(
@@ -164,9 +193,8 @@ def evaluate(
       `{"loss/total": ..., "loss/<term>": ..., "<metric>": ...}`; `"agreement"`, how often
       student and teacher have the same first choice, is there if a term compares logits.
     """
-    options = None if compile is False else {} if compile is True else dict(compile)
     batches = epoch_batches(loader, state.seed, -1)
-    return Evaluator(objective, metrics, compile=options)(state, batches)
+    return Evaluator(objective, metrics, compile=options_of(compile))(state, batches)
 
 
 def _as_term(given: Metric) -> Term:
@@ -189,12 +217,6 @@ def _wide(mean: Mean) -> Mean:
     if mean.total.device.type == "mps":
         return mean
     return Mean(mean.total.double(), mean.count.double())
-
-
-def _nothing(value: Any) -> Mean:
-    """Keeps a ref in the plan without reducing it."""
-    del value
-    return Mean(torch.zeros(()), torch.zeros(()))
 
 
 def _agreement(objective: Objective) -> Term | None:

@@ -2,67 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import replace
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 
-from fkd._mean import Mean
+from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
-from fkd._objective.terms import Term, term
-from fkd._refs.derived import Call, as_ref
-from fkd._refs.refs import Context, node, roots, walk
+from fkd._objective.program import Parts, Program
+from fkd._objective.terms import Term
+from fkd._refs.derived import as_ref
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 
-from .._compile import compiled, unlimited_recompilation
+from .._compile import compiled, options_of, unlimited_recompilation
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
 from .._random import fold_in, seeded
 from .._state import State, device_of
 
-Read = Callable[[Context, Scalars, Mapping[str, Any]], Any]
-"""`read(context, scalars, loss state)`: what to keep of a batch."""
+Knobs = TypeVar("Knobs")
+
+Read: TypeAlias = Callable[[Sequence[Any], Knobs, Mapping[str, Any]], Any]
+"""`read(values by place, knobs, loss state)`: what to keep of a batch."""
 
 
-class Forward:
-    """What `read` says of each batch, as one compiled function: eval mode, no gradients."""
+class Forward(Generic[Knobs]):
+    """What `read` says of each batch, as one compiled function: eval mode, no gradients.
+
+    Args:
+      program: whose values are read; in eval mode.
+      knobs: what moves, at a step and on a device.
+      read: what to keep.
+      compile: options for `torch.compile`, or None.
+      autocast: dtype in which models run their matrix products.
+    """
 
     def __init__(
         self,
-        objective: Objective,
-        read: Read,
+        program: Program,
+        knobs: Callable[[int, torch.device], Knobs],
+        read: Read[Knobs],
         *,
         compile: Mapping[str, Any] | None,
         autocast: torch.dtype | None,
     ) -> None:
-        self.objective = objective.evaluating()
-        self.read, self.autocast = read, autocast
+        self.program, self.knobs, self.read, self.autocast = program, knobs, read, autocast
         self._forward = compiled(self._of_a_batch, compile)
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
         """One result for each batch, on the device. Nothing global is changed in between."""
         device = device_of(state.trainable)
-        scalars, copy = self.objective.scalars(state.step, device), to_device(device)
+        knobs, copy = self.knobs(state.step, device), to_device(device)
         for index, batch in enumerate(batches):
             seed = fold_in(fold_in(state.seed, -1), index)
             with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
-                found = self._forward(
-                    state.trainable,
-                    state.frozen,
-                    state.buffers,
-                    state.loss_state,
-                    scalars,
-                    copy(batch),
-                )
-            yield found
+                kept = self._forward(state.parts, knobs, copy(batch))
+            yield kept
 
-    def _of_a_batch(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
-    ) -> Any:
-        ctx, _ = self.objective.context(trainable, frozen, buffers, batch, autocast=self.autocast)
-        return self.read(ctx, scalars, loss_state)
+    def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch) -> Any:
+        forward = self.program.context(parts, batch, autocast=self.autocast)
+        return self.read(self.program.values(forward.context), knobs, parts.loss_state)
 
 
 def score(
@@ -114,50 +114,24 @@ def score(
     """
     if not values:
         raise ValueError("score: values is empty. Give at least one: {'logits': teacher.logits}.")
-    options = None if compile is False else {} if compile is True else dict(compile)
-    autocast = torch.bfloat16 if precision == "bf16" else None
-    reader = _Values(objective, values)
-    forward = Forward(reader.objective, reader, compile=options, autocast=autocast)
-    found = forward(state, epoch_batches(loader, state.seed, -1))
-    return (map_tensors(lambda x: x.detach().cpu(), made) for made in found)
+    terms = {name: value for name, value in values.items() if isinstance(value, Term)}
+    refs = {name: as_ref(value) for name, value in values.items() if name not in terms}
+    program = objective.reading(terms, refs.values())
+    place = program.plan.place
+    bound = BoundTerms(terms, place)
+    # A term of the objective goes on from its own state.
+    names = {name: n for name, t in terms.items() for n, own in objective.terms.items() if own is t}
 
-
-class _Values:
-    """What `score` keeps of a context."""
-
-    def __init__(self, objective: Objective, values: Mapping[str, Any]) -> None:
-        self.terms = {n: replace(v, weight=1.0) for n, v in values.items() if isinstance(v, Term)}
-        self.names = {
-            n: name for n in self.terms for name, t in objective.terms.items() if t is values[n]
-        }
-        self.refs = {n: as_ref(v) for n, v in values.items() if n not in self.terms}
-        # Terms, since what an objective computes is what its terms read.
-        terms = {**self.terms, **{n: term(_nothing, ref) for n, ref in self.refs.items()}}
-        self.objective = Objective(terms, **_models(objective, terms.values()))
-
-    def __call__(
-        self, ctx: Context, scalars: Scalars, loss_state: Mapping[str, Any]
+    def read(
+        by_place: Sequence[Any], scalars: Scalars, loss_state: Mapping[str, Any]
     ) -> dict[str, Any]:
-        objective = self.objective
-        found = objective.plan.compute(ctx)
-        kept = {n: found[objective.plan.place[ref]] for n, ref in self.refs.items()}
-        for name, own in self.terms.items():
-            state = loss_state.get(self.names.get(name, ""), own.state)
-            kept[name] = objective.bound[name](found, scalars, state).result
+        kept = {name: by_place[place[ref]] for name, ref in refs.items()}
+        for name, one in terms.items():
+            state = loss_state.get(names.get(name, ""), one.state)
+            kept[name] = bound.functions[name](by_place, scalars, state).result
         return kept
 
-
-def _models(objective: Objective, terms: Iterable[Term]) -> dict[str, Any]:
-    """The models without adapters that only other terms call: a function of the context would
-    have them run by themselves."""
-    read = [ref for t in terms for ref in t.refs]
-    named = {name for ref in read for part in walk(ref) for name in roots(part) or ()}
-    called = {r.name for r in map(node, objective.refs) if isinstance(r, Call) and r.fn is None}
-    spare = called - named - set(objective.runs)
-    return {n: m for n, m in objective.models.items() if n not in spare}
-
-
-def _nothing(value: Any) -> Mean:
-    """Has a ref computed without reducing it."""
-    del value
-    return Mean(torch.zeros(()), torch.zeros(()))
+    autocast = torch.bfloat16 if precision == "bf16" else None
+    forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
+    scored = forward(state, epoch_batches(loader, state.seed, -1))
+    return (map_tensors(lambda x: x.detach().cpu(), kept) for kept in scored)

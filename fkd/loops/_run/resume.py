@@ -97,7 +97,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
 
 
 def _described(objective: Objective, name: str) -> dict[str, Any]:
-    model = objective.model(name)
+    model = objective.program.model(name)
     assert model.module is not None
     parameters = dict(model.module.named_parameters())
     found: dict[str, Any] = {

@@ -18,6 +18,7 @@ from .._checkpoint.checkpoint import load_latest, save
 from .._data.batch import Signature
 from .._data.epochs import Loader, epoch_batches
 from .._errors import LoopError, NonFiniteError
+from .._evaluate.evaluate import Evaluator
 from .._log.log import Log, Throughput, open_log
 from .._state import State
 from .._step.train_step import TrainStep
@@ -61,6 +62,7 @@ class Run:
     fingerprint: Any
     stop: Stop = field(default_factory=Stop)
     log: Log | None = None
+    evaluator: Evaluator | None = None
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
@@ -109,7 +111,13 @@ def start(
     run = Run(step, state, options, fingerprint(step, state))
     run.compilations, run.compile_seconds = step.compilations, step.compile_seconds
     if options.dev is not None:
-        step.evaluator(options.metrics, compile=options.compile_evaluation).expect(options.best)
+        run.evaluator = Evaluator(
+            step.objective,
+            options.metrics,
+            compile=step.options if options.compile_evaluation else None,
+            autocast=step.autocast,
+        )
+        run.evaluator.expect(options.best)
     came_from = _resume(run)
     _open(run, loader, stack, resumed=bool(came_from))
     return run, came_from or "from the beginning"
@@ -154,11 +162,10 @@ def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
 def evaluation(run: Run) -> Iterator[Event]:
     """Evaluate on the dev set, and remember the best."""
     options = run.options
-    if options.dev is None or run.at.evaluated_at == run.state.step:
+    if options.dev is None or run.evaluator is None or run.at.evaluated_at == run.state.step:
         return
     with _paused(run):
-        evaluator = run.step.evaluator(options.metrics, compile=options.compile_evaluation)
-        values = evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
+        values = run.evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
     better = _remember(run, values[options.best])

@@ -9,8 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fkd._objective.objective import Objective
-from fkd._objective.terms import metric
 from fkd._refs.refs import output_path, ref
 
 from .._data.batch import leaves, normalised
@@ -25,7 +23,7 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
     """Write `similarity.json` for the first dev batch, if the objective compares hidden states
     of a trained model and a teacher."""
     objective = step.objective
-    paths = [p for p in map(output_path, objective.refs) if p is not None]
+    paths = [p for p in map(output_path, objective.program.plan.refs) if p is not None]
     roots = [root for root, keys in paths if keys[:1] == ("hidden_states",)]
     kinds = {name: objective.models[name].kind for name in roots if name in objective.models}
     students = [n for n, kind in kinds.items() if kind == "trainable"]
@@ -34,20 +32,11 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
     if not students or not teachers or drawn is None:
         return
     batch = normalised(drawn, state.skipped.device)
-    names = [students[0], teachers[0]]
-    pair = [ref(name) for name in names]
-    everything = metric(_nothing, *(root.hidden_states for root in pair))
-    probe = Objective({**objective.terms, "hidden states": everything}, **objective.models)
+    pair = [ref(students[0]), ref(teachers[0])]
+    program = objective.reading({}, [root.hidden_states for root in pair])
     with torch.no_grad():
-        ctx, _ = probe.evaluating().context(
-            state.trainable,
-            state.frozen,
-            state.buffers,
-            batch,
-            names=names,
-            autocast=step.autocast,
-        )
-    student, teacher = (list(root.hidden_states(ctx)) for root in pair)
+        forward = program.context(state.parts, batch, autocast=step.autocast)
+        student, teacher = (list(root.hidden_states(forward.context)) for root in pair)
     values = linear_cka(student, teacher, where=_mask(batch, student[0]))
     found = {
         "student_layers": [str(i) for i in range(len(student))],
@@ -63,8 +52,3 @@ def _mask(batch: Any, hidden: Tensor) -> Tensor | None:
         if "attention_mask" in place and x.shape == hidden.shape[:-1]:
             return x.bool().to(hidden.device)
     return None
-
-
-def _nothing(*values: Any) -> Tensor:
-    del values
-    return torch.zeros(())

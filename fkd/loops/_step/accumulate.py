@@ -2,64 +2,64 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from fkd._mean import Mean
+from fkd._objective.program import Parts
+from fkd._types import Batch, Scalars
 
 from .._random import fold_in, seeded
 from .._state import device_of
-from .graphs import Found, Gradients, Graphs
+from .gradient import Gradients
+from .graphs import Computed, Graphs
 
 
 def accumulated(
     graphs: Graphs,
-    tensors: Sequence[Any],
-    scalars: Mapping[str, Tensor],
-    parts: Sequence[Any],
+    parts: Parts,
+    scalars: Scalars,
+    batches: Sequence[Batch],
     seed: int,
     *,
     keep: Callable[[Gradients], Gradients],
-    host: bool,
-) -> Found:
+) -> Computed:
     """Counts of all parts first, then the gradients of totals divided by the merged counts.
 
     Args:
       graphs: what is computed.
-      tensors: trainable, frozen, buffers and loss state.
+      parts: of the objective.
       scalars: the moving knobs.
-      parts: of a batch.
+      batches: the parts of a batch.
       seed: from which the randomness of every part follows.
-      host: the generators of Python and NumPy are seeded as well.
       keep: what makes tensors safe from the next call of a graph.
     """
-    trainable, frozen, buffers, loss_state = tensors
-    device = device_of(trainable)
-    seeds = [fold_in(seed, i + 1) for i in range(len(parts))]
+    device = device_of(parts.trainable)
+    seeds = [fold_in(seed, i + 1) for i in range(len(batches))]
     counts: dict[str, Tensor] = {}
-    for part, own in zip(parts, seeds, strict=True):
-        with seeded(own, device, host=host):
-            found = graphs.counts(trainable, frozen, buffers, loss_state, scalars, part)
-        counts = {n: c + counts[n] if n in counts else c.clone() for n, c in found.items()}
-    sums = [torch.zeros_like(p) for held in trainable.values() for p in held.values()]
-    so_far = Gradients(sums, torch.zeros((), device=device), {}, {}, buffers, loss_state)
-    for part, own in zip(parts, seeds, strict=True):
-        now = {**buffers, **so_far.buffers}
-        with seeded(own, device, host=host):
-            found = graphs.part(
-                so_far.grads, trainable, frozen, now, so_far.loss_state, scalars, part, counts
-            )
-        so_far = _merged(so_far, keep(found))
-    return graphs.finish(so_far, trainable, buffers, loss_state)
+    for batch, own_seed in zip(batches, seeds, strict=True):
+        with seeded(own_seed, device):
+            counted = graphs.counts(parts, scalars, batch)
+        counts = {n: c + counts[n] if n in counts else c.clone() for n, c in counted.items()}
+    zeros = [torch.zeros_like(p) for params in parts.trainable.values() for p in params.values()]
+    loss = torch.zeros((), device=device)
+    so_far = Gradients(zeros, loss, {}, {}, parts.buffers, parts.loss_state)
+    for batch, own_seed in zip(batches, seeds, strict=True):
+        buffers = {**parts.buffers, **so_far.buffers}
+        now = Parts(parts.trainable, parts.frozen, buffers, so_far.loss_state)
+        with seeded(own_seed, device):
+            new = graphs.part(so_far.grads, now, scalars, batch, counts)
+        so_far = _merged(so_far, keep(new))
+    return graphs.finish(so_far, parts)
 
 
-def _merged(so_far: Gradients, found: Gradients) -> Gradients:
+def _merged(so_far: Gradients, new: Gradients) -> Gradients:
     """With one more part, whose sums of gradients, buffers and states are the newest."""
     before = so_far.means
     means: dict[str, Mean] = {
-        n: m.merge(before[n]) if n in before else m for n, m in found.means.items()
+        name: mean.merge(before[name]) if name in before else mean
+        for name, mean in new.means.items()
     }
-    return found._replace(loss=so_far.loss + found.loss, means=means)
+    return new._replace(loss=so_far.loss + new.loss, means=means)

@@ -7,11 +7,13 @@ from step to step is marked, so that it is read there and not copied into the gr
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
+import optree
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
+
+from fkd._types import Params
 
 T = TypeVar("T")
 
@@ -24,13 +26,16 @@ def mark_static(tensors: Iterable[Tensor]) -> None:
 
 def copied(tree: T) -> T:
     """A tree with tensors of its own, in one operation."""
-    leaves, structure = pytree.tree_flatten(tree)
+    leaves, structure = optree.tree_flatten(cast(Any, tree))
     old = [x for x in leaves if isinstance(x, Tensor)]
     new = [torch.empty_like(x) for x in old]
     _copy(new, old)
     fresh = iter(new)
-    return pytree.tree_unflatten(
-        [next(fresh) if isinstance(x, Tensor) else x for x in leaves], structure
+    return cast(
+        T,
+        optree.tree_unflatten(
+            structure, [next(fresh) if isinstance(x, Tensor) else x for x in leaves]
+        ),
     )
 
 
@@ -54,7 +59,14 @@ def copied_into(old: Any, new: Any) -> Any:
         fits = isinstance(x, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
         return x.copy_(y) if fits else y.clone()
 
-    return pytree.tree_map(own, old, new)
+    return optree.tree_map(own, old, new)
+
+
+def copy_into(old: Params, new: Params) -> None:
+    """The tensors of `new` into those of `old`, which are the state's own."""
+    pairs = [(old[m][n], x) for m, tensors in new.items() for n, x in tensors.items()]
+    changed = [(x, y) for x, y in pairs if x is not y]
+    _copy([x for x, _ in changed], [y for _, y in changed])
 
 
 def _copy(targets: list[Tensor], sources: list[Tensor]) -> None:

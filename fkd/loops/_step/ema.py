@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 from torch import Tensor
@@ -33,13 +33,26 @@ def follow(
         sources = [state.trainable.get(model.of, {}), state.buffers.get(model.of, {})]
         targets = [state.frozen.get(name, {}), state.buffers.get(name, {})]
         pairs = [(b[k], a[k]) for a, b in zip(sources, targets, strict=True) for k in a]
-        by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
-        for e, x in pairs:
-            by_dtype.setdefault(e.dtype, []).append((e, x if x.dtype is e.dtype else x.to(e.dtype)))
-        for dtype, same in by_dtype.items():
-            old, new = [e for e, _ in same], [x for _, x in same]
-            if dtype.is_floating_point:
-                torch._foreach_lerp_(old, new, [share.to(dtype)] * len(old))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
-            else:
-                for e, x in same:
-                    e.copy_(torch.where(finite, x, e))
+        move(pairs, share, finite)
+
+
+def move(pairs: Iterable[tuple[Tensor, Tensor]], share: Tensor, done: Tensor) -> None:
+    """Move the first tensor of each pair towards the second, in place: e += share (x - e).
+
+    Args:
+      pairs: the average and what it follows. Integers (how many batches were counted) are not
+        averaged but copied.
+      share: `[]`, 1 - decay.
+      done: `[]`, False leaves integers as they are.
+    """
+    by_dtype: dict[torch.dtype, list[tuple[Tensor, Tensor]]] = {}
+    for average, new in pairs:
+        new = new if new.dtype is average.dtype else new.to(average.dtype)
+        by_dtype.setdefault(average.dtype, []).append((average, new))
+    for dtype, same in by_dtype.items():
+        averages, news = [average for average, _ in same], [new for _, new in same]
+        if dtype.is_floating_point:
+            torch._foreach_lerp_(averages, news, [share.to(dtype)] * len(same))  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
+        else:
+            for average, new in same:
+                average.copy_(torch.where(done, new, average))

@@ -1,12 +1,65 @@
-"""Gradients by plain autograd, inside a compiled graph too."""
+"""The gradient of an objective, by plain autograd, inside a compiled graph too."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+
+from fkd._mean import Mean
+from fkd._objective.objective import Objective
+from fkd._objective.program import Parts
+from fkd._trees import map_tensors
+from fkd._types import Batch, Params, Scalars
+
+BIG, SHRINK = 2.0**50, 2.0**-60
+"""From where on an entry is squared in another scale: its square may overflow float32."""
+
+
+class Gradients(NamedTuple):
+    """What the differentiated function gives for one (part of a) batch.
+
+    Attributes:
+      grads: one for each trainable tensor, in the order of the state.
+      loss: `[]`.
+      means, weights: of the terms.
+      buffers: of the trainable models; those of all others never change.
+      loss_state: of the stateful terms.
+    """
+
+    grads: list[Tensor]
+    loss: Tensor
+    means: dict[str, Mean]
+    weights: dict[str, Tensor]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, Any]
+
+
+def differentiated(
+    objective: Objective,
+    parts: Parts,
+    scalars: Scalars,
+    batch: Batch,
+    *,
+    counts: Mapping[str, Tensor] | None = None,
+    autocast: torch.dtype | None = None,
+) -> Gradients:
+    """The loss of a batch, its gradient, and what the forward pass leaves behind.
+
+    Args:
+      objective: what is differentiated; see `Objective.__call__` for the other arguments.
+      parts: its trainable tensors require grad.
+    """
+    leaves = [p for params in parts.trainable.values() for p in params.values()]
+    with torch.enable_grad():
+        loss, aux = objective(parts, batch, scalars=scalars, counts=counts, autocast=autocast)
+        grads = gradients(loss, leaves)
+    means, weights, buffers, loss_state = map_tensors(torch.detach, tuple(aux))
+    kinds = {name: model.kind for name, model in objective.models.items()}
+    moved = {name: buffers[name] for name in parts.buffers if kinds[name] == "trainable"}
+    return Gradients(grads, loss.detach(), means, weights, moved, loss_state)
 
 
 def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
@@ -22,31 +75,35 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     """
     if not loss.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
-    found: Any = torch.autograd.grad(loss, leaves, allow_unused=True)
-    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, found, strict=True)]
+    # torch declares tensors, and gives None where there is no path.
+    grads: Sequence[Tensor | None] = torch.autograd.grad(loss, leaves, allow_unused=True)
+    return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
 
-class Leaves:
-    """The trainable tensors of a state as tensors that require grad and share their memory.
+def norms_of(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
+    """The norm of the gradient of each model, in float32; finite up to 1e38."""
+    flat = iter(grads)
+    return {name: _norm([next(flat) for _ in params]) for name, params in trainable.items()}
 
-    Made here and not in the graph, since torch 2.11 cannot trace `requires_grad_`; kept from
-    one step to the next, since a step updates its tensors in place.
-    """
 
-    def __init__(self) -> None:
-        self._tensors: list[Tensor] = []
-        self._leaves: dict[str, dict[str, Tensor]] = {}
+def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
+    """`[]`, the norm over all models from those of each; no square overflows."""
+    each = torch.stack(list(norms.values()))
+    greatest = each.max().clamp(min=1e-30)
+    return (each / greatest).square().sum().sqrt() * greatest
 
-    def of(self, trainable: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-        """The leaves of a state, in the same nested dict."""
-        tensors = [p for held in trainable.values() for p in held.values()]
-        same = len(tensors) == len(self._tensors) and all(
-            a is b for a, b in zip(tensors, self._tensors, strict=True)
-        )
-        if not same:
-            self._tensors = tensors
-            self._leaves = {
-                m: {n: p.detach().requires_grad_() for n, p in held.items()}
-                for m, held in trainable.items()
-            }
-        return self._leaves
+
+def _norm(grads: Sequence[Tensor]) -> Tensor:
+    """In one pass: large entries are squared in another scale, so that no square overflows."""
+    small, large = zip(*map(_squares, grads), strict=True)
+    small_norm, large_norm = (torch.stack(sums).sum().sqrt() for sums in (small, large))
+    return torch.where(large_norm > 0, torch.hypot(small_norm, large_norm / SHRINK), small_norm)
+
+
+def _squares(grad: Tensor) -> tuple[Tensor, Tensor]:
+    grad = grad.float()
+    large = grad.abs() > BIG
+    return (
+        torch.where(large, 0.0, grad).square().sum(),
+        torch.where(large, grad * SHRINK, 0.0).square().sum(),
+    )

@@ -2,50 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
+import optree
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
-from fkd._mean import Mean
 from fkd._objective.objective import Objective
+from fkd._objective.program import Parts
+from fkd._types import Batch, Scalars
 
 from .._compile import compiled
-from .._state import norms_of
-from .gradient import gradients
+from .gradient import Gradients, differentiated, norms_of, total_norm
 
 Metrics: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
 
-
-class Gradients(NamedTuple):
-    """What the differentiated function gives for one (part of a) batch.
-
-    Attributes:
-      grads: one for each trainable tensor, in the order of the state.
-      loss: `[]`.
-      means, weights: of the terms.
-      buffers: of the trainable models; those of all others never change.
-      loss_state: of the stateful terms.
-    """
-
-    grads: list[Tensor]
-    loss: Tensor
-    means: dict[str, Mean]
-    weights: dict[str, Tensor]
-    buffers: dict[str, dict[str, Tensor]]
-    loss_state: dict[str, Any]
+GREATEST = 1.8e19
+"""The norm from which on its square is not a float32, which optimizers compute."""
 
 
-class Found(NamedTuple):
+class Computed(NamedTuple):
     """What the forward and backward passes of a step give.
 
     Attributes:
       gradients: clipped; buffers and loss state are the old ones if anything is not finite.
       measured: metrics.
-      finite: `[]`, whether loss and gradient are.
+      finite: `[]`, whether loss, gradient, and all that the batch leaves behind are.
     """
 
     gradients: Gradients
@@ -55,9 +39,6 @@ class Found(NamedTuple):
 
 class Graphs:
     """The functions of an objective that a step calls, each one graph for every batch shape.
-
-    The arguments `trainable, frozen, buffers, loss_state, scalars, batch` are those of the
-    objective; tensors of `trainable` require grad.
 
     Args:
       objective: what is differentiated.
@@ -82,93 +63,69 @@ class Graphs:
         self.counts = compiled(self._counts, options)
         self.finish = compiled(self._finish, options)
 
-    def _whole(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
-    ) -> Found:
+    def _whole(self, parts: Parts, scalars: Scalars, batch: Batch) -> Computed:
         """Everything, for a batch in one part."""
-        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, None)
-        return self._finish(found, trainable, buffers, loss_state)
+        return self._finish(self._differentiated(parts, scalars, batch, None), parts)
 
     def _part(
         self,
-        grads: list[Tensor],
-        trainable: Any,
-        frozen: Any,
-        buffers: Any,
-        loss_state: Any,
-        scalars: Any,
-        batch: Any,
+        sums: Sequence[Tensor],
+        parts: Parts,
+        scalars: Scalars,
+        batch: Batch,
         counts: Mapping[str, Tensor],
     ) -> Gradients:
         """The gradients of a part of a batch, added to those of the parts before it."""
-        found = self._gradients(trainable, frozen, buffers, loss_state, scalars, batch, counts)
-        sums = [a + b for a, b in zip(grads, found.grads, strict=True)]
-        return Gradients(sums, *found[1:])
+        new = self._differentiated(parts, scalars, batch, counts)
+        return Gradients([a + b for a, b in zip(sums, new.grads, strict=True)], *new[1:])
 
-    def _counts(
-        self, trainable: Any, frozen: Any, buffers: Any, loss_state: Any, scalars: Any, batch: Any
-    ) -> dict[str, Tensor]:
+    def _counts(self, parts: Parts, scalars: Scalars, batch: Batch) -> dict[str, Tensor]:
         """How many positions each term counts. Compiled, everything else is dead code."""
-        _, aux = self.objective(
-            trainable,
-            frozen,
-            buffers,
-            batch,
-            loss_state=loss_state,
-            scalars=scalars,
-            autocast=self.autocast,
-        )
+        _, aux = self.objective(parts, batch, scalars=scalars, autocast=self.autocast)
         return {name: mean.count for name, mean in aux.terms.items()}
 
-    def _gradients(
-        self,
-        trainable: Any,
-        frozen: Any,
-        buffers: Any,
-        loss_state: Any,
-        scalars: Any,
-        batch: Any,
-        counts: Mapping[str, Tensor] | None,
+    def _differentiated(
+        self, parts: Parts, scalars: Scalars, batch: Batch, counts: Mapping[str, Tensor] | None
     ) -> Gradients:
-        leaves = [p for held in trainable.values() for p in held.values()]
-        with torch.enable_grad():
-            loss, aux = self.objective(
-                trainable,
-                frozen,
-                buffers,
-                batch,
-                loss_state=loss_state,
-                scalars=scalars,
-                counts=counts,
-                autocast=self.autocast,
-            )
-            grads = gradients(loss, leaves)
-        aux = pytree.tree_map_only(Tensor, torch.detach, aux)
-        moved = {n: aux.buffers[n] for n in buffers if self.objective.models[n].kind == "trainable"}
-        return Gradients(grads, loss.detach(), aux.terms, aux.weights, moved, aux.loss_state)
+        return differentiated(
+            self.objective, parts, scalars, batch, counts=counts, autocast=self.autocast
+        )
 
-    def _finish(self, found: Gradients, trainable: Any, buffers: Any, loss_state: Any) -> Found:
+    def _finish(self, new: Gradients, parts: Parts) -> Computed:
         """Clip, and keep the old buffers and loss state if anything is not finite."""
-        norms = norms_of(found.grads, trainable)
-        total = torch.stack([n**2 for n in norms.values()]).sum().sqrt()
-        finite = torch.isfinite(total) & torch.isfinite(found.loss)
-        grads = found.grads
-        if self.clip is not None:
+        norms = norms_of(new.grads, parts.trainable)
+        total = total_norm(norms)
+        left = {name: parts.buffers[name] for name in new.buffers}, parts.loss_state
+        finite = torch.isfinite(total) & torch.isfinite(new.loss)
+        finite = finite & _still_finite((new.buffers, new.loss_state), left)
+        grads = new.grads
+        if self.clip is None:
+            finite = finite & (total < GREATEST)
+        else:
             factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
             grads = [g * factor for g in grads]
-
-        def kept(new: Any, old: Any) -> Any:
-            return pytree.tree_map(lambda a, b: torch.where(finite, a, b), new, old)
-
-        old = {name: buffers[name] for name in found.buffers}
-        # Not by _replace, whose class torch 2.11 cannot name when it compiles.
-        new = kept(found.buffers, old), kept(found.loss_state, loss_state)
-        found = Gradients(grads, found.loss, found.means, found.weights, *new)
         measured = {
-            "loss/total": found.loss,
-            **{f"loss/{n}": m.value for n, m in found.means.items()},
-            **{f"grad_norm/{n}": v for n, v in norms.items()},
+            "loss/total": new.loss,
+            **{f"loss/{name}": mean.value for name, mean in new.means.items()},
+            **{f"grad_norm/{name}": norm for name, norm in norms.items()},
             "grad_norm/total": total,
             "finite": finite.to(total.dtype),
         }
-        return Found(found, measured, finite)
+        kept = optree.tree_map(
+            lambda a, b: torch.where(finite, a, b), (new.buffers, new.loss_state), left
+        )
+        # Not by _replace, whose class torch 2.11 cannot name when it compiles.
+        clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
+        return Computed(clipped, measured, finite)
+
+
+def _still_finite(new: Any, old: Any) -> Tensor | bool:
+    """Whether everything is finite that was: batch statistics after an outlier are not, and the
+    constants of a mask never were."""
+    pairs = zip(optree.tree_leaves(new), optree.tree_leaves(old), strict=True)
+    checks = [
+        (torch.isfinite(a) | ~torch.isfinite(b)).all()
+        for a, b in pairs
+        if isinstance(a, Tensor) and a.is_floating_point() and a is not b
+    ]
+    return torch.stack(checks).all() if checks else True

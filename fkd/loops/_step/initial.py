@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
-from fkd._objective.objective import Objective, Parts
+from fkd._objective.objective import Objective
+from fkd._objective.program import Parts
+from fkd._trees import map_tensors
 
 from .._state import State, device_of
 
@@ -33,14 +33,14 @@ def initial(
     """
     parts = _replaced(objective, objective.init(), modules)
     if device is not None:
-        parts = pytree.tree_map_only(Tensor, lambda x: x.to(device), parts)
+        parts = map_tensors(lambda x: x.to(device), parts)
     where = device_of(parts.trainable)
     return State(
         trainable=parts.trainable,
         frozen=_inference_precision(objective, parts.frozen, inference),
         buffers=parts.buffers,
         optimizer={},
-        loss_state=pytree.tree_map_only(Tensor, lambda x: x.to(where), parts.loss_state),
+        loss_state=map_tensors(lambda x: x.to(where), parts.loss_state),
         skipped=torch.zeros((), device=where),
         step=0,
         seed=seed,
@@ -63,7 +63,9 @@ def _replaced(objective: Objective, parts: Parts, modules: Mapping[str, nn.Modul
     return parts
 
 
-def _inference_precision(objective: Objective, frozen: Any, dtype: torch.dtype | None) -> Any:
+def _inference_precision(
+    objective: Objective, frozen: dict[str, dict[str, Tensor]], dtype: torch.dtype | None
+) -> dict[str, dict[str, Tensor]]:
     """Matrices of frozen models in the precision in which they are multiplied anyway."""
     if dtype is None:
         return frozen

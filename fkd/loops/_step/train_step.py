@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import contextlib
-import time
-from collections.abc import Callable, Generator, Mapping
+import functools
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fkd._check.check import check
 from fkd._objective.objective import Objective
-from fkd._types import Batch
+from fkd._objective.program import Parts
+from fkd._types import Batch, Scalars
 
-from .._compile import captures_graphs, unlimited_recompilation
+from .._compile import Shapes, captures_graphs, options_of
 from .._data.batch import signature, split, tensors_only
-from .._evaluate.evaluate import Evaluator, Metric
 from .._random import fold_in, seeded
-from .._state import State, copy_into, device_of
+from .._state import State, device_of
 from .accumulate import accumulated
-from .cuda_graphs import copied, copied_into, copied_scalars, mark_static
+from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_static
 from .ema import follow
-from .gradient import Leaves
-from .graphs import Found, Graphs, Metrics
+from .gradient import Gradients
+from .graphs import Computed, Graphs, Metrics
+from .handles import Handles, HandlesByState
 from .initial import initial
-from .optimizer import MakeOptimizer, Updater
+from .optimizer import MakeOptimizer
 
 Precision = Literal["fp32", "bf16"]
 
@@ -33,10 +34,13 @@ Precision = Literal["fp32", "bf16"]
 class TrainStep:
     """See `train_step`, which makes it.
 
+    A step holds what is compiled, and beside each state that it is used for, an optimizer over
+    that state's tensors. It may be used for several states in turn.
+
     Attributes:
       objective: what is minimised.
-      compilations: for how many shapes of batches the step was compiled.
-      compile_seconds: how long the host took for these first calls, the calls included.
+      options: for `torch.compile`; None: not compiled.
+      autocast: dtype in which models run their matrix products, or None.
     """
 
     def __init__(
@@ -56,16 +60,11 @@ class TrainStep:
         self.autocast = torch.bfloat16 if precision == "bf16" else None
         self.clip = clip
         self.lr = lr
-        self.options = None if compile is False else {} if compile is True else dict(compile)
-        self.compilations, self.compile_seconds = 0, 0.0
+        self.options = options_of(compile)
         self._captures = captures_graphs(self.options)
-        self._host = self.options is None or not self.options.get("fullgraph", True)
         self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
-        self._leaves = Leaves()
-        self._marked: Any = None
-        self._seen: set[Any] = set()
-        self._updater: Updater | None = None
-        self._evaluators: dict[Any, Evaluator] = {}
+        self._handles = HandlesByState(optimizer)
+        self._shapes = Shapes()
 
     def init(
         self,
@@ -82,116 +81,106 @@ class TrainStep:
           modules: by name, modules of the same structure whose parameters and buffers to begin
             with instead. A sweep over initialisations compiles once that way.
         """
-        given = modules or {}
-        return initial(self.objective, seed, device=device, modules=given, inference=self.autocast)
+        return initial(
+            self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
+        )
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The given state is used up: its tensors are updated in place.
 
         Raises:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
+          ValueError: the schedule of the learning rate gives a number that is not finite.
         """
         device = device_of(state.trainable)
-        replayed = self._is_replayed(device)
         batch = tensors_only(batch, device)
         scalars = self.objective.scalars(state.step, device)
-        tensors = self._tensors_of(state)
-        seed = fold_in(state.seed, state.step)
-        draws = seeded(seed, device, host=self._host)
-        with self._ready_for(batch), draws, torch.no_grad():
-            if self.accumulate == 1:
-                found = self._graphs.whole(*tensors, scalars, batch)
-            else:
-                keep = copied if replayed else _same
-                parts = split(batch, self.accumulate)
-                found = accumulated(
-                    self._graphs, tensors, scalars, parts, seed, keep=keep, host=self._host
-                )
-        return self._updated(state, scalars, found, replayed=replayed)
-
-    def evaluator(
-        self, metrics: Mapping[str, Metric] | None = None, *, compile: bool = False
-    ) -> Evaluator:
-        """What evaluates the objective; the same one every time. Compiled with the step's
-        options, if asked for: each shape of the dev batches then costs a compilation."""
-        key = (compile, *((name, id(m)) for name, m in (metrics or {}).items()))
-        options = self.options if compile else None
-        if key not in self._evaluators:
-            # Kept with its metrics, whose ids would otherwise be given to others.
-            self._evaluators[key] = Evaluator(
-                self.objective, metrics, compile=options, autocast=self.autocast
-            )
-        return self._evaluators[key]
-
-    def rates(self, state: State) -> dict[str, float]:
-        """The learning rate of each parameter group at the next step."""
         factor = self._factor(state)
-        return {f"lr/{i}": float(lr) * factor for i, lr in enumerate(self._bound(state).base_lr)}
-
-    def _updated(
-        self, state: State, scalars: Mapping[str, Tensor], found: Found, *, replayed: bool
-    ) -> tuple[State, Metrics]:
-        """The state after the update, in the tensors of the one before."""
-        gradients, measured, finite = found
-        updater = self._bound(state)
-        updater.update(gradients.grads, finite, self._factor(state))
+        handles = self._handles.of(state)
+        replayed = self._is_replayed(device)
+        if replayed:
+            self._mark_static(handles, state)
+        seed = fold_in(state.seed, state.step)
+        first = functools.partial(check, self.objective, batch)
+        with self._shapes.new(signature(batch), first=first), seeded(seed, device), torch.no_grad():
+            computed = self._computed(handles.parts(state), scalars, batch, seed, replayed)
+        gradients, measured, finite = computed
+        handles.updater.update(gradients.grads, finite, factor)
         copy_into(state.buffers, gradients.buffers)
         follow(self.objective.models, state, scalars, finite)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
-        weights = {n: w for n, w in gradients.weights.items() if f"{n}/weight" in scalars}
-        measured = {**measured, **{f"weight/{n}": w for n, w in weights.items()}}
         loss_state = gradients.loss_state
-        if replayed:
+        if replayed:  # the next call of a captured graph writes into the same memory
             measured = copied_scalars(measured)
             loss_state = copied_into(state.loss_state, loss_state)
-        knobs = {f"knob/{n}": v for n, v in scalars.items() if not n.endswith("/weight")}
-        metrics = {**measured, **knobs, "skipped": skipped.clone()}
-        now = state._replace(optimizer=updater.tree, loss_state=loss_state, skipped=skipped)
-        return now._replace(step=state.step + 1), metrics
+        state = state._replace(
+            optimizer=handles.updater.tree, loss_state=loss_state, step=state.step + 1
+        )
+        return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
 
-    def _tensors_of(self, state: State) -> tuple[Any, Any, Any, Any]:
-        """What the objective is a function of; the trainable ones as leaves for autograd."""
-        leaves = self._leaves.of(state.trainable)
-        if leaves is not self._marked and self._is_replayed(device_of(leaves)):
-            models = self.objective.models
-            still = {n: b for n, b in state.buffers.items() if models[n].kind != "trainable"}
-            trees = (leaves, state.trainable, state.frozen, still)
-            mark_static(x for tree in trees for held in tree.values() for x in held.values())
-            self._marked = leaves
-        return leaves, state.frozen, state.buffers, state.loss_state
+    def _computed(
+        self, parts: Parts, scalars: Scalars, batch: Batch, seed: int, replayed: bool
+    ) -> Computed:
+        if self.accumulate == 1:
+            return self._graphs.whole(parts, scalars, batch)
+        batches = split(batch, self.accumulate)
+        keep = copied if replayed else _same
+        return accumulated(self._graphs, parts, scalars, batches, seed, keep=keep)
+
+    @property
+    def compilations(self) -> int:
+        """For how many shapes of batches the step was compiled."""
+        return 0 if self.options is None else len(self._shapes)
+
+    @property
+    def compile_seconds(self) -> float:
+        """How long the host took for the first call of each shape, the calls included."""
+        return 0.0 if self.options is None else self._shapes.seconds
+
+    def rates(self, state: State) -> dict[str, float]:
+        """The learning rate of each parameter group at the next step."""
+        base, factor = self._handles.of(state).updater.base_lr, self._factor(state)
+        return {f"lr/{i}": float(lr) * factor for i, lr in enumerate(base)}
 
     def _is_replayed(self, device: torch.device) -> bool:
         """Whether the graphs are replayed, each time into the same memory."""
         return self._captures and device.type == "cuda"
 
-    def _bound(self, state: State) -> Updater:
-        """The optimizer over this state's tensors: the one at hand, unless the state is new."""
-        if self._updater is None or self._updater.tree is not state.optimizer:
-            self._updater = Updater(self.make_optimizer, state.trainable, state.optimizer)
-        return self._updater
-
     def _factor(self, state: State) -> float:
-        return 1.0 if self.lr is None else float(self.lr(state.step))
+        factor = 1.0 if self.lr is None else float(self.lr(state.step))
+        if not math.isfinite(factor):
+            raise ValueError(
+                f"train_step: lr gives {factor} at step {state.step}; a finite factor on the "
+                "learning rate is expected. Nothing was updated."
+            )
+        return factor
 
-    @contextlib.contextmanager
-    def _ready_for(self, batch: Any) -> Generator[None]:
-        """Check the first batch; compile for every new shape, however many there are."""
-        shape = signature(batch)
-        if shape in self._seen:
-            yield
+    def _mark_static(self, handles: Handles, state: State) -> None:
+        """Tell captured graphs which tensors stay at their addresses."""
+        if handles.marked:
             return
-        if not self._seen:
-            check(self.objective, batch)
-        began = time.perf_counter()
-        with unlimited_recompilation():
-            yield
-        self._seen.add(shape)
-        if self.options is not None:
-            self.compilations += 1
-            self.compile_seconds += time.perf_counter() - began
+        models = self.objective.models
+        still = {n: b for n, b in state.buffers.items() if models[n].kind != "trainable"}
+        trees = (handles.leaves, state.trainable, state.frozen, still)
+        mark_static(x for tree in trees for tensors in tree.values() for x in tensors.values())
+        handles.marked = True
+
+    def __repr__(self) -> str:
+        how = "eager" if self.options is None else "compiled"
+        return f"TrainStep({len(self.objective.terms)} terms, {how}, accumulate={self.accumulate})"
 
 
-def _same(x: Any) -> Any:
+def _moving(gradients: Gradients, scalars: Scalars) -> Metrics:
+    """The weights and knobs that may have moved, for the log."""
+    weights = {n: w for n, w in gradients.weights.items() if f"{n}/weight" in scalars}
+    knobs = {n: v for n, v in scalars.items() if not n.endswith("/weight")}
+    return {
+        **{f"weight/{n}": w for n, w in weights.items()},
+        **{f"knob/{n}": v for n, v in knobs.items()},
+    }
+
+
+def _same(x: Gradients) -> Gradients:
     return x
 
 

@@ -75,7 +75,7 @@ def test_a_plain_module_is_its_state_dict(tmp_path):
     assert torch.equal(module.norm.running_mean, state.buffers["student"]["norm.running_mean"])
     adapter = load_file(tmp_path / "project.safetensors")
     assert torch.equal(adapter["weight"], state.trainable["project"]["weight"])
-    original = step.objective.model("student").module
+    original = step.objective.program.model("student").module
     assert not torch.equal(original.head.weight, module.head.weight)
 
 
@@ -112,7 +112,7 @@ def test_a_transformers_run_from_first_to_last(tmp_path, precision):
     with torch.no_grad():
         mine = loaded.eval()(**inputs, output_hidden_states=True)
         assert torch.equal(mine.logits, exported(**inputs).logits)
-        aim = step.objective.model("teacher").module.eval()
+        aim = step.objective.program.model("teacher").module.eval()
         theirs = aim(**inputs, output_hidden_states=True)
     values = linear_cka(mine.hidden_states, theirs.hidden_states, where=one["attention_mask"])
     close = 1e-5 if precision == "fp32" else 2e-2

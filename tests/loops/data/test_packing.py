@@ -74,7 +74,7 @@ def objective(kind: str, *, packed: bool) -> fkd.Objective:
 def value_and_gradient(made: fkd.Objective, given: Any) -> tuple[Tensor, dict[str, Tensor]]:
     parts = made.init()
     leaves = {n: p.requires_grad_() for n, p in parts.trainable["student"].items()}
-    loss, _ = made({"student": leaves}, parts.frozen, parts.buffers, given)
+    loss, _ = made(parts._replace(trainable={"student": leaves}), given)
     grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
     zeros = (torch.zeros_like(p) for p in leaves.values())
     found = [z if g is None else g for g, z in zip(grads, zeros, strict=True)]

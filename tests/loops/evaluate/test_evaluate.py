@@ -53,8 +53,8 @@ def test_a_ragged_last_batch_weighs_what_it_should():
 def test_it_is_what_a_hand_computes():
     data, (step, state) = batches(), make()
     found = evaluate(step.objective, state, data, metrics=METRICS)
-    net = step.objective.model("student").module.eval()
-    other = step.objective.model("teacher").module.eval()
+    net = step.objective.program.model("student").module.eval()
+    other = step.objective.program.model("teacher").module.eval()
     everything = whole(data)[0]
     with torch.no_grad():
         logits, aim = net(everything["x"])["logits"], other(everything["x"])["logits"]

@@ -22,7 +22,7 @@ CPU = torch.device("cpu")
 
 def logits(step: Any, name: str, x: Tensor) -> Tensor:
     with torch.no_grad():
-        return step.objective.model(name).module.eval()(x)["logits"]
+        return step.objective.program.model(name).module.eval()(x)["logits"]
 
 
 def test_values_are_what_a_hand_computes():

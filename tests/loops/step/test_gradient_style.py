@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
@@ -11,10 +13,11 @@ from torch import Tensor
 from fkd import Objective, batch, frozen, student, teacher, term, trainable
 from fkd.loops import train_step
 from fkd.loops._compile import compiled, unguarded_self
-from fkd.loops._step.gradient import Leaves, gradients
+from fkd.loops._step.gradient import gradients
+from fkd.loops._step.handles import HandlesByState
 from fkd.losses import mse
 
-from ...models import MLP, adamw, leaves, random_objective, tokens
+from ...models import MLP, adamw, leaves, random_objective, same_bits, tokens
 
 AOT = {"backend": "aot_eager"}
 
@@ -58,10 +61,11 @@ def old_tenfold_mse(s: Tensor, t: Tensor) -> Tensor:
 def step_gradients(objective: Objective, data: Any, options: Any) -> list[Tensor]:
     """What a step computes before clipping and update."""
     step = train_step(objective, adamw, compile=False)
-    tensors = step._tensors_of(step.init())
+    state = step.init()
+    parts = step._handles.of(state).parts(state)
     whole = compiled(step._graphs._whole, options)
     with torch.no_grad():
-        found = whole(*tensors, objective.scalars(0), data)
+        found = whole(parts, objective.scalars(0), data)
     return found.gradients.grads
 
 
@@ -70,7 +74,7 @@ def func_gradients(objective: Objective, data: Any) -> list[Tensor]:
     parts, scalars = objective.init(), objective.scalars(0)
 
     def loss(moving: Any) -> Tensor:
-        return objective(moving, parts.frozen, parts.buffers, data, scalars=scalars)[0]
+        return objective(parts._replace(trainable=moving), data, scalars=scalars)[0]
 
     return leaves(torch.func.grad(loss)(parts.trainable))
 
@@ -131,15 +135,47 @@ def test_tracing_leaves_the_users_settings_as_they_were():
     assert config.trace_autograd_ops is False
 
 
-def test_leaves_share_memory_and_are_made_once_for_a_state():
-    made, tensors = Leaves(), {"student": {"w": torch.zeros(2)}}
-    first = made.of(tensors)["student"]["w"]
-    tensors["student"]["w"].fill_(3.0)
-    assert first.requires_grad and first.tolist() == [3.0, 3.0]
-    assert made.of(tensors)["student"]["w"] is first
-    assert not tensors["student"]["w"].requires_grad
-    tensors["student"]["w"] = torch.ones(2)
-    assert made.of(tensors)["student"]["w"].tolist() == [1.0, 1.0]
+def test_handles_share_memory_and_are_made_once_for_a_state():
+    objective = random_objective(0)
+    state = train_step(objective, adamw, compile=False).init()
+    optimizers: list[Any] = []
+
+    def counted(params: Any) -> Any:
+        optimizers.append(adamw(params))
+        return optimizers[-1]
+
+    handles = HandlesByState(counted)
+    model, name = next((m, n) for m, params in state.trainable.items() for n in params)
+    first = handles.of(state)
+    state = state._replace(optimizer=first.updater.tree)
+    state.trainable[model][name].fill_(3.0)
+    leaf = first.leaves[model][name]
+    assert leaf.requires_grad and (leaf == 3).all()
+    assert handles.of(state) is first and len(optimizers) == 1
+    assert not state.trainable[model][name].requires_grad
+    state.trainable[model][name] = torch.ones_like(leaf)
+    assert (handles.of(state).leaves[model][name] == 1).all() and len(optimizers) == 2
+
+
+def test_states_in_turn_cost_one_optimizer_each_and_go_with_the_state():
+    optimizers: list[Any] = []
+
+    def counted(params: Any) -> Any:
+        optimizers.append(weakref.ref(made := adamw(params)))
+        return made
+
+    step = train_step(random_objective(0), counted, compile=False)
+    alone, _ = step(step.init(seed=1), tokens())
+    alone, _ = step(alone, tokens())
+    optimizers.clear()
+    states = [step.init(seed=1), step.init(seed=2)]
+    for _ in range(2):
+        states = [step(state, tokens())[0] for state in states]
+    assert len(optimizers) == 2
+    assert same_bits(states[0].trainable, alone.trainable)
+    del states
+    gc.collect()
+    assert not any(ref() for ref in optimizers)
 
 
 def test_a_batch_that_reaches_the_loss_is_no_leaf():

@@ -126,13 +126,13 @@ def test_states_stay_in_their_tensors(replayed):
 
 def test_what_stays_where_it_is_is_marked(replayed):
     step, state = make()
-    step(state, batches()[0])
+    state, _ = step(state, batches()[0])
 
     def marked(tree: Any) -> set[bool]:
         return {getattr(x, STATIC, None) == "unguarded" for x in tensors(tree)}
 
     assert marked(state.trainable) == marked(state.frozen) == {True}
-    assert marked(step._tensors_of(state)[0]) == {True}
+    assert marked(step._handles.of(state).leaves) == {True}
     assert marked([state.buffers["teacher"], state.buffers["slow"]]) == {True}
     assert marked([state.buffers["student"], state.loss_state]) == {False}  # move, part by part
     assert not any(hasattr(p, STATIC) for p in step.objective.models["teacher"].module.parameters())
@@ -140,8 +140,8 @@ def test_what_stays_where_it_is_is_marked(replayed):
 
 def test_nothing_is_marked_where_nothing_is_captured():
     step, state = make()
-    step(state, batches()[0])
-    assert not any(hasattr(x, STATIC) for x in tensors((state, step._tensors_of(state))))
+    state, _ = step(state, batches()[0])
+    assert not any(hasattr(x, STATIC) for x in tensors((state, step._handles.of(state).leaves)))
 
 
 @pytest.mark.parametrize(

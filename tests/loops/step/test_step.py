@@ -443,7 +443,7 @@ def test_groups_have_their_own_rates_and_decay():
     assert set(step.rates(start).values()) == {0.05, 0.005}
     state, _ = run(step, [tokens()])
     names = [(m, n) for m, held in start.trainable.items() for n in held]
-    grads = torch.func.grad(lambda p: objective(p, start.frozen, start.buffers, tokens())[0])(
+    grads = torch.func.grad(lambda p: objective(start.parts._replace(trainable=p), tokens())[0])(
         start.trainable
     )
     for m, n in names:

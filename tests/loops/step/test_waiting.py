@@ -58,8 +58,8 @@ def test_steps_in_between_read_nothing(tmp_path, options):
             if event.kind == "log":
                 break
     found = counts["log"]
-    assert found.count("_optimizer.py:update") == 6
-    rest = [place for place in found if place != "_optimizer.py:update"]
+    assert found.count("optimizer.py:update") == 6
+    rest = [place for place in found if place != "optimizer.py:update"]
     assert rest == []
 
 

@@ -1,0 +1,210 @@
+"""Terms over computed values: their means, their weights, and the total."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._mean import Mean, divide, mean
+from .._refs.refs import Ref
+from .._trees import map_tensors
+from .._types import Scalars
+from .knobs import knob_values
+from .terms import Knob, Term
+
+
+class Evaluation(NamedTuple):
+    """What terms give for a batch: means, weights, and the state of the stateful ones."""
+
+    means: dict[str, Mean]
+    weights: dict[str, Tensor]
+    loss_state: dict[str, Any]
+
+
+class BoundTerms:
+    """Terms as functions of the values of a plan.
+
+    Args:
+      terms: by name.
+      place: where the value of each ref that they read stands.
+    """
+
+    def __init__(self, terms: Mapping[str, Term], place: Mapping[Ref, int]) -> None:
+        self.terms = terms
+        self.functions = {name: bind(name, term, place) for name, term in terms.items()}
+        self.knobs: dict[str, Knob] = {
+            f"{name}/{knob}": value
+            for name, term in terms.items()
+            for knob, value in term.moving.items()
+        }
+        self._weights = {
+            name: place[term.weight] for name, term in terms.items() if isinstance(term.weight, Ref)
+        }
+
+    def scalars(self, step: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
+        """The moving knobs at a step; see `knob_values`."""
+        return knob_values(self.knobs, step, device)
+
+    def evaluate(
+        self, values: Sequence[Any], scalars: Scalars, loss_state: Mapping[str, Any]
+    ) -> Evaluation:
+        """Every term on the values by place; the weights are not applied yet.
+
+        A term whose state is not in `loss_state` begins with its initial one.
+        """
+        evaluation = Evaluation({}, {}, {})
+        for name, term in self.terms.items():
+            state = loss_state.get(name, term.state)
+            with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
+                result = self.functions[name](values, scalars, state)
+                weight = self._weight(name, values, scalars)
+                if weight is not None and weight.ndim:  # one for each position
+                    result, weight = result.weighted(name, weight), weight.new_ones(())
+                evaluation.means[name] = result.mean
+            if term.state is not None:
+                evaluation.loss_state[name] = map_tensors(torch.detach, result.state)
+            if weight is not None:
+                evaluation.weights[name] = weight
+            elif term.weight is not None:
+                total = evaluation.means[name].total
+                evaluation.weights[name] = torch.full_like(total, term.weight)
+        return evaluation
+
+    def _weight(self, name: str, values: Sequence[Any], scalars: Scalars) -> Tensor | None:
+        """The weight of a term, if it is a tensor."""
+        if name in self._weights:
+            return values[self._weights[name]]
+        return scalars.get(f"{name}/weight")
+
+    def total(self, evaluation: Evaluation, counts: Mapping[str, Tensor] | None = None) -> Tensor:
+        """`[]`, the sum over terms of weight * total / count.
+
+        Args:
+          evaluation: from `evaluate`.
+          counts: what each term's total is divided by, instead of this batch's own count.
+        """
+        parts: list[Tensor] = []
+        for name, weight in evaluation.weights.items():
+            term_mean = evaluation.means[name]
+            count = term_mean.count if counts is None else counts[name]
+            parts.append(weight * divide(term_mean.total, count))
+        return torch.stack(parts).sum()
+
+
+class Evaluated(NamedTuple):
+    """What a loss returned, which of its positions count, and its new state."""
+
+    result: Any
+    where: Tensor | None
+    state: Any
+
+    @property
+    def mean(self) -> Mean:
+        """The mean over the positions that count."""
+        if isinstance(self.result, Mean):
+            return self.result
+        # A relational loss gives one value for the batch; its mask has done its work inside.
+        return mean(self.result, where=self.where if self.result.ndim else None)
+
+    def weighted(self, name: str, weight: Tensor) -> Evaluated:
+        """With every value multiplied by the weight of its position (or example)."""
+        shape = tuple(self.result.shape) if isinstance(self.result, Tensor) else None
+        if shape is None or shape[: weight.ndim] != tuple(weight.shape):
+            what = "a fkd.Mean" if shape is None else f"values of shape {shape}"
+            raise ValueError(
+                f"term {name!r}: weight has shape {tuple(weight.shape)}, and the loss returned "
+                f"{what}. A weight is a scalar, or has one number for each value (or for each "
+                "leading axis of the values). Take its mean: fkd.call(torch.mean, weight)."
+            )
+        weight = weight.reshape(weight.shape + (1,) * (len(shape) - weight.ndim)).expand(shape)
+        if self.where is not None:
+            weight = weight.masked_fill(~self.where, 0.0)
+        return self._replace(result=self.result * weight)
+
+
+BoundTerm = Callable[[Sequence[Any], Scalars, Any], Evaluated]
+"""`(values by place, scalars, state) -> Evaluated`."""
+
+
+def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
+    """A term as a function of the computed values.
+
+    What can be decided before tracing (which options the loss takes, which of its positions
+    count) is decided here.
+    """
+    arguments = [place[ref] for ref in term.args]
+    options = {k: place[v] for k, v in term.kwargs.items() if isinstance(v, Ref)}
+    knobs = [k for k in term.moving if k != "weight"]
+    static = {k: v for k, v in term.kwargs.items() if k not in options and k not in knobs}
+    where_at = None if term.where is None else place[term.where]
+    takes_where = takes(term.loss, "where")
+    counted = counted_positions(term.loss)
+
+    def evaluate(values: Sequence[Any], scalars: Scalars, state: Any) -> Evaluated:
+        args = [values[i] for i in arguments]
+        kwargs = {**static, **{k: values[i] for k, i in options.items()}}
+        kwargs.update({k: scalars[f"{name}/{k}"] for k in knobs})
+        where = None if where_at is None else values[where_at].bool()
+        positions = where if counted is None else _both(where, counted(args, kwargs))
+        if where is not None:
+            if takes_where:
+                kwargs["where"] = where
+            else:
+                args = [blank(x, where) for x in args]
+        if term.state is None:
+            result = term.loss(*args, **kwargs)
+        else:
+            result, state = term.loss(*args, state=state, **kwargs)
+        return Evaluated(result, positions, state)
+
+    return evaluate
+
+
+def blank(x: Any, where: Tensor) -> Any:
+    """Zeros in the place of what does not count, for a loss that knows nothing of masks."""
+    fits = isinstance(x, Tensor) and x.shape[: where.ndim] == where.shape
+    if not fits or not x.is_floating_point():
+        return x
+    return x.masked_fill(~where.reshape(where.shape + (1,) * (x.ndim - where.ndim)), 0.0)
+
+
+def takes(fn: Callable[..., Any], name: str) -> bool:
+    """Whether a function accepts a keyword argument."""
+    try:
+        parameters = inspect.signature(fn).parameters
+    except (TypeError, ValueError):
+        return False
+    return name in parameters or any(p.kind is p.VAR_KEYWORD for p in parameters.values())
+
+
+Positions = Callable[[Sequence[Any], Mapping[str, Any]], Tensor]
+"""`(args, kwargs) -> mask`."""
+
+
+def counted_positions(fn: Callable[..., Any]) -> Positions | None:
+    """Which positions a loss counts by itself (labels that are not `ignore_index`), if it says.
+
+    See `fkd.losses.counted_where`.
+    """
+    inner = getattr(fn, "func", fn)
+    rule = getattr(inner, "counted_where", None)
+    if rule is None:
+        return None
+    parameters = inspect.signature(fn).parameters
+    defaults = {n: p.default for n, p in parameters.items() if p.default is not p.empty}
+    positional = [n for n, p in parameters.items() if p.kind is not p.KEYWORD_ONLY]
+    wanted = list(inspect.signature(rule).parameters)
+
+    def positions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
+        given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
+        return rule(**{name: given[name] for name in wanted})
+
+    return positions
+
+
+def _both(where: Tensor | None, counted: Tensor) -> Tensor:
+    return counted if where is None else torch.logical_and(where, counted)

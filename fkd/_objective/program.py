@@ -1,0 +1,300 @@
+"""A program: models and refs as one pure function from parameters and a batch to values."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from .._errors import ObjectiveError
+from .._refs.derived import Call, Function
+from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
+from .._types import Batch, Params
+from .apply import (
+    Apply,
+    Model,
+    call_arguments,
+    frozen_parameters,
+    make_apply,
+    parameter_names,
+    skeleton,
+    trainable_parameters,
+)
+from .plan import Attempt, Plan, computed
+
+
+class Parts(NamedTuple):
+    """What an objective is a function of, besides the batch.
+
+    Attributes:
+      trainable: `{model: {parameter: tensor}}`, what the optimizer changes.
+      frozen: likewise, what it does not: teachers, and EMA copies.
+      buffers: likewise, batch statistics and other buffers of all models.
+      loss_state: `{term: state}` of the terms that have one.
+    """
+
+    trainable: dict[str, dict[str, Tensor]]
+    frozen: dict[str, dict[str, Tensor]]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, Any]
+
+
+@dataclass(frozen=True, eq=False)
+class Program:
+    """Models and a plan: parameters, buffers and a batch -> the value of every ref. Pure.
+
+    `make_program` makes one.
+
+    Attributes:
+      plan: the refs, children first.
+      models: by name; those that nothing reads are left out by `without`.
+      applies: the models that can run, as pure functions.
+      adapters: models that are only called by refs (`fkd.module`), never run on the batch.
+    """
+
+    plan: Plan
+    models: Mapping[str, Model]
+    applies: Mapping[str, Apply]
+    adapters: frozenset[str] = frozenset()
+
+    @property
+    def runs(self) -> tuple[str, ...]:
+        """The models whose forward pass is needed; frozen ones first, so that what they
+        computed on the way is freed before the student runs."""
+        nodes = list(map(node, self.plan.computed))
+        wanted = _run_by(nodes)
+        if any(isinstance(part, Function) for part in nodes):  # which may read any model
+            wanted |= set(self.models) - self.adapters
+        names = [name for name in self.models if name in wanted]
+        return tuple(sorted(names, key=lambda name: self.models[name].kind == "trainable"))
+
+    def model(self, name: str) -> Model:
+        """A model by name; an EMA stands for the module that it follows."""
+        return resolved(self.models, name)
+
+    def without(self, known: Iterable[Ref]) -> Program:
+        """The program in which the values of some refs are given: partial evaluation.
+
+        What only these refs needed is gone: refs, taps, and models that nothing else reads
+        (neither run nor held). `values` then needs `given=` for every one of them.
+
+        Args:
+          known: refs of this program. A plain function of the context may read any model, so
+            models stay while one is computed.
+
+        Raises:
+          ValueError: a ref that nothing reads.
+        """
+        known = tuple(known)
+        unread = [ref for ref in known if ref not in self.plan.place]
+        if unread:
+            raise ValueError(f"without: nothing reads {unread[0]!r}.")
+        refs = self.plan.refs
+        before = tuple(refs[i] for i in self.plan.known)
+        plan = Plan((refs[i] for i in self.plan.outputs), (*before, *known))
+        return make_program(plan, read_models(plan, self.models), self.adapters)
+
+    def reading(self, refs: Iterable[Ref]) -> Program:
+        """The same models with other refs, in eval mode: no dropout, running statistics."""
+        plan = Plan(refs)
+        return make_program(plan, self.models, self.adapters, training=False)
+
+    def evaluating(self) -> Program:
+        """The same program with every model in eval mode."""
+        return make_program(self.plan, self.models, self.adapters, training=False)
+
+    def init(self) -> Parts:
+        """The initial parameters and buffers. Those of frozen models are shared with the
+        module; all others are copies."""
+        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
+
+    def parts(
+        self, copied: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]
+    ) -> Parts:
+        """The modules' tensors: through `copied` what a run changes, through `shared` the rest."""
+        parts = Parts({}, {}, {}, {})
+        for name in self.models:
+            model = self.model(name)
+            assert model.module is not None
+            still = shared if model.kind == "frozen" else copied
+            moving = {n: copied(p) for n, p in trainable_parameters(model).items()}
+            fixed = {n: still(p) for n, p in frozen_parameters(model).items()}
+            buffers = {n: still(b) for n, b in model.module.named_buffers()}
+            for tree, tensors in zip(parts[:3], (moving, fixed, buffers), strict=True):
+                if tensors:
+                    tree[name] = tensors
+        return parts
+
+    def start(self, parts: Parts, batch: Batch, *, autocast: torch.dtype | None = None) -> Pass:
+        """A forward pass in which no model has run yet."""
+        return Pass(self, parts, batch, autocast)
+
+    def context(self, parts: Parts, batch: Batch, *, autocast: torch.dtype | None = None) -> Pass:
+        """A forward pass in which every model that the refs need has run.
+
+        Args:
+          parts: as `init()` gives them.
+          batch: what the data loader yields.
+          autocast: dtype in which models run their matrix products.
+
+        Returns:
+          A `Pass`: `.context` is what refs read, `.buffers` are the buffers afterwards.
+        """
+        forward = self.start(parts, batch, autocast=autocast)
+        for name in self.runs:
+            forward.run(name)
+        return forward
+
+    def values(
+        self,
+        ctx: Context,
+        given: Mapping[Ref, Any] | None = None,
+        *,
+        attempt: Attempt = computed,
+    ) -> list[Any]:
+        """The value of every ref, by its place in the plan; see `Plan.compute`."""
+        return self.plan.compute(ctx, given, attempt=attempt)
+
+
+class Pass:
+    """A forward pass: models run one by one into the context that refs read.
+
+    Attributes:
+      context: what the models that have run returned.
+      buffers: of all models, as they are now. Adapters that refs call later change theirs, too.
+    """
+
+    def __init__(
+        self, program: Program, parts: Parts, batch: Batch, autocast: torch.dtype | None
+    ) -> None:
+        self._program, self._batch, self._autocast = program, batch, autocast
+        self._params = {
+            n: {**parts.frozen.get(n, {}), **parts.trainable.get(n, {})} for n in program.models
+        }
+        self.buffers = {name: dict(tensors) for name, tensors in parts.buffers.items()}
+        self._outputs: dict[str, Any] = {"batch": batch}
+        self._taps: dict[str, dict[Any, Any]] = {}
+        modules = {name: self._as_function(name) for name in program.models}
+        params = _with_aliases(program, self._params)
+        self.context = Context(self._outputs, self._taps, params, modules)
+
+    def run(self, name: str) -> None:
+        """Run a model on the batch."""
+        model = self._program.model(name)
+        args, kwargs = call_arguments(model, self._batch)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and model.kind == "trainable"):
+            output = self._apply(name, args, kwargs)
+        self._outputs[name] = output if model.outputs is None else model.outputs(output)
+
+    def _apply(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        buffers = self.buffers.get(name, {})
+        with _autocast(self._params[name], self._autocast):
+            applied = self._program.applies[name](self._params[name], buffers, args, kwargs)
+        self._taps[name] = applied.taps
+        if applied.buffers and self._program.models[name].kind == "trainable":
+            self.buffers[name] = applied.buffers
+        return applied.output
+
+    def _as_function(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._apply(name, args, kwargs)
+
+
+def make_program(
+    plan: Plan,
+    models: Mapping[str, Model],
+    adapters: frozenset[str] = frozenset(),
+    *,
+    training: bool | None = None,
+) -> Program:
+    """A program, with its models as pure functions.
+
+    Args:
+      plan: the refs.
+      models: by name.
+      adapters: models known to be called by refs only, besides those that this plan calls.
+      training: train mode for all models; None: as each model says.
+
+    Raises:
+      ObjectiveError: a module that cannot be copied.
+    """
+    nodes = list(map(node, plan.computed))
+    called = {part.name for part in nodes if isinstance(part, Call) and part.fn is None}
+    applies: dict[str, Apply] = {}
+    problems: list[str] = []
+    for name in models:
+        model = resolved(models, name)
+        assert model.module is not None
+        taps = [part for part in nodes if isinstance(part, Tap | Capture) and part.root == name]
+        mode = model.training if training is None else training
+        try:
+            copied = skeleton(model.module, training=mode)
+            applies[name] = make_apply(copied, taps, _output_paths(plan, name, model))
+        except Exception as error:
+            problems.append(f"model {name!r}: {type(error).__name__}: {error}")
+    if problems:
+        raise ObjectiveError(problems)
+    return Program(plan, models, applies, adapters | frozenset(called - _run_by(nodes)))
+
+
+def resolved(models: Mapping[str, Model], name: str) -> Model:
+    """A model by name; an EMA stands for the module that it follows."""
+    model = models[name]
+    if model.kind != "ema":
+        return model
+    followed = models[model.of]
+    inputs = model.inputs or followed.inputs
+    outputs = model.outputs or followed.outputs
+    return Model("ema", followed.module, inputs, outputs, of=model.of, decay=model.decay)
+
+
+def read_models(plan: Plan, models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models that the refs of a plan read, and those that these follow."""
+    names: set[str] = set()
+    for part in map(node, plan.computed):
+        names |= set(models) if isinstance(part, Function) else set()
+        names |= {part.name} if isinstance(part, Root) else set()
+        names |= {part.root} if isinstance(part, Tap | Capture | Param) else set()
+        names |= {part.name} if isinstance(part, Call) and part.fn is None else set()
+    names |= {models[name].of for name in names & set(models)}
+    return {name: model for name, model in models.items() if name in names}
+
+
+def _run_by(nodes: Iterable[Node]) -> set[str]:
+    """The models whose output or inside is read, so that they run on the batch."""
+    nodes = list(nodes)
+    roots = {part.name for part in nodes if isinstance(part, Root)}
+    return roots | {part.root for part in nodes if isinstance(part, Tap | Capture)}
+
+
+def _output_paths(plan: Plan, name: str, model: Model) -> list[tuple[Any, ...]]:
+    """The paths that refs take through a model's output. A plain function may take any,
+    so that with one the cheap optional outputs (hidden states) are asked for as well."""
+    every = [path for path in map(output_path, plan.computed) if path is not None]
+    paths = [keys for root, keys in every if root == name and keys]
+    functions = any(isinstance(node(ref), Function) for ref in plan.computed)
+    if functions or model.outputs is not None:
+        paths.append(("hidden_states",))
+    return paths
+
+
+def _with_aliases(program: Program, params: Params) -> dict[str, dict[str, Tensor]]:
+    """Parameters under the names that refs use, of which tied ones have several."""
+    by_model: dict[str, dict[str, Tensor]] = {}
+    for part in map(node, program.plan.computed):
+        if isinstance(part, Param):
+            module = program.model(part.root).module
+            assert module is not None
+            name = parameter_names(module)[part.parameter]
+            by_model.setdefault(part.root, {})[part.parameter] = params[part.root][name]
+    return by_model
+
+
+def _autocast(params: Mapping[str, Tensor], dtype: torch.dtype | None) -> Any:
+    if dtype is None or not params:
+        return contextlib.nullcontext()
+    device = next(iter(params.values())).device.type
+    return torch.autocast(device, dtype, cache_enabled=False)

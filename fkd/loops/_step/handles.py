@@ -1,0 +1,68 @@
+"""What a step needs beside a state: leaves for autograd, and an optimizer over its tensors."""
+
+from __future__ import annotations
+
+from torch import Tensor
+from torch.utils.weak import WeakIdKeyDictionary
+
+from fkd._objective.program import Parts
+
+from .._state import State
+from .optimizer import MakeOptimizer, Updater
+
+
+class Handles:
+    """Objects over the tensors of one state, which a step updates in place.
+
+    Attributes:
+      leaves: the trainable tensors as tensors that require grad and share their memory. Made
+        here and not in the graph, since torch 2.11 cannot trace `requires_grad_`.
+      updater: the optimizer.
+      marked: whether the tensors are known to captured graphs as staying where they are.
+    """
+
+    def __init__(self, make_optimizer: MakeOptimizer, state: State) -> None:
+        self._tensors = _tensors_of(state)
+        self.leaves = {
+            model: {name: p.detach().requires_grad_() for name, p in params.items()}
+            for model, params in state.trainable.items()
+        }
+        self.updater = Updater(make_optimizer, state.trainable, state.optimizer)
+        self.marked = False
+
+    def parts(self, state: State) -> Parts:
+        """What the objective is a function of, with leaves in place of the trainable tensors."""
+        return Parts(self.leaves, state.frozen, state.buffers, state.loss_state)
+
+    def fit(self, state: State) -> bool:
+        """Whether these are the handles of a state."""
+        tensors = _tensors_of(state)
+        return (
+            self.updater.tree is state.optimizer
+            and len(tensors) == len(self._tensors)
+            and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
+        )
+
+
+class HandlesByState:
+    """The handles of every state that a step is used for, for as long as the state lives.
+
+    A state keeps one tensor from step to step, `skipped`, which no handle refers to: by it a
+    state is known again, and with it the handles go.
+    """
+
+    def __init__(self, make_optimizer: MakeOptimizer) -> None:
+        self._make_optimizer = make_optimizer
+        self._by_state: WeakIdKeyDictionary = WeakIdKeyDictionary()
+
+    def of(self, state: State) -> Handles:
+        """The handles of a state, made at its first use."""
+        handles: Handles | None = self._by_state.get(state.skipped)
+        if handles is None or not handles.fit(state):
+            handles = Handles(self._make_optimizer, state)
+            self._by_state[state.skipped] = handles
+        return handles
+
+
+def _tensors_of(state: State) -> list[Tensor]:
+    return [p for params in state.trainable.values() for p in params.values()]
