@@ -77,8 +77,8 @@ OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
     "core": {"torch", "jaxtyping", "optree"},
-    "loops": {"torch", "jaxtyping", "numpy", "safetensors", "tqdm", "filelock", "optree"},
-    "interop": {"torch", "jaxtyping", "safetensors"},
+    "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
+    "interop": {"torch", "jaxtyping", "optree", "safetensors"},
 }
 """What each area may import of other libraries."""
 

@@ -35,7 +35,7 @@ class BoundTerms:
 
     def __init__(self, terms: Mapping[str, Term], place: Mapping[Ref, int]) -> None:
         self.terms = terms
-        self.functions = {name: bind(name, term, place) for name, term in terms.items()}
+        self.functions = {name: bound_term(name, term, place) for name, term in terms.items()}
         self.knobs: dict[str, Knob] = {
             f"{name}/{knob}": value
             for name, term in terms.items()
@@ -130,7 +130,7 @@ BoundTerm = Callable[[Sequence[Any], Scalars, Any], Evaluated]
 """`(values by place, scalars, state) -> Evaluated`."""
 
 
-def bind(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
+def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
     """A term as a function of the computed values.
 
     What can be decided before tracing (which options the loss takes, which of its positions

@@ -11,7 +11,7 @@ Attempt: TypeAlias = Callable[[Ref, Context, Sequence[Any]], Any]
 """`(ref, context, values of its children) -> value`."""
 
 
-def computed(ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
+def value_of(ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
     """The value of a ref from those of its children."""
     return compute(ref, ctx, *below)
 
@@ -56,7 +56,7 @@ class Plan:
         return [ref for i, ref in enumerate(self.refs) if i not in self.known]
 
     def compute(
-        self, ctx: Context, given: Mapping[Ref, Any] | None = None, *, attempt: Attempt = computed
+        self, ctx: Context, given: Mapping[Ref, Any] | None = None, *, attempt: Attempt = value_of
     ) -> list[Any]:
         """The value of every ref, by place.
 

@@ -24,7 +24,7 @@ from .apply import (
     skeleton,
     trainable_parameters,
 )
-from .plan import Attempt, Plan, computed
+from .plan import Attempt, Plan, value_of
 
 
 class Parts(NamedTuple):
@@ -47,13 +47,23 @@ class Parts(NamedTuple):
 class Program:
     """Models and a plan: parameters, buffers and a batch -> the value of every ref. Pure.
 
-    `make_program` makes one.
+    An objective has one; `objective.program.values(...)` gives values without any loss.
 
     Attributes:
       plan: the refs, children first.
       models: by name; those that nothing reads are left out by `without`.
       applies: the models that can run, as pure functions.
       adapters: models that are only called by refs (`fkd.module`), never run on the batch.
+
+    Example:
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits)},
+      ...     student=trainable(torch.nn.Linear(4, 3)), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> program = objective.program.reading([teacher.logits])
+      >>> forward = program.context(objective.init(), torch.randn(2, 4))
+      >>> program.runs, program.values(forward.context)[-1].shape
+      (('teacher',), torch.Size([2, 3]))
     """
 
     plan: Plan
@@ -154,7 +164,7 @@ class Program:
         ctx: Context,
         given: Mapping[Ref, Any] | None = None,
         *,
-        attempt: Attempt = computed,
+        attempt: Attempt = value_of,
     ) -> list[Any]:
         """The value of every ref, by its place in the plan; see `Plan.compute`."""
         return self.plan.compute(ctx, given, attempt=attempt)

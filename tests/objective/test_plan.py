@@ -8,14 +8,14 @@ import pytest
 import torch
 
 from fkd import Context, Mean, batch, call, module, student, teacher, term
-from fkd._objective.evaluation import bind, counted_positions, takes
+from fkd._objective.evaluation import bound_term, counted_positions, takes
 from fkd._objective.plan import Plan
 from fkd.losses import cross_entropy, kl, mse, rkd_distance
 
 
 def evaluate(made, scalars=None, state=None, **values):
     plan = Plan(made.refs)
-    bound = bind("t", made, plan.place)
+    bound = bound_term("t", made, plan.place)
     return bound(plan.compute(Context(values)), scalars or {}, state)
 
 

@@ -25,6 +25,7 @@ def accumulated(
     seed: int,
     *,
     keep: Callable[[Gradients], Gradients],
+    host: bool,
 ) -> Computed:
     """Counts of all parts first, then the gradients of totals divided by the merged counts.
 
@@ -35,12 +36,13 @@ def accumulated(
       batches: the parts of a batch.
       seed: from which the randomness of every part follows.
       keep: what makes tensors safe from the next call of a graph.
+      host: whether Python's and NumPy's generators are seeded, too.
     """
     device = device_of(parts.trainable)
     seeds = [fold_in(seed, i + 1) for i in range(len(batches))]
     counts: dict[str, Tensor] = {}
     for batch, own_seed in zip(batches, seeds, strict=True):
-        with seeded(own_seed, device):
+        with seeded(own_seed, device, host=host):
             counted = graphs.counts(parts, scalars, batch)
         counts = {n: c + counts[n] if n in counts else c.clone() for n, c in counted.items()}
     zeros = [torch.zeros_like(p) for params in parts.trainable.values() for p in params.values()]
@@ -49,7 +51,7 @@ def accumulated(
     for batch, own_seed in zip(batches, seeds, strict=True):
         buffers = {**parts.buffers, **so_far.buffers}
         now = Parts(parts.trainable, parts.frozen, buffers, so_far.loss_state)
-        with seeded(own_seed, device):
+        with seeded(own_seed, device, host=host):
             new = graphs.part(so_far.grads, now, scalars, batch, counts)
         so_far = _merged(so_far, keep(new))
     return graphs.finish(so_far, parts)

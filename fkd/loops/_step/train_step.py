@@ -62,6 +62,8 @@ class TrainStep:
         self.lr = lr
         self.options = options_of(compile)
         self._captures = captures_graphs(self.options)
+        # One graph draws nothing from the host's generators.
+        self._host = self.options is None or not self.options.get("fullgraph", True)
         self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
         self._handles = HandlesByState(optimizer)
         self._shapes = Shapes()
@@ -102,7 +104,8 @@ class TrainStep:
             self._mark_static(handles, state)
         seed = fold_in(state.seed, state.step)
         first = functools.partial(check, self.objective, batch)
-        with self._shapes.new(signature(batch), first=first), seeded(seed, device), torch.no_grad():
+        draws = seeded(seed, device, host=self._host)
+        with self._shapes.new(signature(batch), first=first), draws, torch.no_grad():
             computed = self._computed(handles.parts(state), scalars, batch, seed, replayed)
         gradients, measured, finite = computed
         handles.updater.update(gradients.grads, finite, factor)
@@ -125,7 +128,7 @@ class TrainStep:
             return self._graphs.whole(parts, scalars, batch)
         batches = split(batch, self.accumulate)
         keep = copied if replayed else _same
-        return accumulated(self._graphs, parts, scalars, batches, seed, keep=keep)
+        return accumulated(self._graphs, parts, scalars, batches, seed, keep=keep, host=self._host)
 
     @property
     def compilations(self) -> int:
