@@ -328,7 +328,7 @@ def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch)
         return "whole batch"
     if found.where is None:
         return str(found.result.numel())
-    of_batch = [r for r in objective.program.plan.refs if roots(r) == {"batch"}]
+    of_batch = [r for r in objective.program.plan.refs if roots(r) == frozenset(["batch"])]
     plan = Plan(of_batch)
     values = plan.compute(Context({"batch": batch}))
     known = {ref: values[i] for ref, i in plan.place.items()}

@@ -14,23 +14,25 @@ Accelerate) and any optimizer works as before.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Generator, Mapping
+import functools
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any, cast
 
+import optree
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from fkd._check.check import check
-from fkd._mean import Mean
 from fkd._objective.apply import frozen_parameters, trainable_parameters
-from fkd._objective.objective import Aux, Objective, Parts
-from fkd._types import Batch
-from fkd.loops._compile import compiled, unlimited_recompilation
+from fkd._objective.objective import Aux, Objective
+from fkd._objective.program import Parts
+from fkd._trees import map_tensors
+from fkd._types import Batch, Scalars
+from fkd.loops._compile import Shapes, compiled, options_of
 from fkd.loops._data.batch import signature, tensors_only
-from fkd.loops._step.gradient import gradients
+from fkd.loops._step.ema import move
+from fkd.loops._step.gradient import Gradients, differentiated
 
 
 def bind(
@@ -42,7 +44,7 @@ def bind(
       objective: terms and models.
       compile: True, False, or options for `torch.compile`: forward passes and losses of all
         models, and their gradient, become one graph.
-      modules: modules to use in the place of those that the objective was given, by name.
+      modules: modules to use instead of those that the objective was given, by name.
 
     Returns:
       `loss, aux = bound(batch, step)`; see `Bound`.
@@ -79,7 +81,7 @@ class Bound(nn.Module):
 
     Its submodules are the trainable models: `bound.parameters()` is what to optimize, and
     wrapping it in `DistributedDataParallel` works (each rank then divides by its own counts).
-    Frozen models are no submodules, so they are neither optimized nor saved with it; they
+    Frozen models are not submodules, so they are neither optimized nor saved with it; they
     follow to the device of the others, and are never changed.
 
     An `ema` model starts as a copy of the model that it follows, and moves when `update_ema` is
@@ -100,16 +102,14 @@ class Bound(nn.Module):
         self.averages = nn.ModuleDict(
             {n: _Average(_followed(objective, n)) for n, m in objective.models.items() if m.of}
         )
-        leaves, self._loss_state_tree = pytree.tree_flatten(parts.loss_state)
+        leaves, self._loss_state_tree = optree.tree_flatten(cast(Any, parts.loss_state))
         for i, leaf in enumerate(leaves):
             self.register_buffer(f"loss_state_{i}", leaf)
         self._loss_state_size = len(leaves)
-        self._options: dict[str, Any] | None = None
-        if compile is not False:
-            self._options = {} if compile is True else dict(compile)
+        self._options = options_of(compile)
         self._functions: dict[Any, Callable[..., Any]] = {}
         self._frozen: dict[torch.device, tuple[Any, Any]] = {}
-        self._seen: set[Any] = set()
+        self._shapes = Shapes()
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, Aux]:
         """The loss of a batch, to call `backward()` on, and an `Aux` (without gradients).
@@ -121,7 +121,7 @@ class Bound(nn.Module):
           batch: what the loader yields.
           step: the number of the update, at which schedules are evaluated.
         """
-        loss, aux = self._run(self._loss, batch, step)
+        loss, aux = self._run(_loss, batch, step)
         self._write(aux)
         return loss, aux
 
@@ -129,14 +129,14 @@ class Bound(nn.Module):
         """The same with the gradient in the same graph: adds it to `.grad`, as
         `loss.backward()` would. Faster when compiled."""
         with torch.no_grad():
-            grads, loss, aux = self._run(self._grads, batch, step)
-        for name, found in grads.items():
-            held = trainable_parameters(self.objective.models[name])
-            for key, grad in found.items():
-                p = held[key]
-                p.grad = grad if p.grad is None else p.grad + grad
+            new: Gradients = self._run(differentiated, batch, step)
+        models = {n: self.objective.models[n] for n in self.models}
+        leaves = [p for m in models.values() for p in trainable_parameters(m).values()]
+        for p, grad in zip(leaves, new.grads, strict=True):
+            p.grad = grad if p.grad is None else p.grad + grad
+        aux = Aux(new.means, new.weights, new.buffers, new.loss_state)
         self._write(aux)
-        return loss, aux
+        return new.loss, aux
 
     @torch.no_grad()
     def update_ema(self, step: int = 0) -> None:
@@ -166,7 +166,9 @@ class Bound(nn.Module):
             else None
         )
         key = (fn.__name__, self._modes(), dtype)
-        with torch.autocast(device.type, enabled=False), self._first(batch, key):
+        shape = (signature(batch), key, torch.is_grad_enabled())
+        first = functools.partial(check, self.objective, batch)
+        with torch.autocast(device.type, enabled=False), self._shapes.new(shape, first=first):
             return self._function(fn, key)(parts, scalars, batch)
 
     def _function(self, fn: Callable[..., Any], key: Any) -> Callable[..., Any]:
@@ -174,29 +176,11 @@ class Bound(nn.Module):
         if key not in self._functions:
             objective = self._in_modes(modes)
 
-            def run(parts: Parts, scalars: Any, batch: Any) -> Any:
-                return fn(objective, parts, scalars, batch, dtype)
+            def run(parts: Parts, scalars: Scalars, batch: Batch) -> Any:
+                return fn(objective, parts, scalars, batch, autocast=dtype)
 
             self._functions[key] = compiled(run, self._options)
         return self._functions[key]
-
-    @staticmethod
-    def _loss(objective: Objective, parts: Parts, scalars: Any, batch: Any, dtype: Any) -> Any:
-        loss, aux = objective(
-            *parts[:3], batch, loss_state=parts.loss_state, scalars=scalars, autocast=dtype
-        )
-        return loss, _detached(aux)
-
-    @staticmethod
-    def _grads(objective: Objective, parts: Parts, scalars: Any, batch: Any, dtype: Any) -> Any:
-        leaves = [p for held in parts.trainable.values() for p in held.values()]
-        with torch.enable_grad():
-            loss, aux = objective(
-                *parts[:3], batch, loss_state=parts.loss_state, scalars=scalars, autocast=dtype
-            )
-            found = iter(gradients(loss, leaves))
-        grads = {n: {k: next(found) for k in held} for n, held in parts.trainable.items()}
-        return grads, loss.detach(), _detached(aux)
 
     def _modes(self) -> tuple[bool, ...]:
         """Which of the trainable models are in train mode."""
@@ -225,7 +209,7 @@ class Bound(nn.Module):
         for name, average in self.averages.items():
             fixed[name], held[name] = cast(_Average, average).tensors()
         states = [getattr(self, f"loss_state_{i}") for i in range(self._loss_state_size)]
-        loss_state = pytree.tree_unflatten(states, self._loss_state_tree)
+        loss_state = cast(dict[str, Any], optree.tree_unflatten(self._loss_state_tree, states))
         return Parts(trainable, _filled(fixed), _filled(held), loss_state)
 
     def _frozen_on(self, device: torch.device) -> tuple[Any, Any]:
@@ -246,21 +230,8 @@ class Bound(nn.Module):
                     buffer.copy_(found[key])
         if not any(self._modes()):
             return
-        for i, leaf in enumerate(pytree.tree_leaves(aux.loss_state)):
+        for i, leaf in enumerate(optree.tree_leaves(cast(Any, aux.loss_state))):
             getattr(self, f"loss_state_{i}").copy_(leaf)
-
-    @contextlib.contextmanager
-    def _first(self, batch: Any, key: Any) -> Generator[None, None, None]:
-        """Check the first batch; compile for every new shape, however many there are."""
-        shape = (signature(batch), key, torch.is_grad_enabled())
-        if shape in self._seen:
-            yield
-            return
-        if not self._seen:
-            check(self.objective, batch)
-        with unlimited_recompilation():
-            yield
-        self._seen.add(shape)
 
 
 class _Average(nn.Module):
@@ -281,14 +252,14 @@ class _Average(nn.Module):
         return parameters, buffers
 
     def follow(self, module: nn.Module, decay: float) -> None:
-        """Move towards a module; what is counted and not averaged is copied."""
-        held = dict(self.named_buffers())
-        for name, new in _named_tensors(module).items():
-            old = held[_key(name)]
-            if old.is_floating_point():
-                old.lerp_(new.to(old), 1 - decay)
-            else:
-                old.copy_(new)
+        """Move towards a module, by the rule of every EMA model."""
+        averages = dict(self.named_buffers())
+        sources = _named_tensors(module)
+        pairs = [(averages[_key(name)], new.detach()) for name, new in sources.items()]
+        if pairs:
+            device = pairs[0][0].device
+            share = torch.tensor(1 - decay, device=device)
+            move(pairs, share, torch.tensor(True, device=device))
 
 
 def _key(name: str) -> str:
@@ -315,7 +286,14 @@ def _filled(tree: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor
     return {name: held for name, held in tree.items() if held}
 
 
-def _detached(aux: Aux) -> Aux:
-    terms = {n: Mean(m.total.detach(), m.count.detach()) for n, m in aux.terms.items()}
-    rest = pytree.tree_map_only(Tensor, torch.detach, tuple(aux[1:]))
-    return Aux(terms, *rest)
+def _loss(
+    objective: Objective,
+    parts: Parts,
+    scalars: Scalars,
+    batch: Batch,
+    *,
+    autocast: torch.dtype | None,
+) -> tuple[Tensor, Aux]:
+    """The loss with its graph, and the rest without."""
+    loss, aux = objective(parts, batch, scalars=scalars, autocast=autocast)
+    return loss, Aux(*map_tensors(torch.detach, tuple(aux)))

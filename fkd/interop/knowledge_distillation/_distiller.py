@@ -44,7 +44,7 @@ from ._config import (
 )
 from ._given import adaptors_of, form_for, inputs_of, is_one, named_teachers, output_of, still
 from ._loss_model import MultiLayerBasedDistillationLoss
-from ._plain import PlainTotal, leaves
+from ._plain import PlainTerms, leaves
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +118,7 @@ class KnowledgeDistiller:
             teacher.to(device)
         self._items = self._parse()
         self._bound: list[tuple[dict[str, Layout], Bound]] = []
-        self._plain: list[tuple[dict[str, Layout], PlainTotal]] = []
+        self._plain: list[tuple[dict[str, Layout], PlainTerms]] = []
         self._as_tuple: dict[str, bool] = {}
 
     def distillate(self) -> None:
@@ -227,14 +227,14 @@ class KnowledgeDistiller:
             )
             for n, output in outputs.items()
         }
-        return self._total(layouts)(adapted, fields, count)
+        return self._total(layouts).total(adapted, fields, count)
 
-    def _total(self, layouts: dict[str, Layout]) -> PlainTotal:
+    def _total(self, layouts: dict[str, Layout]) -> PlainTerms:
         """The terms, for inputs with these constants."""
         for known, total in self._plain:
             if all(layouts[name].same(known[name]) for name in layouts):
                 return total
-        total = PlainTotal(self._terms(layouts))
+        total = PlainTerms(self._terms(layouts))
         self._plain = [(layouts, total)]
         return total
 

@@ -12,7 +12,7 @@ from fkd._refs.refs import ref
 from ._adapt import OutputAdaptor, adapted_by, form_of, picked
 from ._config import Config, check_outputs, parse, terms_from_config, wanted_of
 from ._losses import NAMED
-from ._plain import PlainTotal
+from ._plain import PlainTerms
 
 Adaptors = OutputAdaptor | Mapping[str, OutputAdaptor] | Sequence[OutputAdaptor]
 
@@ -84,7 +84,7 @@ class MultiLayerBasedDistillationLoss(nn.Module):
             inputs={name: batch[name] for name in inputs},
             whole_batch=batch["student"],
         )
-        return PlainTotal(terms)(outputs, inputs)
+        return PlainTerms(terms).total(outputs, inputs)
 
 
 def _one(adaptor: Any) -> OutputAdaptor:

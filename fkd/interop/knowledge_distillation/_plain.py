@@ -8,28 +8,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from fkd._objective.plan import Plan, bind
-from fkd._objective.terms import Term, value_at
+from fkd._objective.evaluation import BoundTerms
+from fkd._objective.plan import Plan
+from fkd._objective.terms import Term
 from fkd._refs.refs import Context
 
 
-class PlainTotal:
-    """The weighted sum of terms, eagerly.
-
-    Args:
-      terms: what `terms_from_config` gives.
-    """
+class PlainTerms:
+    """Terms on outputs that somebody else has computed, eagerly."""
 
     def __init__(self, terms: Mapping[str, Term]) -> None:
-        self.terms = terms
-        self._plan = Plan(r for t in terms.values() for r in t.refs)
-        self._bound = {n: bind(n, t, self._plan.place) for n, t in terms.items()}
+        self._plan = Plan(ref for term in terms.values() for ref in term.refs)
+        self._bound = BoundTerms(terms, self._plan.place)
 
-    def __call__(self, outputs: Mapping[str, Any], batch: Any, step: int = 0) -> Tensor:
-        """The loss of a batch.
+    def total(self, outputs: Mapping[str, Any], batch: Any, step: int = 0) -> Tensor:
+        """`[]`, the loss of a batch.
 
         Args:
           outputs: what each model's adaptor gave, by its name.
@@ -37,18 +32,8 @@ class PlainTotal:
           step: evaluates the schedules.
         """
         values = self._plan.compute(Context({**outputs, "batch": batch}))
-        parts: list[Tensor] = []
-        for name, term in self.terms.items():
-            knobs = {
-                f"{name}/{k}": torch.as_tensor(value_at(v, step)) for k, v in term.moving.items()
-            }
-            try:
-                found = self._bound[name](values, knobs, None).mean.value
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
-            weight: Any = knobs.get(f"{name}/weight", term.weight)
-            parts.append(weight * found)
-        return torch.stack(parts).sum()
+        evaluation = self._bound.evaluate(values, self._bound.scalars(step), {})
+        return self._bound.total(evaluation)
 
 
 def leaves(loss: Tensor) -> list[Tensor]:

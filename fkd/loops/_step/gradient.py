@@ -76,7 +76,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     if not loss.requires_grad:
         return [torch.zeros_like(x) for x in leaves]
     # torch declares tensors, and gives None where there is no path.
-    grads: Sequence[Tensor | None] = torch.autograd.grad(loss, leaves, allow_unused=True)
+    grads: list[Tensor | None] = [*torch.autograd.grad(loss, leaves, allow_unused=True)]
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
 

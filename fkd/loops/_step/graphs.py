@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import optree
 import torch
@@ -95,7 +95,7 @@ class Graphs:
         """Clip, and keep the old buffers and loss state if anything is not finite."""
         norms = norms_of(new.grads, parts.trainable)
         total = total_norm(norms)
-        left = {name: parts.buffers[name] for name in new.buffers}, parts.loss_state
+        left: Any = {name: parts.buffers[name] for name in new.buffers}, parts.loss_state
         finite = torch.isfinite(total) & torch.isfinite(new.loss)
         finite = finite & _still_finite((new.buffers, new.loss_state), left)
         grads = new.grads
@@ -111,8 +111,8 @@ class Graphs:
             "grad_norm/total": total,
             "finite": finite.to(total.dtype),
         }
-        kept = optree.tree_map(
-            lambda a, b: torch.where(finite, a, b), (new.buffers, new.loss_state), left
+        kept: Any = optree.tree_map(
+            lambda a, b: torch.where(finite, a, b), cast(Any, (new.buffers, new.loss_state)), left
         )
         # Not by _replace, whose class torch 2.11 cannot name when it compiles.
         clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
