@@ -95,7 +95,7 @@ def total(options: argparse.Namespace, data: Batches) -> dict[str, Tensor]:
     sums, count = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
     with torch.no_grad():
         for one in data:
-            _, aux = objective(*parts[:3], one)
+            _, aux = objective(parts, one)
             for mean in aux.terms.values():
                 sums += mean.total.double().cpu()
                 count += mean.count.double().cpu()
