@@ -28,9 +28,9 @@ from fkd._objective.apply import frozen_parameters, trainable_parameters
 from fkd._objective.objective import Aux, Objective
 from fkd._objective.program import Parts
 from fkd._trees import map_tensors
-from fkd._types import Batch, Scalars
+from fkd._types import Batch, Scalars, TensorBatch
 from fkd.loops._compile import Shapes, compiled, options_of
-from fkd.loops._data.batch import signature, tensors_only
+from fkd.loops._data.batch import normalised, signature
 from fkd.loops._step.ema import move
 from fkd.loops._step.gradient import Gradients, differentiated
 
@@ -158,7 +158,7 @@ class Bound(nn.Module):
     def _run(self, fn: Callable[..., Any], batch: Batch, step: int) -> Any:
         parts = self._parts()
         device = next(p.device for held in parts.trainable.values() for p in held.values())
-        batch = tensors_only(batch, device)
+        batch = normalised(batch, device)
         scalars = self.objective.scalars(step, device)
         dtype = (
             torch.get_autocast_dtype(device.type)
@@ -176,7 +176,7 @@ class Bound(nn.Module):
         if key not in self._functions:
             objective = self._in_modes(modes)
 
-            def run(parts: Parts, scalars: Scalars, batch: Batch) -> Any:
+            def run(parts: Parts, scalars: Scalars, batch: TensorBatch) -> Any:
                 return fn(objective, parts, scalars, batch, autocast=dtype)
 
             self._functions[key] = compiled(run, self._options)
@@ -290,7 +290,7 @@ def _loss(
     objective: Objective,
     parts: Parts,
     scalars: Scalars,
-    batch: Batch,
+    batch: TensorBatch,
     *,
     autocast: torch.dtype | None,
 ) -> tuple[Tensor, Aux]:

@@ -161,9 +161,9 @@ def test_several_calls_can_wait_for_their_backward_passes():
 def test_skeletons_are_used_again_when_a_graph_is_freed():
     chosen = plain(Recomputing())
     parts = moved(chosen, 0)
-    applied = chosen._applies["student"]
+    applied = chosen.program.applies["student"]
     for i in range(5):
-        loss, aux = chosen(*parts[:3], images(i))
+        loss, aux = chosen(parts, images(i))
         loss.backward()
         assert not applied._idle
         del loss, aux
@@ -177,4 +177,4 @@ def test_without_a_graph_they_are_free_at_once():
     chosen = plain(Recomputing())
     with torch.no_grad():
         kept = [chosen(*chosen.init()[:3], images(i)) for i in range(3)]
-    assert len(kept) == 3 and len(chosen._applies["student"]._idle) == 1
+    assert len(kept) == 3 and len(chosen.program.applies["student"]._idle) == 1

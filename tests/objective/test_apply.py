@@ -59,7 +59,7 @@ def gradients(chosen: Objective, seed: int) -> list[torch.Tensor]:
     leaves = {
         n: (p + torch.randn(p.shape, generator=generator)).requires_grad_() for n, p in held.items()
     }
-    loss, _ = chosen({"student": leaves}, parts.frozen, parts.buffers, images())
+    loss, _ = chosen(parts._replace(trainable={"student": leaves}), images())
     return [loss.detach(), *torch.autograd.grad(loss, list(leaves.values()))]
 
 
@@ -82,7 +82,7 @@ def test_an_objective_and_its_copies_do_not_meet():
         found = in_threads(8, lambda seed: gradients(copies[seed], seed))
         for a, b in zip(found, expected, strict=True):
             assert all(map(torch.equal, a, b))
-    ours, theirs = (o._applies["student"]._traced.module for o in copies[:2])
+    ours, theirs = (o.program.applies["student"]._traced.module for o in copies[:2])
     assert not set(ours.modules()) & set(theirs.modules())
 
 
@@ -97,10 +97,10 @@ def test_a_copy_shares_nothing_with_what_it_was_copied_from():
 
 def test_the_function_of_a_model_can_be_pickled():
     chosen = objective()
-    apply = pickle.loads(pickle.dumps(chosen._applies["student"]))
+    apply = pickle.loads(pickle.dumps(chosen.program.applies["student"]))
     parts, x = chosen.init(), images()["image"]
     params, buffers = parts.trainable["student"], parts.buffers["student"]
-    found, expected = apply(params, buffers, (x,), {}), chosen._applies["student"]
+    found, expected = apply(params, buffers, (x,), {}), chosen.program.applies["student"]
     expected = expected(params, buffers, (x,), {})
     assert torch.equal(found.output.logits, expected.output.logits)
     assert found.taps.keys() == expected.taps.keys() != set()

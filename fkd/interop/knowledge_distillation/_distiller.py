@@ -19,7 +19,7 @@ from fkd._objective.terms import Term, term
 from fkd._refs.derived import call, module
 from fkd._refs.refs import Ref, ref
 from fkd.interop.modules import Bound, bind
-from fkd.loops._data.batch import tensors_only
+from fkd.loops._data.batch import normalised
 
 from ._adapt import (
     Adapted,
@@ -158,7 +158,7 @@ class KnowledgeDistiller:
         fields: dict[str, Any] = {name: found for name, (found, _) in tensors.items()}
         if any(item.label is not None for item in self._items):
             device = next((p.device for p in self.student_model.parameters()), None)
-            fields["whole"] = tensors_only(batch, device)
+            fields["whole"] = normalised(batch, device)
         if not self._as_tuple:
             self._look(given)
         loss = self._differentiated(layouts, given, fields, count)

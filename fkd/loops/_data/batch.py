@@ -78,9 +78,6 @@ def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
     return None
 
 
-tensors_only = normalised  # until its callers say `normalised`
-
-
 class Signature(NamedTuple):
     """What a compiled step is compiled for. Two signatures are equal, and have one hash, where
     the batches have the same structure, shapes and dtypes.

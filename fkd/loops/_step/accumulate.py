@@ -9,7 +9,7 @@ from torch import Tensor
 
 from fkd._mean import Mean
 from fkd._objective.program import Parts
-from fkd._types import Batch, Scalars
+from fkd._types import Scalars, TensorBatch
 
 from .._random import fold_in, seeded
 from .._state import device_of
@@ -21,7 +21,7 @@ def accumulated(
     graphs: Graphs,
     parts: Parts,
     scalars: Scalars,
-    batches: Sequence[Batch],
+    batches: Sequence[TensorBatch],
     seed: int,
     *,
     keep: Callable[[Gradients], Gradients],

@@ -12,7 +12,7 @@ from fkd._mean import Mean
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._trees import map_tensors
-from fkd._types import Batch, Params, Scalars
+from fkd._types import Params, Scalars, TensorBatch
 
 BIG, SHRINK = 2.0**50, 2.0**-60
 """From where on an entry is squared in another scale: its square may overflow float32."""
@@ -41,7 +41,7 @@ def differentiated(
     objective: Objective,
     parts: Parts,
     scalars: Scalars,
-    batch: Batch,
+    batch: TensorBatch,
     *,
     counts: Mapping[str, Tensor] | None = None,
     autocast: torch.dtype | None = None,

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
-from fkd._types import Batch, Scalars
+from fkd._types import Scalars, TensorBatch
 
 from .._compile import compiled
 from .gradient import Gradients, differentiated, norms_of, total_norm
@@ -63,7 +63,7 @@ class Graphs:
         self.counts = compiled(self._counts, options)
         self.finish = compiled(self._finish, options)
 
-    def _whole(self, parts: Parts, scalars: Scalars, batch: Batch) -> Computed:
+    def _whole(self, parts: Parts, scalars: Scalars, batch: TensorBatch) -> Computed:
         """Everything, for a batch in one part."""
         return self._finish(self._differentiated(parts, scalars, batch, None), parts)
 
@@ -72,20 +72,24 @@ class Graphs:
         sums: Sequence[Tensor],
         parts: Parts,
         scalars: Scalars,
-        batch: Batch,
+        batch: TensorBatch,
         counts: Mapping[str, Tensor],
     ) -> Gradients:
         """The gradients of a part of a batch, added to those of the parts before it."""
         new = self._differentiated(parts, scalars, batch, counts)
         return Gradients([a + b for a, b in zip(sums, new.grads, strict=True)], *new[1:])
 
-    def _counts(self, parts: Parts, scalars: Scalars, batch: Batch) -> dict[str, Tensor]:
+    def _counts(self, parts: Parts, scalars: Scalars, batch: TensorBatch) -> dict[str, Tensor]:
         """How many positions each term counts. Compiled, everything else is dead code."""
         _, aux = self.objective(parts, batch, scalars=scalars, autocast=self.autocast)
         return {name: mean.count for name, mean in aux.terms.items()}
 
     def _differentiated(
-        self, parts: Parts, scalars: Scalars, batch: Batch, counts: Mapping[str, Tensor] | None
+        self,
+        parts: Parts,
+        scalars: Scalars,
+        batch: TensorBatch,
+        counts: Mapping[str, Tensor] | None,
     ) -> Gradients:
         return differentiated(
             self.objective, parts, scalars, batch, counts=counts, autocast=self.autocast

@@ -13,10 +13,10 @@ from torch import nn
 from fkd._check.check import check
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
-from fkd._types import Batch, Scalars
+from fkd._types import Batch, Scalars, TensorBatch
 
 from .._compile import Shapes, captures_graphs, options_of
-from .._data.batch import signature, split, tensors_only
+from .._data.batch import normalised, signature, split
 from .._random import fold_in, seeded
 from .._state import State, device_of
 from .accumulate import accumulated
@@ -95,7 +95,7 @@ class TrainStep:
           ValueError: the schedule of the learning rate gives a number that is not finite.
         """
         device = device_of(state.trainable)
-        batch = tensors_only(batch, device)
+        batch = normalised(batch, device)
         scalars = self.objective.scalars(state.step, device)
         factor = self._factor(state)
         handles = self._handles.of(state)
@@ -122,7 +122,7 @@ class TrainStep:
         return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
 
     def _computed(
-        self, parts: Parts, scalars: Scalars, batch: Batch, seed: int, replayed: bool
+        self, parts: Parts, scalars: Scalars, batch: TensorBatch, seed: int, replayed: bool
     ) -> Computed:
         if self.accumulate == 1:
             return self._graphs.whole(parts, scalars, batch)

@@ -142,7 +142,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path, other, difference):
 
 def _other_teacher() -> fkd.Objective:
     made = objective()
-    made.model("teacher").module.first.bias.data[1] += 1.0  # type: ignore[union-attr]
+    made.program.model("teacher").module.first.bias.data[1] += 1.0  # type: ignore[union-attr]
     return made
 
 
