@@ -7,9 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive, same_shape
-from .._shared.masks import fill, keep, soften
-from .._shared.softmax import squared
+from .._shared.checks import covers, floating, same_shape
+from .._shared.masks import fill, keep
+from .._shared.softmax import softened, squared
 
 
 def binary_cross_entropy(
@@ -83,12 +83,8 @@ def binary_kl(
     Reference:
       Yang et al., Multi-Label Knowledge Distillation, arXiv:2308.06453.
     """
-    floating("binary_kl", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("binary_kl", student_logits=student_logits, teacher_logits=teacher_logits)
-    positive("binary_kl", temperature=temperature)
-    covers("binary_kl", where, student_logits.shape[:-1])
-    student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
-    s, t = soften(student_logits, temperature), soften(teacher_logits, temperature)
+    pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    s, t = softened("binary_kl", where, temperature=temperature, **pair)
     yes = F.logsigmoid(t) - F.logsigmoid(s)
     no = F.logsigmoid(-t) - F.logsigmoid(-s)
     return keep(squared(temperature) * _expectation(t.sigmoid(), yes, no), where)

@@ -6,12 +6,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..._mean import divide
 from .._logits.decoupled import decouple
 from .._logits.kl import soft_cross_entropy
-from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.checks import axes, covers, floating, one_of, positive, same_shape
 from .._shared.labels import check_labels, labels_index
 from .._shared.masks import fill, keep
-from .._shared.softmax import cross
+from .._shared.softmax import cross, softened
 from .labels import cross_entropy
 
 
@@ -57,6 +58,7 @@ def uskd_others(
     ranking_logits: Float[Tensor, "*batch vocab"],
     labels: Int[Tensor, "*batch"],
     *,
+    convention: str = "paper",
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Part of the other classes in teacher-free USKD: soft labels after Zipf's law.
@@ -64,12 +66,15 @@ def uskd_others(
         uskd_others = -sum_{v != y} z_v log q'_v,   z_v = (1 / rank_v) / sum_{u != y} 1 / rank_u
 
     with rank 1 for the class of the largest ranking logit other than y, and q' the softmax of
-    the student over the classes other than y. Constant in the ranking logits.
+    the student over the classes other than y. Constant in the ranking logits. The authors' code
+    ranks all classes, the label too (rank 1 is its, where it leads), before it leaves the label
+    out and divides by the sum.
 
     Args:
       student_logits: `[*batch, vocab]`.
       ranking_logits: `[*batch, vocab]`; in the paper the sum of strong and weak logits.
       labels: `[*batch]`, integers from 0 to vocab - 1.
+      convention: "paper" or "code".
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
     Returns:
@@ -82,16 +87,18 @@ def uskd_others(
     Reference:
       Yang et al., arXiv:2303.13005.
     """
-    floating("uskd_others", student_logits=student_logits, ranking_logits=ranking_logits)
-    same_shape("uskd_others", student_logits=student_logits, ranking_logits=ranking_logits)
+    one_of("uskd_others", "convention", convention, ("paper", "code"))
     check_labels("uskd_others", student_logits, labels)
-    covers("uskd_others", where, labels.shape)
-    student, ranking = fill(student_logits, ranking_logits, where=where)
+    student, ranking = softened(
+        "uskd_others", where, student_logits=student_logits, ranking_logits=ranking_logits
+    )
     index = labels_index(labels, where)
-    order = ranking.scatter(-1, index, torch.inf).argsort(dim=-1, descending=True)
-    rank = order.argsort(-1).to(student.dtype)  # the label has rank 0
-    zipf = torch.where(rank > 0, 1 / rank.clamp(min=1), 0.0)
-    share = zipf / zipf.sum(-1, keepdim=True).clamp(min=1)  # 1 / 1 + ... is 1 or more
+    if convention == "paper":
+        ranking = ranking.scatter(-1, index, torch.inf)  # the label ahead of rank 1
+    rank = ranking.argsort(dim=-1, descending=True).argsort(-1).to(student.dtype)
+    rank = rank.clamp(min=1) if convention == "paper" else rank + 1
+    zipf = (1 / rank).scatter(-1, index, 0.0)
+    share = divide(zipf, zipf.sum(-1, keepdim=True))
     return keep(-cross(share, decouple(student, index)[1]), where)
 
 
@@ -149,8 +156,9 @@ def wsld(
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
       teacher_logits: `[*batch, vocab]`.
       labels: `[*batch]`, integers from 0 to vocab - 1; anything where `where` is False.
-      weight: `[*batch]`, w; `wsld_weight` of the same arguments if None, and then gradients flow
-        through w too. The paper holds w constant: pass it, detached.
+      weight: `[*batch]`, w; if None that of `wsld_weight` of the same arguments, held constant, as
+        published. Pass `wsld_weight(...)` to have gradients flow through w too: they are of no
+        use near convergence.
       temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
@@ -168,7 +176,7 @@ def wsld(
     positive("wsld", temperature=temperature)
     _labelled("wsld", where, student_logits, labels, teacher_logits)
     if weight is None:
-        weight = wsld_weight(student_logits, teacher_logits, labels, where=where)
+        weight = wsld_weight(student_logits, teacher_logits, labels, where=where).detach()
     same_shape("wsld", weight=weight, labels=labels)
     (weight,) = fill(weight, where=where)
     return weight * soft_cross_entropy(

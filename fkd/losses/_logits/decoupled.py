@@ -7,10 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.checks import positive
 from .._shared.labels import check_labels, labels_index
-from .._shared.masks import fill, keep, soften
-from .._shared.softmax import cross, logsumexp, squared
+from .._shared.masks import keep, soften
+from .._shared.softmax import cross, logsumexp, relative_entropy, softened, squared
 
 
 def dkd(
@@ -50,12 +50,10 @@ def dkd(
     Reference:
       Zhao et al., Decoupled Knowledge Distillation, arXiv:2203.08679.
     """
-    positive("dkd", temperature=temperature)
-    s, t, index = _prepare("dkd", student_logits, teacher_logits, labels, where)
-    target_q, others_q = decouple(soften(s, temperature), index)
-    target_p, others_p = decouple(soften(t, temperature), index)
-    tckd = cross(target_p.exp(), target_p - target_q)
-    nckd = cross(others_p.exp(), others_p - others_q)
+    s, t, index = _labelled("dkd", student_logits, teacher_logits, labels, temperature, where)
+    target_q, others_q = decouple(s, index)
+    target_p, others_p = decouple(t, index)
+    tckd, nckd = relative_entropy(target_p, target_q), relative_entropy(others_p, others_q)
     return keep(squared(temperature) * (alpha * tckd + beta * nckd), where)
 
 
@@ -95,7 +93,7 @@ def nkd(
       Approach with Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
     """
     positive("nkd", temperature=temperature)
-    s, t, index = _prepare("nkd", student_logits, teacher_logits, labels, where)
+    s, t, index = _labelled("nkd", student_logits, teacher_logits, labels, 1.0, where)
     log_q_y = F.log_softmax(s, -1).gather(-1, index).squeeze(-1)
     p_y = t.softmax(-1).gather(-1, index).squeeze(-1)
     _, others_q = decouple(soften(s, temperature), index)
@@ -104,15 +102,23 @@ def nkd(
     return keep(-p_y * log_q_y - gamma * squared(temperature) * others, where)
 
 
-def _prepare(
-    loss: str, student_logits: Tensor, teacher_logits: Tensor, labels: Tensor, where: Tensor | None
+def _labelled(
+    loss: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    labels: Tensor,
+    temperature: float | Tensor,
+    where: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both logits, checked and masked, and the labels, to gather with."""
-    floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
+    """Both logits, checked, masked and softened, and the labels, to gather with."""
     check_labels(loss, student_logits, labels)
-    covers(loss, where, labels.shape)
-    s, t = fill(student_logits, teacher_logits, where=where)
+    s, t = softened(
+        loss,
+        where,
+        temperature=temperature,
+        student_logits=student_logits,
+        teacher_logits=teacher_logits,
+    )
     return s, t, labels_index(labels, where)
 
 

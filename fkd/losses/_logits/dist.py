@@ -5,9 +5,9 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive, same_shape
 from .._shared.geometry import correlation
-from .._shared.masks import fill, keep, soften
+from .._shared.masks import keep
+from .._shared.softmax import probabilities
 
 
 def dist_inter(
@@ -40,8 +40,8 @@ def dist_inter(
     Reference:
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
-    q, p = _distributions("dist_inter", student_logits, teacher_logits, temperature, where)
-    return keep(1 - correlation(q, p, -1), where)
+    q, p = probabilities("dist_inter", student_logits, teacher_logits, temperature, where)
+    return _inter(q, p, where)
 
 
 def dist_intra(
@@ -76,14 +76,8 @@ def dist_intra(
     Reference:
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
-    q, p = _distributions("dist_intra", student_logits, teacher_logits, temperature, where)
-    q, p = q.reshape(-1, q.shape[-1]), p.reshape(-1, p.shape[-1])
-    if not len(q):
-        return q.sum(0)
-    if where is None:
-        return 1 - correlation(q, p, 0)
-    counts = where.flatten()[:, None].bool()
-    return (1 - correlation(q, p, 0, counts)) * counts.any()
+    q, p = probabilities("dist_intra", student_logits, teacher_logits, temperature, where)
+    return _intra(q, p, where)
 
 
 def dist(
@@ -124,27 +118,22 @@ def dist(
     Reference:
       Huang et al., Knowledge Distillation from A Stronger Teacher, arXiv:2205.10536.
     """
-    floating("dist", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("dist", student_logits=student_logits, teacher_logits=teacher_logits)
-    positive("dist", temperature=temperature)
-    covers("dist", where, student_logits.shape[:-1])
-    inter = dist_inter(student_logits, teacher_logits, temperature=temperature, where=where)
-    intra = dist_intra(student_logits, teacher_logits, temperature=temperature, where=where)
+    q, p = probabilities("dist", student_logits, teacher_logits, temperature, where)
+    inter, intra = _inter(q, p, where), _intra(q, p, where)
     count = max(inter.numel(), 1) if where is None else where.bool().sum().clamp(min=1)
     value = beta * inter.sum() / count + gamma * intra.mean()
     return temperature**2 * value if scale else value
 
 
-def _distributions(
-    loss: str,
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    temperature: float | Tensor,
-    where: Tensor | None,
-) -> tuple[Tensor, Tensor]:
-    floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    positive(loss, temperature=temperature)
-    covers(loss, where, student_logits.shape[:-1])
-    s, t = fill(student_logits, teacher_logits, where=where)
-    return soften(s, temperature).softmax(-1), soften(t, temperature).softmax(-1)
+def _inter(q: Tensor, p: Tensor, where: Tensor | None) -> Tensor:
+    return keep(1 - correlation(q, p, -1), where)
+
+
+def _intra(q: Tensor, p: Tensor, where: Tensor | None) -> Tensor:
+    q, p = q.reshape(-1, q.shape[-1]), p.reshape(-1, p.shape[-1])
+    if not len(q):
+        return q.sum(0)
+    if where is None:
+        return 1 - correlation(q, p, 0)
+    counts = where.flatten()[:, None].bool()
+    return (1 - correlation(q, p, 0, counts)) * counts.any()

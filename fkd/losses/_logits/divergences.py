@@ -151,14 +151,16 @@ def adaptive_kl(
         adaptive_kl = w kl + (1 - w) reverse_kl,   w = g_head / (g_head + g_tail)
 
     with g = sum |p - q| over the head and over the tail: the head is the smallest set of most
-    probable classes of the teacher whose probability reaches `head`.
+    probable classes of the teacher whose probability reaches `head`, the class that crosses it
+    included (as in the paper and in DSKD's code; the authors' code leaves that class out).
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
       teacher_logits: `[*batch, vocab]`.
       head: 0 < head < 1, the teacher's probability in the head.
-      forward_weight: `[*batch]`, w; `adaptive_kl_weight` of the same arguments if None, and then
-        gradients flow through w too. The paper holds w constant: pass it, detached.
+      forward_weight: `[*batch]`, w; if None that of `adaptive_kl_weight` of the same arguments,
+        held constant, as published. Pass `adaptive_kl_weight(...)` to have gradients flow through
+        w too: near convergence, where w is 0 / 0, they are noise.
       temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
@@ -180,8 +182,9 @@ def adaptive_kl(
     p, q, ratio = log_p.exp(), log_q.exp(), log_p - log_q
     if forward_weight is not None:
         _one_a_position(forward_weight, log_q)
-    w = _head_share(p, q, head) if forward_weight is None else forward_weight
-    values = w * cross(p, ratio) + (1 - w) * cross(q, -ratio)
+    w = _head_share(p, q, head).detach() if forward_weight is None else forward_weight
+    gap = (q - p).sum(-1)  # 0, as in relative_entropy
+    values = w * (cross(p, ratio) + gap) + (1 - w) * (cross(q, -ratio) - gap)
     return keep(squared(temperature) * values, where)
 
 
@@ -235,7 +238,8 @@ def _alpha(log_p: Tensor, log_q: Tensor, alpha: float | Tensor) -> Tensor:
     else:
         a, b, e = (log_p, log_q, 1 - alpha) if alpha >= 0.5 else (log_q, log_p, alpha)
     ratio = torch.where(a.exp() > 0, b - a, 0.0)  # where a underflows, expm1 may overflow
-    return -cross(a.exp(), _bent(ratio, e)) / (1 - e)
+    gap = (b.exp() - a.exp()).sum(-1)  # 0, as in relative_entropy
+    return (gap - cross(a.exp(), _bent(ratio, e))) / (1 - e)
 
 
 def _bent(ratio: Tensor, e: float | Tensor) -> Tensor:
@@ -253,7 +257,8 @@ def _head_share(p: Tensor, q: Tensor, head: float | Tensor) -> Tensor:
     in_head = ranked.cumsum(-1) - ranked < head  # the mass of the classes before this one
     g_head = torch.where(in_head, gap.gather(-1, order), 0.0).sum(-1)
     g = gap.sum(-1)
-    return torch.where(g > 0, g_head / torch.where(g > 0, g, 1.0), 0.5)
+    apart = g > torch.finfo(g.dtype).tiny ** 0.5
+    return torch.where(apart, g_head / torch.where(apart, g, 1.0), 0.5)
 
 
 def _one_a_position(forward_weight: Tensor, logits: Tensor) -> None:

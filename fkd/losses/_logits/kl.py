@@ -6,9 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, same_shape
-from .._shared.masks import fill, keep
-from .._shared.softmax import cross, log_probabilities, squared
+from .._shared.masks import keep
+from .._shared.softmax import cross, log_probabilities, relative_entropy, softened, squared
 
 
 def kl(
@@ -44,7 +43,7 @@ def kl(
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
     log_q, log_p = log_probabilities("kl", student_logits, teacher_logits, temperature, where)
-    return keep(squared(temperature) * cross(log_p.exp(), log_p - log_q), where)
+    return keep(squared(temperature) * relative_entropy(log_p, log_q), where)
 
 
 def reverse_kl(
@@ -82,7 +81,7 @@ def reverse_kl(
     log_q, log_p = log_probabilities(
         "reverse_kl", student_logits, teacher_logits, temperature, where
     )
-    return keep(squared(temperature) * cross(log_q.exp(), log_q - log_p), where)
+    return keep(squared(temperature) * relative_entropy(log_q, log_p), where)
 
 
 def jeffreys(
@@ -156,7 +155,9 @@ def soft_cross_entropy(
     log_q, log_p = log_probabilities(
         "soft_cross_entropy", student_logits, teacher_logits, temperature, where
     )
-    return keep(-squared(temperature) * cross(log_p.exp(), log_q), where)
+    p = log_p.exp()
+    gap = (log_q.exp() - p).sum(-1)  # 0, as in relative_entropy
+    return keep(squared(temperature) * (gap - cross(p, log_q)), where)
 
 
 def logit_mse(
@@ -191,10 +192,9 @@ def logit_mse(
     Reference:
       Ba and Caruana, Do Deep Nets Really Need to be Deep?, arXiv:1312.6184.
     """
-    floating("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("logit_mse", student_logits=student_logits, teacher_logits=teacher_logits)
-    covers("logit_mse", where, student_logits.shape[:-1])
-    student_logits, teacher_logits = fill(student_logits, teacher_logits, where=where)
+    student_logits, teacher_logits = softened(
+        "logit_mse", where, student_logits=student_logits, teacher_logits=teacher_logits
+    )
     excluded = student_logits.isneginf() & teacher_logits.isneginf()
     difference = torch.where(excluded, 0.0, student_logits - teacher_logits)
     if center:

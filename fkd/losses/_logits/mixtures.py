@@ -8,7 +8,7 @@ from torch import Tensor
 
 from .._shared.checks import between
 from .._shared.masks import keep
-from .._shared.softmax import cross, log_probabilities, squared
+from .._shared.softmax import cross, log_probabilities, relative_entropy, squared
 
 
 def jsd(
@@ -89,8 +89,8 @@ def skew_kl(
     """
     between("skew_kl", 0, 1, skew=skew)
     log_q, log_p = log_probabilities("skew_kl", student_logits, teacher_logits, temperature, where)
-    p, q = log_p.exp(), log_q.exp()
-    return keep(squared(temperature) * cross(p, log_p - _log(skew * p + (1 - skew) * q)), where)
+    m = _log(skew * log_p.exp() + (1 - skew) * log_q.exp())
+    return keep(squared(temperature) * relative_entropy(log_p, m), where)
 
 
 def skew_reverse_kl(
@@ -130,8 +130,8 @@ def skew_reverse_kl(
     log_q, log_p = log_probabilities(
         "skew_reverse_kl", student_logits, teacher_logits, temperature, where
     )
-    p, q = log_p.exp(), log_q.exp()
-    return keep(squared(temperature) * cross(q, log_q - _log((1 - skew) * p + skew * q)), where)
+    m = _log((1 - skew) * log_p.exp() + skew * log_q.exp())
+    return keep(squared(temperature) * relative_entropy(log_q, m), where)
 
 
 def _log(m: Tensor) -> Tensor:

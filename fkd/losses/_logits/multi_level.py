@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import axes, covers, floating, positive, same_shape
+from .._shared.checks import positive
 from .._shared.geometry import root, unit
-from .._shared.masks import fill, keep, soften
+from .._shared.masks import keep
 from .._shared.products import product, shielded
-from .kl import kl
+from .._shared.softmax import log_probabilities, probabilities, relative_entropy, softened, squared
 
 
 def mlkd_instance(
@@ -43,13 +42,13 @@ def mlkd_instance(
     """
     if not temperatures:
         raise ValueError("mlkd_instance: temperatures is empty; one or more are expected.")
-    floating("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("mlkd_instance", student_logits=student_logits, teacher_logits=teacher_logits)
     for t in temperatures:
         positive("mlkd_instance", temperatures=t)
-    covers("mlkd_instance", where, student_logits.shape[:-1])
-    values = [kl(student_logits, teacher_logits, temperature=t, where=where) for t in temperatures]
-    return torch.stack(values).sum(0)
+    both = student_logits, teacher_logits
+    logs = [log_probabilities("mlkd_instance", *both, t, where) for t in temperatures]
+    values = [squared(t) * relative_entropy(log_p, log_q)
+              for t, (log_q, log_p) in zip(temperatures, logs, strict=True)]  # fmt: skip
+    return keep(torch.stack(values).sum(0), where)
 
 
 def mlkd_batch(
@@ -155,8 +154,8 @@ def skd_direction(
       Jeong et al., Streamlined Knowledge Distillation, CVPR 2026.
     """
     positive("skd_direction", ridge=ridge)
-    s, t = _checked("skd_direction", student_logits, teacher_logits, where)
-    s, t = unit(s), unit(t)
+    pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    s, t = map(unit, softened("skd_direction", where, "batch vocab", **pair))
     d = product(s, s.T) - product(t, t.T)
     counts = d.new_ones(len(d)) if where is None else where.to(d.dtype)
     centred = (d - product(counts, d) / counts.sum().clamp(min=1)) * counts[:, None]
@@ -164,17 +163,6 @@ def skd_direction(
     ridged = covariance + ridge * torch.eye(len(d), dtype=d.dtype, device=d.device)
     solved = torch.linalg.solve(shielded(ridged), shielded(d.T)).T.to(d.dtype)
     return keep(root((d * solved).sum(-1)), where)
-
-
-def _checked(
-    loss: str, student_logits: Tensor, teacher_logits: Tensor, where: Tensor | None
-) -> tuple[Tensor, ...]:
-    """Two batches of logits `[batch, vocab]`, checked and filled."""
-    floating(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    axes(loss, "batch vocab", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape(loss, student_logits=student_logits, teacher_logits=teacher_logits)
-    covers(loss, where, student_logits.shape[:-1])
-    return fill(student_logits, teacher_logits, where=where)
 
 
 def _rows(
@@ -185,9 +173,7 @@ def _rows(
     where: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor | int]:
     """Distributions (rows of zeros for samples that do not count) and the count, 1 or more."""
-    positive(loss, temperature=temperature)
-    s, t = _checked(loss, student_logits, teacher_logits, where)
-    q, p = F.softmax(soften(s, temperature), dim=-1), F.softmax(soften(t, temperature), dim=-1)
+    q, p = probabilities(loss, student_logits, teacher_logits, temperature, where, "batch vocab")
     if where is None:
         return q, p, max(len(q), 1)
     excluded = ~where.bool()[:, None]

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.checks import classes_last, covers, floating, positive, same_shape
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
 
@@ -174,6 +174,7 @@ def _sparse(
             f"{tuple(student_logits.shape)}."
         )
     positive(loss, temperature=temperature)
+    classes_last(loss, where, student_logits=student_logits)
     covers(loss, where, student_logits.shape[:-1])
     s, entries = fill(student_logits, entries, where=where)
     if where is not None:

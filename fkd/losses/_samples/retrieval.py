@@ -11,7 +11,7 @@ from .._shared.checks import axes, covers, floating, positive, same_shape
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep
 from .._shared.products import product
-from .._shared.softmax import cross, log_probabilities
+from .._shared.softmax import log_probabilities, relative_entropy
 
 
 def listwise_kl(
@@ -107,7 +107,7 @@ def in_batch_kl(
             f"{tuple(teacher_queries.shape)} must have the same batch size."
         )
     log_q, log_p = log_probabilities("in_batch_kl", student, teacher, temperature, where)
-    return keep(cross(log_p.exp(), log_p - log_q), where)
+    return keep(relative_entropy(log_p, log_q), where)
 
 
 def adaptive_layer_kl(
@@ -144,7 +144,7 @@ def adaptive_layer_kl(
         "adaptive_layer_kl", student_embeddings, teacher_embeddings, temperature, where
     )
     scale = temperature.squeeze(-1) if isinstance(temperature, Tensor) else temperature
-    return keep(scale * cross(log_p.exp(), log_p - log_q), where)
+    return keep(scale * relative_entropy(log_p, log_q), where)
 
 
 def _cosines(where: Tensor | None, /, **pair: Tensor) -> Tensor:

@@ -163,6 +163,35 @@ def axes(loss: str, layout: str, /, **tensors: Tensor) -> None:
             )
 
 
+def classes_last(loss: str, where: Tensor | None, /, **logits: Tensor) -> None:
+    """Refuse maps of logits `[batch, classes, *space]`, as far as their shapes show it.
+
+    They do where a mask (or labels) covers the batch and the space, and where the last two axes or
+    more are equal and the one before them is not, as of a square picture.
+    """
+    for name, x in logits.items():
+        masked = where is not None and fits_classes_first(x, where.shape)
+        square = x.ndim > 3 and x.shape[1] != x.shape[2] and len(set(x.shape[2:])) == 1
+        if masked or (square and x.shape[-1] > 1):
+            raise ValueError(
+                f"{loss}: {name} {tuple(x.shape)} looks like a map [batch, classes, *space]; "
+                f"{CLASSES_LAST}. If its classes are last, flatten the positions: "
+                "x.flatten(0, -2)."
+            )
+
+
+CLASSES_LAST = (
+    "the classes are expected last, [batch, *space, classes]. Move them: "
+    "fkd.call(torch.movedim, x, 1, -1)"
+)
+
+
+def fits_classes_first(logits: Tensor, positions: tuple[int, ...]) -> bool:
+    """Whether positions are those of a map `[batch, classes, *space]`, and of no other reading."""
+    shape = tuple(logits.shape)
+    return len(shape) > 2 and shape[:1] + shape[2:] == tuple(positions) != shape[:-1]
+
+
 def floating(loss: str, **tensors: Tensor) -> None:
     """Refuse integer tensors, and single numbers, where logits or hidden states are meant."""
     for name, x in tensors.items():

@@ -80,14 +80,16 @@ def square_distance(x: Tensor) -> Tensor:
 
 def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
     """Pearson's correlation along an axis of the entries that count; 0 for a constant vector."""
-    return (_deviation(x, dim, counts) * _deviation(y, dim, counts)).sum(dim)
+    x, y = _deviation(x, dim, counts), _deviation(y, dim, counts)
+    squares = x.square().sum(dim).clamp(min=1.0) * y.square().sum(dim).clamp(min=1.0)
+    return (x * y).sum(dim) * squares.rsqrt()
 
 
 def _deviation(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
-    """`x` minus its mean, of length 1 along an axis; 0, without gradient, if it is constant.
+    """`x` minus its mean, over its largest entry; 0, without gradient, if it is constant.
 
-    Divided by its largest entry first, a constant to the derivative since the length is 1 all
-    the same: neither a square nor a gradient leaves the range of float32 then.
+    The divisor is a constant to the derivative, since a correlation does not depend on it. So
+    neither a square nor a gradient leaves the range of float32.
     """
     centred = _centred(x, dim, counts)
     largest = centred.detach().abs().amax(dim, keepdim=True)
@@ -95,8 +97,7 @@ def _deviation(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
     limits = torch.finfo(x.dtype)
     rounding = 8 * limits.eps * x.detach().abs().amax(dim, keepdim=True) + 16 * limits.tiny
     varies = largest > rounding
-    scaled = torch.where(varies, centred, 0.0) / torch.where(varies, largest, 1.0)
-    return scaled * scaled.square().sum(dim, keepdim=True).clamp(min=1.0).rsqrt()
+    return torch.where(varies, centred, 0.0) / torch.where(varies, largest, 1.0)
 
 
 def _centred(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from .checks import CLASSES_LAST, fits_classes_first
 from .masks import keep
 
 
 def integers(loss: str, labels: Tensor) -> None:
-    """Refuse labels that are no class indices."""
+    """Refuse labels that are not class indices."""
     if labels.is_floating_point() or labels.dtype == torch.bool:
         raise ValueError(
-            f"{loss}: labels have dtype {labels.dtype}; integers are expected. "
-            "For distributions over the classes use soft_cross_entropy."
+            f"{loss}: labels {tuple(labels.shape)} have dtype {labels.dtype}; integers are "
+            "expected, one class for every position. Labels that are distributions over the "
+            "classes (one-hot, mixup, smoothed) go to fkd.losses.cross_entropy, [*batch, vocab]."
         )
 
 
@@ -23,9 +25,11 @@ def check_labels(
     """Refuse labels that are not one integer a position of the logits, called `name`."""
     integers(loss, labels)
     if labels.shape != logits.shape[:-1]:
+        first = fits_classes_first(logits, labels.shape)
         raise ValueError(
             f"{loss}: labels {tuple(labels.shape)} must be the leading shape of {name} "
-            f"{tuple(logits.shape)}: one label for every position."
+            f"{tuple(logits.shape)}: one label for every position"
+            + (f"; {CLASSES_LAST}." if first else ".")
         )
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, floating
+from .._shared.checks import between, floating, one_of
 from .._shared.labels import check_labels
 from .._shared.masks import upcast
 
@@ -58,20 +58,25 @@ def corrected_teacher(
     *,
     threshold: float | Tensor = 0.0,
     always: bool = False,
+    convention: str = "paper",
 ) -> Float[Tensor, "*batch vocab"]:
     """Mix the label into a wrong teacher until the label leads by a threshold (MFT).
 
         p' = (1 - k) p + k onehot(y),   k = (r - p_y + threshold) / (1 + r - p_y)
 
     with r the largest probability of a class other than y. A teacher is wrong if r > p_y. To
-    correct a softened teacher, pass teacher_logits / T, and T = 1 to the loss.
+    correct a softened teacher, pass teacher_logits / T, and T = 1 to the loss. NVIDIA's
+    Model-Optimizer (`MFTLoss`) corrects all teachers, `always=True, convention="code"`: it adds the
+    threshold to p_y wherever the teacher is right, up to 1.
 
     Args:
       teacher_logits: `[*batch, vocab]`. `-inf` means probability 0.
       labels: `[*batch]`, integers from 0 to vocab - 1; a position with a negative label is left
         as it is.
       threshold: 0 <= threshold < 1, by how much p'_y exceeds every other p'.
-      always: also correct a teacher that is right by less than the threshold.
+      always: also correct a teacher that is right: in the paper's convention one that is right
+        by less than the threshold, in the code's every one.
+      convention: "paper" or "code", of a teacher that is right.
 
     Returns:
       `[*batch, vocab]`, log p'.
@@ -85,14 +90,24 @@ def corrected_teacher(
       Self-Distillation, arXiv:2506.15702.
     """
     between("corrected_teacher", 0, 1, ends="[)", threshold=threshold)
+    one_of("corrected_teacher", "convention", convention, ("paper", "code"))
     is_label, index, known = _labelled("corrected_teacher", teacher_logits, labels)
     log_p = F.log_softmax(upcast(teacher_logits), dim=-1)
     p_y = log_p.gather(-1, index).exp()
     lead = log_p.masked_fill(is_label, -torch.inf).amax(-1, keepdim=True).exp() - p_y
-    wrong = (lead + threshold if always else lead) > 0
-    k = torch.where(known & wrong, (lead + threshold) / (1 + lead), 0.0)
-    label = ((1 - k) * p_y + k).log()
-    return torch.where(is_label & (k > 0), label, log_p + torch.log1p(-k))
+    wrong = (lead + threshold if always and convention == "paper" else lead) > 0
+    lead = torch.where(wrong & known, lead, 0.0)  # -1 of a certain teacher, and 1 + lead is 0
+    k = torch.where(wrong, (lead + threshold) / (1 + lead), 0.0)
+    if always and convention == "code":
+        room = 1 - p_y
+        more = torch.where(room > threshold, threshold / torch.where(room > 0, room, 1.0), 1.0)
+        k = torch.where(wrong, k, more)
+    k = torch.where(known, k, 0.0)
+    mixed = is_label & (k > 0)
+    # Both logarithms end where nothing is mixed in, or nothing else is left: no 0 * inf backwards.
+    label = torch.where(mixed, (1 - k) * p_y + k, 1.0).log()
+    others = torch.where(k < 1, torch.log1p(-torch.where(k < 1, k, 0.0)), -torch.inf)
+    return torch.where(mixed, label, log_p + others)
 
 
 def probability_shift(

@@ -5,9 +5,10 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive, same_shape
+from .._shared.checks import covers, floating, positive
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep, upcast
+from .._shared.softmax import softened
 
 
 def flsw_temperature(
@@ -45,11 +46,9 @@ def flsw_temperature(
       Wen et al., Preparing Lessons: Improve Knowledge Distillation with Better Supervision,
       arXiv:1911.07471.
     """
-    floating("flsw_temperature", student_logits=student_logits, teacher_logits=teacher_logits)
-    same_shape("flsw_temperature", student_logits=student_logits, teacher_logits=teacher_logits)
     positive("flsw_temperature", base=base, gamma=gamma)
-    covers("flsw_temperature", where, student_logits.shape[:-1])
-    s, t = fill(student_logits, teacher_logits, where=where)
+    pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    s, t = softened("flsw_temperature", where, **pair)
     w = (1 - (unit(s) * unit(t)).sum(-1)).clamp(min=1e-12) ** gamma
     return _spread(w, base, beta, where)
 

@@ -68,6 +68,16 @@ def hard_labels(g):
     return student, labels
 
 
+def shares(g):
+    """Labels that are distributions."""
+    return normal(5, 7)(g), normal(5, 7)(g).softmax(-1)
+
+
+def shares_reference(student, labels, *, label_smoothing=0.0):
+    smoothed = (1 - label_smoothing) * labels + label_smoothing / labels.shape[-1]
+    return -(smoothed * log_softmax(student, axis=-1)).sum(-1)
+
+
 def excluded_class(g):
     """A class with the logit -inf that is no label."""
     student, labels = labelled(5, classes=6)(g)
@@ -95,6 +105,15 @@ CASES = [
         cross_entropy_reference,
         gradcheck=(),
         name="cross_entropy-excluded",
+        **TASK,
+    ),
+    Case(cross_entropy, shares, shares_reference, name="cross_entropy-distributions", **TASK),
+    Case(
+        cross_entropy,
+        shares,
+        shares_reference,
+        {"label_smoothing": 0.2},
+        name="cross_entropy-distributions-smoothed",
         **TASK,
     ),
     Case(focal, LABELS, focal_reference, **TASK),

@@ -8,17 +8,19 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-import fkd.losses
+import fkd
 from fkd.losses import (
     binary_cross_entropy,
     binary_kl,
     counted_where,
     cross_entropy,
+    dkd,
     focal,
     hard_label,
     kl,
     soft_cross_entropy,
     virtual_teacher,
+    wsld,
 )
 
 from ..laws import close
@@ -139,7 +141,50 @@ def test_messages(loss) -> None:
     x = torch.zeros(2, 3)
     with pytest.raises(ValueError, match=r"labels \(2, 1\) must be the leading shape"):
         loss(x, torch.zeros(2, 1, dtype=torch.long))
-    with pytest.raises(ValueError, match=r"labels have dtype torch.float32.*soft_cross_entropy"):
+    with pytest.raises(ValueError, match=r"labels \(2,\) have dtype torch.float32; integers"):
         loss(x, torch.zeros(2))
     with pytest.raises(ValueError, match="student_logits has dtype"):
         loss(x.long(), torch.zeros(2, dtype=torch.long))
+
+
+@pytest.mark.plain
+def test_labels_that_are_distributions_are_sent_to_cross_entropy() -> None:
+    x = torch.zeros(2, 3)
+    for loss in (focal, lambda x, y: dkd(x, x, y), lambda x, y: wsld(x, x, y)):
+        with pytest.raises(ValueError, match=r"distributions .* go to fkd.losses.cross_entropy"):
+            loss(x, torch.ones(2, 3) / 3)
+    with pytest.raises(ValueError, match="probabilities of its whole shape"):
+        cross_entropy(x, torch.ones(2, 1))
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_distributions_agrees_with_torch(smoothing: float) -> None:
+    x, labels = logits(5, 7), logits(5, 7, seed=1).softmax(-1)
+    want = F.cross_entropy(x, labels, reduction="none", label_smoothing=smoothing)
+    close(cross_entropy(x, labels, label_smoothing=smoothing), want)
+    assert cross_entropy.counted_where(labels=labels).tolist() == [True] * 5
+
+
+def test_one_hot_labels_and_mixup() -> None:
+    x, labels = logits(5, 7), LABELS.clamp(min=0)
+    one_hot = F.one_hot(labels, 7)
+    close(cross_entropy(x, one_hot.double()), cross_entropy(x, labels))
+    mixed = 0.3 * one_hot.double() + 0.7 * one_hot.flip(0).double()
+    want = 0.3 * cross_entropy(x, labels) + 0.7 * cross_entropy(x, labels.flip(0))
+    close(cross_entropy(x, mixed), want)
+    x[:, 1] = -torch.inf  # a class that no label has
+    assert cross_entropy(x, one_hot.double()).isfinite().all()
+
+
+def test_the_mean_of_distributions_is_over_all_positions() -> None:
+    x, labels = logits(2, 5, 7), logits(2, 5, 7, seed=1).softmax(-1)
+    model = torch.nn.Linear(7, 7).double()
+    objective = fkd.Objective(
+        {"ce": fkd.term(cross_entropy, fkd.student.logits, fkd.batch.labels)},
+        student=fkd.trainable(model, inputs=lambda batch: {"input": batch["x"]}),
+    )
+    batch = {"x": x, "labels": labels}
+    fkd.check(objective, batch)
+    parts = objective.init()
+    loss, _ = objective(parts.trainable, parts.frozen, parts.buffers, batch, step=0)
+    close(loss.detach(), cross_entropy(model(x), labels).mean().detach())

@@ -54,6 +54,14 @@ def uskd_others_reference(s, ranking, y):
     return -(zipf / zipf.sum() * log_softmax(np.delete(s, y))).sum()
 
 
+@rows
+def uskd_others_code_reference(s, ranking, y, convention):
+    assert convention == "code"
+    zipf = 1 / (1 + np.argsort(np.argsort(-ranking)))
+    zipf = np.delete(zipf, y)
+    return -(zipf / zipf.sum() * log_softmax(np.delete(s, y))).sum()
+
+
 def weight_reference(student, teacher, labels, *, eps=1e-7):
     ratio = cross_entropy_reference(student, labels) / (
         cross_entropy_reference(teacher, labels) + eps
@@ -104,6 +112,7 @@ SOFT = {"soft_label": torch.linspace(0.1, 2.0, 5, dtype=torch.float64)}
 SEQUENCE = triple(2, 5, classes=4)
 WARM = {"temperature": 4.0}
 TASK = {"zero_at_equality": False}
+HELD = {"gradcheck": (), "note": "the weight is held constant; checked in test_decoupled.py"}
 
 CASES = [
     Case(dkd, triple(5, classes=7), dkd_reference, WARM),
@@ -114,15 +123,24 @@ CASES = [
     Case(nkd, triple(5, classes=7), nkd_reference, WARM, **TASK),
     Case(nkd, SEQUENCE, nkd_reference, {"gamma": 2.0}, positions=2, name="nkd-sequence", **TASK),
     Case(nkd, triple(5, classes=2), nkd_reference, name="nkd-two-classes", **TASK),
-    Case(wsld, triple(5, classes=7), wsld_reference, WARM, **TASK),
+    Case(wsld, triple(5, classes=7), wsld_reference, WARM, **HELD, **TASK),
     Case(wsld, triple(5, classes=7), wsld_reference, ROW, name="wsld-fixed-weight", **TASK),
-    Case(wsld, SEQUENCE, wsld_reference, positions=2, name="wsld-sequence", **TASK),
+    Case(wsld, SEQUENCE, wsld_reference, positions=2, name="wsld-sequence", **HELD, **TASK),
     Case(wsld_weight, triple(5, classes=7), weight_reference, **TASK),
     Case(uskd_target, labelled(5, classes=7), uskd_target_reference, SOFT, **TASK),
     Case(
         uskd_soft_label, labelled(5, classes=7), uskd_soft_label_reference, relational=True, **TASK
     ),
     Case(uskd_others, triple(5, classes=7), uskd_others_reference, gradcheck=(0,), **TASK),
+    Case(
+        uskd_others,
+        triple(5, classes=7),
+        uskd_others_code_reference,
+        {"convention": "code"},
+        gradcheck=(0,),
+        name="uskd_others-code",
+        **TASK,
+    ),
     Case(
         uskd_others,
         SEQUENCE,

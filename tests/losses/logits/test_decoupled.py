@@ -67,6 +67,17 @@ def test_wsld_is_weighted_soft_cross_entropy() -> None:
     close(wsld(s, t, y, weight=torch.ones(5).double()), soft_cross_entropy(s, t))
 
 
+def test_wsld_holds_its_weight_constant_unless_it_is_given() -> None:
+    s, t, y = triple(5, 7)
+    s.requires_grad_()
+    w = wsld_weight(s, t, y)
+    (default,) = torch.autograd.grad(wsld(s, t, y).sum(), s)
+    (through,) = torch.autograd.grad(wsld(s, t, y, weight=w).sum(), s, retain_graph=True)
+    (want,) = torch.autograd.grad((w.detach() * soft_cross_entropy(s, t)).sum(), s)
+    close(default, want)
+    assert not torch.allclose(through, default)
+
+
 def test_wsld_of_a_certain_teacher_is_finite() -> None:
     t = torch.tensor([[200.0, 0.0]])
     s = torch.zeros(1, 2, requires_grad=True)

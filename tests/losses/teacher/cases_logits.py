@@ -38,6 +38,19 @@ def corrected_reference(teacher, labels, *, threshold=0.0, always=False):
     return np.array(out)
 
 
+def corrected_code_reference(teacher, labels, *, threshold=0.0, always=True, convention="code"):
+    out = []
+    for z, y in zip(teacher, labels, strict=True):
+        p = softmax(z)
+        if p.argmax() == y:
+            k = (min(p[y] + threshold, 1) - p[y]) / (1 - p[y])
+        else:
+            k = (p.max() - p[y] + threshold) / (1 + p.max() - p[y])
+        with np.errstate(divide="ignore"):
+            out.append(np.log((1 - k) * p + k * (np.arange(len(p)) == y)))
+    return np.array(out)
+
+
 def shift_reference(teacher, labels):
     out = teacher.copy()
     for z, y in zip(out, labels, strict=True):
@@ -81,6 +94,23 @@ CASES = [
         corrected_reference,
         {"threshold": 0.3, "always": True},
         name="corrected_teacher-always",
+        **FREE,
+    ),
+    Case(
+        corrected_teacher,
+        labelled(6, classes=4),
+        corrected_code_reference,
+        {"threshold": 0.1, "always": True, "convention": "code"},
+        name="corrected_teacher-code",
+        **FREE,
+    ),
+    Case(
+        corrected_teacher,
+        labelled(6, classes=4),
+        corrected_code_reference,
+        {"threshold": 0.6, "always": True, "convention": "code"},
+        gradcheck=(),
+        name="corrected_teacher-code-certain",
         **FREE,
     ),
     Case(probability_shift, labelled(6, classes=4), shift_reference, **FREE),

@@ -166,3 +166,17 @@ def test_flsw_of_zero_vectors_is_finite() -> None:
     s = torch.zeros(2, 3, requires_grad=True)
     out = flsw_temperature(s, torch.zeros(2, 3))
     assert torch.autograd.grad(out[0].sum(), s)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("gap", [5.0, 20.0, 120.0])
+@pytest.mark.parametrize("always", [False, True])
+@pytest.mark.parametrize("convention", ["paper", "code"])
+def test_correcting_a_confident_teacher_has_a_finite_gradient(gap, always, convention) -> None:
+    z = torch.randn(6, 5, generator=torch.Generator().manual_seed(0))
+    z[:, 0] += gap
+    z.requires_grad_()
+    labels = torch.tensor([0, 1, 2, 0, 4, -1])
+    out = corrected_teacher(z, labels, threshold=0.2, always=always, convention=convention)
+    finite = torch.where(out.isfinite(), out, 0.0)
+    assert torch.autograd.grad(finite.sum(), z)[0].isfinite().all()
+    close(out.exp().sum(-1), torch.ones(6), rtol=1e-5)
