@@ -1,7 +1,8 @@
 """Losses about which activations matter: boundaries, margins, masked generation, attention.
 
-Inputs are feature maps `[batch, ...]` of one shape; each sample gets one value. Where the
-paper sums over the features, so does the loss: divide the weight by their number for a mean.
+Inputs are feature maps `[batch, channels, *space]` of one shape, or features `[batch, channels]`;
+each sample gets one value. Where the paper sums over the features, so does the loss: divide the
+weight by their number for a mean.
 """
 
 from __future__ import annotations
@@ -9,12 +10,13 @@ from __future__ import annotations
 import math
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import between, equal_samples, one_of
+from .._shared.checks import between, one_of
 from .._shared.geometry import unit
-from .._shared.masks import keep, upcast
+from .._shared.masks import upcast
+from .places import Where, equal_features
 
 
 def activation_boundary(
@@ -22,7 +24,7 @@ def activation_boundary(
     teacher_preactivation: Float[Tensor, "batch ..."],
     *,
     margin: float | Tensor = 1.0,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Transfer of activation boundaries: is a neuron on or off, with a margin.
 
@@ -34,7 +36,8 @@ def activation_boundary(
       student_preactivation: `[batch, ...]`, mapped to the teacher's shape.
       teacher_preactivation: `[batch, ...]`.
       margin: m >= 0.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative; 0 iff every neuron is on the right side by the margin.
@@ -48,21 +51,21 @@ def activation_boundary(
       Hidden Neurons, arXiv:1811.03233.
     """
     between("activation_boundary", 0, math.inf, ends="[)", margin=margin)
-    student, teacher = equal_samples(
+    (student, teacher), places = equal_features(
         "activation_boundary",
         where,
         student_preactivation=student_preactivation,
         teacher_preactivation=teacher_preactivation,
     )
-    sign = torch.where(teacher > 0, 1.0, -1.0)
-    return keep((margin - sign * student).relu().square().sum(-1), where)
+    toward = torch.where(teacher > 0, student, -student)
+    return places.keep(places.fill((margin - toward).relu().square()).sum((1, 2)))
 
 
 def partial_l2(
     student_map: Float[Tensor, "batch ..."],
     teacher_map: Float[Tensor, "batch ..."],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Squared distance that leaves alone what is rightly below zero (feature overhaul).
 
@@ -73,7 +76,8 @@ def partial_l2(
     Args:
       student_map: `[batch, ...]`, mapped to the teacher's shape.
       teacher_map: `[batch, ...]`.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -85,11 +89,11 @@ def partial_l2(
     Reference:
       Heo et al., A Comprehensive Overhaul of Feature Distillation, arXiv:1904.01866.
     """
-    student, teacher = equal_samples(
+    (student, teacher), places = equal_features(
         "partial_l2", where, student_map=student_map, teacher_map=teacher_map
     )
     counts = (student > teacher) | (teacher > 0)
-    return keep(torch.where(counts, (student - teacher).square(), 0.0).sum(-1), where)
+    return places.keep(torch.where(counts, (student - teacher).square(), 0.0).sum((1, 2)))
 
 
 def margin_relu(
@@ -157,7 +161,7 @@ def mgd(
     generated_map: Float[Tensor, "batch ..."],
     teacher_map: Float[Tensor, "batch ..."],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Masked generative distillation: squared distance to what was generated from a part.
 
@@ -169,7 +173,8 @@ def mgd(
     Args:
       generated_map: `[batch, ...]`, the generator's output for the masked student map.
       teacher_map: `[batch, ...]`.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. Published weights (2e-5 to 7e-5) belong to this sum.
@@ -181,10 +186,10 @@ def mgd(
     Reference:
       Yang et al., Masked Generative Distillation, arXiv:2205.01529.
     """
-    generated, teacher = equal_samples(
+    (generated, teacher), places = equal_features(
         "mgd", where, generated_map=generated_map, teacher_map=teacher_map
     )
-    return keep((generated - teacher).square().sum(-1), where)
+    return places.keep((generated - teacher).square().sum((1, 2)))
 
 
 def factor_transfer(
@@ -192,7 +197,7 @@ def factor_transfer(
     teacher_factor: Float[Tensor, "batch ..."],
     *,
     norm: str = "l1",
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Distance of normalised factors (factor transfer, knowledge translation, Grad-CAM maps).
 
@@ -206,7 +211,8 @@ def factor_transfer(
       student_factor: `[batch, ...]`, flattened.
       teacher_factor: `[batch, ...]`.
       norm: "l1" or "l2" (squared).
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. Published weights belong to the mean over the features.
@@ -220,9 +226,9 @@ def factor_transfer(
       arXiv:1802.04977.
     """
     one_of("factor_transfer", "norm", norm, ("l1", "l2"))
-    student, teacher = equal_samples(
+    (student, teacher), places = equal_features(
         "factor_transfer", where, student_factor=student_factor, teacher_factor=teacher_factor
     )
-    difference = unit(student) - unit(teacher)
+    difference = unit(student.flatten(1)) - unit(teacher.flatten(1))
     values = difference.abs() if norm == "l1" else difference.square()
-    return keep(values.sum(-1), where)
+    return places.keep(values.sum(-1))

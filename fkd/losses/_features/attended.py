@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import equal_maps, equal_samples, per_sample, positive, same_space
+from .._shared.checks import positive
 from .._shared.geometry import norm, root, unit
-from .._shared.masks import fill, keep
+from .._shared.masks import fill
+from .maps import energy
+from .places import Places, Where, equal_features, equal_maps, space_maps
 
 
 def semckd(
@@ -21,7 +23,7 @@ def semckd(
     teacher_map: Float[Tensor, "batch ..."],
     *,
     attention: Float[Tensor, " batch"],
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Semantic calibration of one pair of layers: attention times mean squared error.
 
@@ -35,7 +37,8 @@ def semckd(
       student_map: `[batch, ...]`, the student's layer, mapped to the teacher's shape.
       teacher_map: `[batch, ...]`.
       attention: `[batch]`, the weight a of this pair, non-negative. It receives a gradient.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -48,19 +51,19 @@ def semckd(
     Reference:
       Chen et al., Cross-Layer Distillation with Semantic Calibration, arXiv:2012.03236.
     """
-    student, teacher = equal_samples(
+    (student, teacher), places = equal_features(
         "semckd", where, student_map=student_map, teacher_map=teacher_map
     )
-    weight = _weights("semckd", attention, where, student_map.shape[:1])
-    return keep(weight * (student - teacher).square().mean(-1), where)
+    weight = _weights("semckd", attention, places, student_map.shape[:1])
+    return places.keep(weight * places.mean((student - teacher).square().mean(1)))
 
 
-def _weights(loss: str, attention: Tensor, where: Tensor | None, shape: torch.Size) -> Tensor:
+def _weights(loss: str, attention: Tensor, places: Places, shape: torch.Size) -> Tensor:
     if attention.shape != shape:
         raise ValueError(
             f"{loss}: attention has shape {tuple(attention.shape)}; {tuple(shape)} is expected."
         )
-    return fill(attention, where=where)[0]
+    return fill(attention, where=places.samples)[0]
 
 
 def afd(
@@ -68,7 +71,7 @@ def afd(
     teacher_map: Float[Tensor, "batch teacher_channels *space"],
     *,
     attention: Float[Tensor, " batch"],
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Attention-based feature matching of one pair of layers.
 
@@ -81,7 +84,8 @@ def afd(
       student_map: `[batch, student_channels, *space]`.
       teacher_map: `[batch, teacher_channels, *space]`; the space must be the same.
       attention: `[batch]`, the weight a of this pair, non-negative. It receives a gradient.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -94,11 +98,12 @@ def afd(
     Reference:
       Ji et al., Show, Attend and Distill, arXiv:2102.02973.
     """
-    student, teacher = per_sample("afd", where, student_map=student_map, teacher_map=teacher_map)
-    same_space("afd", student_map=student_map, teacher_map=teacher_map)
-    weight = _weights("afd", attention, where, student_map.shape[:1])
-    qs, qt = (unit(x.square().sum(1).flatten(1)) for x in (student, teacher))
-    return keep(weight * (qs - qt).square().mean(-1), where)
+    (student, teacher), places = space_maps(
+        "afd", where, student_map=student_map, teacher_map=teacher_map
+    )
+    weight = _weights("afd", attention, places, student_map.shape[:1])
+    difference = energy(student) - energy(teacher)
+    return places.keep(weight * places.mean(difference.square()))
 
 
 def afds(
@@ -106,7 +111,7 @@ def afds(
     teacher_map: Float[Tensor, "batch channels *space"],
     *,
     attention: Float[Tensor, "batch channels"],
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Attentive feature distillation: squared distance of channels, weighted by attention.
 
@@ -116,7 +121,8 @@ def afds(
       student_map: `[batch, channels, *space]`, P = number of places.
       teacher_map: `[batch, channels, *space]`.
       attention: `[batch, channels]`, the weights a, non-negative. They receive a gradient.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -129,17 +135,19 @@ def afds(
     Reference:
       Wang et al., Pay Attention to Features, Transfer Learn Faster CNNs, ICLR 2020.
     """
-    student, teacher = equal_maps("afds", where, student_map=student_map, teacher_map=teacher_map)
-    weight = _weights("afds", attention, where, student_map.shape[:2])
-    difference = unit(student.flatten(2)) - unit(teacher.flatten(2))
-    return keep((weight * difference.square().mean(-1)).sum(-1), where)
+    (student, teacher), places = equal_maps(
+        "afds", where, student_map=student_map, teacher_map=teacher_map
+    )
+    weight = _weights("afds", attention, places, student_map.shape[:2])
+    difference = unit(student) - unit(teacher)
+    return places.keep((weight * places.mean(difference.square())).sum(-1))
 
 
 def fbkd_attention(
     student_map: Float[Tensor, "batch channels *space"],
     teacher_map: Float[Tensor, "batch channels *space"],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Attention transfer for detectors: distance of mean magnitudes over places and channels.
 
@@ -149,7 +157,8 @@ def fbkd_attention(
     Args:
       student_map: `[batch, channels, *space]`, mapped to the teacher's channels.
       teacher_map: `[batch, channels, *space]`.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. The gradient at equality is 0.
@@ -162,16 +171,17 @@ def fbkd_attention(
       Zhang and Ma, Improve Object Detection with Feature-based Knowledge Distillation,
       ICLR 2021.
     """
-    student, teacher = equal_maps(
+    pair, places = equal_maps(
         "fbkd_attention", where, student_map=student_map, teacher_map=teacher_map
     )
-    (places_s, channels_s), (places_t, channels_t) = _magnitudes(student), _magnitudes(teacher)
-    return keep(norm(places_s - places_t) + norm(channels_s - channels_t), where)
+    (places_s, channels_s), (places_t, channels_t) = (magnitudes(x, places) for x in pair)
+    return places.keep(norm(places_s - places_t) + norm(channels_s - channels_t))
 
 
-def _magnitudes(feature_map: Tensor) -> tuple[Tensor, Tensor]:
-    magnitude = feature_map.abs().flatten(2)
-    return magnitude.mean(1), magnitude.mean(2)
+def magnitudes(flat_map: Tensor, places: Places) -> tuple[Tensor, Tensor]:
+    """Mean magnitude of every place `[batch, places]` and of every channel `[batch, channels]`."""
+    magnitude = flat_map.abs()
+    return magnitude.mean(1), places.mean(magnitude)
 
 
 def fbkd_masked(
@@ -179,7 +189,7 @@ def fbkd_masked(
     teacher_map: Float[Tensor, "batch channels *space"],
     *,
     temperature: float | Tensor = 0.5,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Attention-guided feature distance for detectors.
 
@@ -192,7 +202,8 @@ def fbkd_masked(
       student_map: `[batch, channels, *space]`, mapped to the teacher's channels.
       teacher_map: `[batch, channels, *space]`, C = channels, P = places.
       temperature: T > 0 of the two masks.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. The gradient at equality is 0.
@@ -206,11 +217,12 @@ def fbkd_masked(
       ICLR 2021.
     """
     positive("fbkd_masked", temperature=temperature)
-    student, teacher = equal_maps(
+    (student, teacher), places = equal_maps(
         "fbkd_masked", where, student_map=student_map, teacher_map=teacher_map
     )
-    (places_s, channels_s), (places_t, channels_t) = _magnitudes(student), _magnitudes(teacher)
-    places = F.softmax((places_s + places_t) / temperature, dim=-1) * places_s.shape[-1]
-    channels = F.softmax((channels_s + channels_t) / temperature, dim=-1) * channels_s.shape[-1]
-    square = (student - teacher).flatten(2).square()
-    return keep(root((square * places[:, None] * channels[:, :, None]).sum((1, 2))), where)
+    places_s, channels_s = magnitudes(student, places)
+    places_t, channels_t = magnitudes(teacher, places)
+    m = places.spread((places_s + places_t) / temperature)
+    n = F.softmax((channels_s + channels_t) / temperature, dim=-1) * channels_s.shape[-1]
+    square = (student - teacher).square()
+    return places.keep(root((square * m[:, None] * n[:, :, None]).sum((1, 2))))

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import covers, floating, maps, same_shape
 from .._shared.geometry import correlation
-from .._shared.masks import fill, keep
+from .places import Where, equal_maps, space_maps
 
 
 def dist_channel(
     student_features: Float[Tensor, "batch channel *space"],
     teacher_features: Float[Tensor, "batch channel *space"],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """One minus Pearson's correlation over the channels, the mean over the pixels (DIST+).
 
@@ -25,7 +24,8 @@ def dist_channel(
     Args:
       student_features: `[batch, channel, *space]`.
       teacher_features: `[batch, channel, *space]`.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, from 0 to 2.
@@ -37,16 +37,17 @@ def dist_channel(
     Reference:
       Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
     """
-    same_shape("dist_channel", student_features=student_features, teacher_features=teacher_features)
-    s, t = _features("dist_channel", student_features, teacher_features, where)
-    return keep((1 - correlation(s, t, 1)).mean(-1), where)
+    (s, t), places = equal_maps(
+        "dist_channel", where, student_features=student_features, teacher_features=teacher_features
+    )
+    return places.keep(places.mean(1 - correlation(s, t, 1)))
 
 
 def dist_spatial(
     student_features: Float[Tensor, "batch _ *space"],
     teacher_features: Float[Tensor, "batch _ *space"],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """One minus Pearson's correlation over the pixels, of the sum of the channels (DIST+).
 
@@ -55,7 +56,8 @@ def dist_spatial(
     Args:
       student_features: `[batch, channel, *space]`.
       teacher_features: `[batch, channel, *space]`; the number of channels may differ.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, from 0 to 2.
@@ -67,17 +69,7 @@ def dist_spatial(
     Reference:
       Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
     """
-    s, t = _features("dist_spatial", student_features, teacher_features, where)
-    student_map, teacher_map = s.sum(1), t.sum(1)
-    same_shape("dist_spatial", student_map=student_map, teacher_map=teacher_map)
-    return keep(1 - correlation(student_map, teacher_map, -1), where)
-
-
-def _features(
-    loss: str, student: Tensor, teacher: Tensor, where: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    floating(loss, student_features=student, teacher_features=teacher)
-    maps(loss, student_features=student, teacher_features=teacher)
-    covers(loss, where, student.shape[:1])
-    s, t = fill(student, teacher, where=where)
-    return s.flatten(2), t.flatten(2)
+    (s, t), places = space_maps(
+        "dist_spatial", where, student_features=student_features, teacher_features=teacher_features
+    )
+    return places.keep(1 - correlation(s.sum(1), t.sum(1), -1, places.mask))

@@ -7,8 +7,10 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, equal_maps, floating, positive
-from .._shared.masks import fill, keep
+from .._shared.checks import covers, floating, one_of, positive
+from .._shared.masks import upcast
+from .attended import magnitudes
+from .places import Places, Where, equal_maps
 
 
 def fgd_weight(
@@ -17,6 +19,7 @@ def fgd_weight(
     *,
     foreground: float | Tensor = 1.0,
     background: float | Tensor = 0.5,
+    convention: str = "paper",
     valid: Bool[Tensor, "batch box"] | Int[Tensor, "batch box"] | None = None,
 ) -> Float[Tensor, "batch height width"]:
     """Weight of every place of a feature map, from the boxes of the objects (FGD).
@@ -24,7 +27,8 @@ def fgd_weight(
         w_ij = foreground / (cells of the box) in a box,   background / N elsewhere
 
     with N the number of places in no box; where boxes overlap, the smallest counts. So every
-    object weighs the same, whatever its size.
+    object weighs the same, whatever its size. A box is the cells that it touches; the authors'
+    code gives it one more row below and one more column to the right.
 
     Args:
       boxes: `[batch, box, 4]`: left, top, right, bottom, in cells of the map (pixels divided by
@@ -32,6 +36,7 @@ def fgd_weight(
       size: height and width of the map.
       foreground: alpha of the paper. 5e-5 for two-stage detectors there, 1e-3 for one-stage.
       background: beta, half of alpha in the paper.
+      convention: "paper", or "code" for boxes with that row and column.
       valid: `[batch, box]`, True for boxes that are no padding.
 
     Returns:
@@ -45,10 +50,14 @@ def fgd_weight(
     Reference:
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
+    one_of("fgd_weight", "convention", convention, ("paper", "code"))
     floating("fgd_weight", boxes=boxes)
     covers("fgd_weight", valid, boxes.shape[:-1], name="valid")
     left, top = boxes[..., 0].floor(), boxes[..., 1].floor()
-    right, bottom = boxes[..., 2].ceil().maximum(left + 1), boxes[..., 3].ceil().maximum(top + 1)
+    right, bottom = boxes[..., 2].ceil(), boxes[..., 3].ceil()
+    if convention == "code":
+        right, bottom = right + 1, bottom + 1
+    right, bottom = right.maximum(left + 1), bottom.maximum(top + 1)
     y, x = (torch.arange(n, device=boxes.device, dtype=boxes.dtype) for n in size)
     rows = (y >= top[..., None]) & (y < bottom[..., None])
     columns = (x >= left[..., None]) & (x < right[..., None])
@@ -68,7 +77,7 @@ def fgd_focal(
     *,
     place_weight: Float[Tensor, " batch *space"],
     temperature: float | Tensor = 0.5,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Focal distillation of detectors: squared distance where objects and attention are.
 
@@ -83,7 +92,8 @@ def fgd_focal(
       teacher_map: `[batch, channels, *space]`, P places.
       place_weight: `[batch, *space]`, w, from `fgd_weight`.
       temperature: T > 0 of the two attentions.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -97,16 +107,19 @@ def fgd_focal(
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
     positive("fgd_focal", temperature=temperature)
-    s, t = equal_maps("fgd_focal", where, student_map=student_map, teacher_map=teacher_map)
-    if place_weight.shape != (s.shape[0], *s.shape[2:]):
+    (s, t), places = equal_maps(
+        "fgd_focal", where, student_map=student_map, teacher_map=teacher_map
+    )
+    expected = (*student_map.shape[:1], *student_map.shape[2:])
+    if place_weight.shape != expected:
         raise ValueError(
-            f"fgd_focal: place_weight {tuple(place_weight.shape)}; {(s.shape[0], *s.shape[2:])} is "
-            "expected, one weight for every place of the map."
+            f"fgd_focal: place_weight {tuple(place_weight.shape)}; {expected} is expected, one "
+            "weight for every place of the map."
         )
-    places, channels = _attention(t, temperature)
-    w = fill(place_weight, where=where)[0].flatten(1) * places
-    square = (s - t).square().flatten(2)
-    return keep(((square * w[:, None]).sum(-1) * channels).sum(-1), where)
+    by_place, by_channel = _attention(t, places, temperature)
+    w = places.fill(upcast(place_weight).flatten(1)) * by_place
+    square = (s - t).square()
+    return places.keep(((square * w[:, None]).sum(-1) * by_channel).sum(-1))
 
 
 def fgd_attention(
@@ -114,7 +127,7 @@ def fgd_attention(
     teacher_map: Float[Tensor, "batch channels *space"],
     *,
     temperature: float | Tensor = 0.5,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Distance of the spatial and of the channel attention of two maps (FGD).
 
@@ -126,7 +139,8 @@ def fgd_attention(
       student_map: `[batch, channels, *space]`, mapped to the teacher's channels.
       teacher_map: `[batch, channels, *space]`.
       temperature: T > 0.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. The gradient at equality is 0.
@@ -139,17 +153,23 @@ def fgd_attention(
       Yang et al., Focal and Global Knowledge Distillation for Detectors, arXiv:2111.11837.
     """
     positive("fgd_attention", temperature=temperature)
-    s, t = equal_maps("fgd_attention", where, student_map=student_map, teacher_map=teacher_map)
-    pairs = zip(_attention(s, temperature), _attention(t, temperature), strict=True)
-    space, channels = ((a - b).abs().sum(-1) for a, b in pairs)
-    return keep(space + channels, where)
+    pair, places = equal_maps(
+        "fgd_attention", where, student_map=student_map, teacher_map=teacher_map
+    )
+    (places_s, channels_s), (places_t, channels_t) = (
+        _attention(x, places, temperature) for x in pair
+    )
+    distance = (places_s - places_t).abs().sum(-1) + (channels_s - channels_t).abs().sum(-1)
+    return places.keep(distance)
 
 
-def _attention(feature_map: Tensor, temperature: float | Tensor) -> tuple[Tensor, Tensor]:
+def _attention(
+    flat_map: Tensor, places: Places, temperature: float | Tensor
+) -> tuple[Tensor, Tensor]:
     """`[batch, places]` and `[batch, channels]`, of mean 1 each."""
-    magnitude = feature_map.abs().flatten(2)
-    places, channels = magnitude.mean(1), magnitude.mean(2)
+    by_place, by_channel = magnitudes(flat_map, places)
+    channels = by_channel.shape[-1]
     return (
-        F.softmax(places / temperature, dim=-1) * places.shape[-1],
-        F.softmax(channels / temperature, dim=-1) * channels.shape[-1],
+        places.spread(by_place / temperature),
+        F.softmax(by_channel / temperature, dim=-1) * channels,
     )

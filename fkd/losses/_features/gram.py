@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import maps, one_of, per_sample, same_channels, same_space, whole
+from .._shared.checks import maps, one_of, per_sample, same_channels, whole
 from .._shared.geometry import unit
-from .._shared.masks import keep
 from .._shared.products import product
-from .maps import common_space
+from .maps import common_space, same_axes
+from .places import Places, Where, any_maps, placed, space_maps
 
 
 def fsp(
@@ -19,7 +19,7 @@ def fsp(
     teacher_second: Float[Tensor, "batch second *teacher_second_space"],
     *,
     convention: str = "paper",
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Flow of the solution procedure: how the channels of two layers of a model go together.
 
@@ -28,6 +28,7 @@ def fsp(
 
     The larger map of a model is average-pooled to its smaller one. Common codes average over
     the entries (weight 50); the paper has the squared norm. Channels must be equal in number.
+    A mask of places is one of the smaller maps' places, and needs them of one space.
 
     Args:
       student_first: `[batch, first, *space]`, the student's map of an early layer.
@@ -35,7 +36,8 @@ def fsp(
       student_second: `[batch, second, *space]`, the student's map of a later layer.
       teacher_second: `[batch, second, *space]`.
       convention: "paper" or "code".
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or where all maps have one space,
+        `[batch, *space]`, where a place does. Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -49,24 +51,27 @@ def fsp(
       Yim et al., A Gift from Knowledge Distillation, CVPR 2017.
     """
     one_of("fsp", "convention", convention, ("paper", "code"))
-    first, second = two_layers(
+    (s1, t1), (s2, t2) = two_layers(
         "fsp",
-        where,
         {"student_first": student_first, "teacher_first": teacher_first},
         {"student_second": student_second, "teacher_second": teacher_second},
     )
-    _same_axes(student_first=student_first, student_second=student_second)
-    _same_axes(teacher_first=teacher_first, teacher_second=teacher_second)
-    difference = (_flow(first[0], second[0]) - _flow(first[1], second[1])).flatten(1).square()
-    values = difference.sum(-1) if convention == "paper" else difference.mean(-1)
-    return keep(values, where)
+    same_axes("fsp", student_first=student_first, student_second=student_second)
+    same_axes("fsp", teacher_first=teacher_first, teacher_second=teacher_second)
+    (s1, s2), (t1, t2) = common_space(s1, s2), common_space(t1, t2)
+    (s1, t1, s2, t2), places = placed(
+        "fsp", where, student_first=s1, teacher_first=t1, student_second=s2, teacher_second=t2
+    )
+    difference = _flow(s1, s2, places) - _flow(t1, t2, places)
+    square = difference.flatten(1).square()
+    return places.keep(square.sum(-1) if convention == "paper" else square.mean(-1))
 
 
 def two_layers(
-    loss: str, where: Tensor | None, first: dict[str, Tensor], second: dict[str, Tensor]
+    loss: str, first: dict[str, Tensor], second: dict[str, Tensor]
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
-    """Maps of two layers, the student's and the teacher's of each, checked and filled."""
-    filled = per_sample(loss, where, **first), per_sample(loss, where, **second)
+    """Maps of two layers, the student's and the teacher's of each, checked."""
+    filled = per_sample(loss, None, **first), per_sample(loss, None, **second)
     maps(loss, **first, **second)
     same_channels(loss, **first)
     same_channels(loss, **second)
@@ -78,25 +83,17 @@ def two_layers(
     return filled
 
 
-def _same_axes(**layers: Tensor) -> None:
-    (a, x), (b, y) = layers.items()
-    if x.ndim != y.ndim:
-        raise ValueError(
-            f"fsp: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same number of "
-            "axes, since the larger one is pooled. Reshape one of them first."
-        )
-
-
-def _flow(first: Tensor, second: Tensor) -> Tensor:
-    first, second = (x.flatten(2) for x in common_space(first, second))
-    return product(first, second.mT) / first.shape[-1]
+def _flow(first: Tensor, second: Tensor, places: Places) -> Tensor:
+    number = places.number(first)  # of [batch, channels, places]: [batch, 1], or one for all
+    number = number if isinstance(number, int) else number.unsqueeze(-1)
+    return product(first, second.mT) / number
 
 
 def gram(
     student_map: Float[Tensor, "batch channels *student_space"],
     teacher_map: Float[Tensor, "batch channels *teacher_space"],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Squared error of Gram matrices: which channels are active together, anywhere.
 
@@ -109,7 +106,8 @@ def gram(
     Args:
       student_map: `[batch, channels, *space]`.
       teacher_map: `[batch, channels, *space]`, with the same number of channels.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or where all maps have one space,
+        `[batch, *space]`, where a place does. Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative. Reordering the places of a map changes nothing.
@@ -121,11 +119,12 @@ def gram(
     Reference:
       Gatys et al., A Neural Algorithm of Artistic Style, arXiv:1508.06576.
     """
-    student, teacher = per_sample("gram", where, student_map=student_map, teacher_map=teacher_map)
-    maps("gram", student_map=student_map, teacher_map=teacher_map)
+    (student, teacher), places = any_maps(
+        "gram", where, student_map=student_map, teacher_map=teacher_map
+    )
     same_channels("gram", student_map=student_map, teacher_map=teacher_map)
-    difference = _flow(student, student) - _flow(teacher, teacher)
-    return keep(difference.square().mean((-2, -1)), where)
+    difference = _flow(student, student, places) - _flow(teacher, teacher, places)
+    return places.keep(difference.square().mean((-2, -1)))
 
 
 def nst(
@@ -133,7 +132,7 @@ def nst(
     teacher_map: Float[Tensor, "batch teacher_channels *space"],
     *,
     degree: int = 2,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Neuron selectivity transfer: maximum mean discrepancy of the channels' patterns.
 
@@ -148,7 +147,8 @@ def nst(
       student_map: `[batch, student_channels, *space]`.
       teacher_map: `[batch, teacher_channels, *space]`; the channels may differ in number.
       degree: of the polynomial kernel, 1 or more.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative (up to rounding). The order of the channels does not matter.
@@ -162,11 +162,12 @@ def nst(
       arXiv:1707.01219.
     """
     whole("nst", 1, degree=degree)
-    student, teacher = per_sample("nst", where, student_map=student_map, teacher_map=teacher_map)
-    same_space("nst", student_map=student_map, teacher_map=teacher_map)
-    s, t = unit(student.flatten(2)), unit(teacher.flatten(2))
+    (student, teacher), places = space_maps(
+        "nst", where, student_map=student_map, teacher_map=teacher_map
+    )
+    s, t = unit(student), unit(teacher)
     within = _kernel_mean(s, s, degree) + _kernel_mean(t, t, degree)
-    return keep(within - 2 * _kernel_mean(s, t, degree), where)
+    return places.keep(within - 2 * _kernel_mean(s, t, degree))
 
 
 def _kernel_mean(a: Tensor, b: Tensor, degree: int) -> Tensor:
@@ -178,7 +179,7 @@ def ickd(
     teacher_map: Float[Tensor, "batch channels *teacher_space"],
     *,
     convention: str = "code",
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Inter-channel correlation: distance of the matrices of channel inner products.
 
@@ -190,7 +191,8 @@ def ickd(
       student_map: `[batch, channels, *space]`, mapped to the teacher's channels.
       teacher_map: `[batch, channels, *space]`; the space may differ.
       convention: "code" (rows normalised, as in the released implementation) or "paper".
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or where all maps have one space,
+        `[batch, *space]`, where a place does. Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative; code: in [0, 4].
@@ -204,25 +206,21 @@ def ickd(
       Distillation, arXiv:2202.03680.
     """
     one_of("ickd", "convention", convention, ("code", "paper"))
-    student, teacher = per_sample("ickd", where, student_map=student_map, teacher_map=teacher_map)
-    maps("ickd", student_map=student_map, teacher_map=teacher_map)
+    (student, teacher), places = any_maps(
+        "ickd", where, student_map=student_map, teacher_map=teacher_map
+    )
     same_channels("ickd", student_map=student_map, teacher_map=teacher_map)
-    gs, gt = _inner(student), _inner(teacher)
+    gs, gt = product(student, student.mT), product(teacher, teacher.mT)
     if convention == "code":
-        return keep((unit(gs) - unit(gt)).square().sum(-1).mean(-1), where)
-    return keep((gs - gt).square().mean((-2, -1)), where)
-
-
-def _inner(feature_map: Tensor) -> Tensor:
-    flat = feature_map.flatten(2)
-    return product(flat, flat.mT)
+        return places.keep((unit(gs) - unit(gt)).square().sum(-1).mean(-1))
+    return places.keep((gs - gt).square().mean((-2, -1)))
 
 
 def affinity(
     student_map: Float[Tensor, "batch student_channels *space"],
     teacher_map: Float[Tensor, "batch teacher_channels *space"],
     *,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Squared error of the cosines between all places of a map (segmentation).
 
@@ -234,7 +232,8 @@ def affinity(
     Args:
       student_map: `[batch, student_channels, *space]`, P = number of places.
       teacher_map: `[batch, teacher_channels, *space]`; the channels may differ in number.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, in [0, 4]. Rotating the channels of a map changes nothing.
@@ -246,9 +245,8 @@ def affinity(
     Reference:
       He et al., Knowledge Adaptation for Efficient Semantic Segmentation, arXiv:1903.04688.
     """
-    student, teacher = per_sample(
+    (student, teacher), places = space_maps(
         "affinity", where, student_map=student_map, teacher_map=teacher_map
     )
-    same_space("affinity", student_map=student_map, teacher_map=teacher_map)
-    s, t = unit(student.flatten(2).mT), unit(teacher.flatten(2).mT)
-    return keep((product(s, s.mT) - product(t, t.mT)).square().mean((-2, -1)), where)
+    s, t = unit(student.mT), unit(teacher.mT)
+    return places.keep(places.mean(places.mean((product(s, s.mT) - product(t, t.mT)).square())))

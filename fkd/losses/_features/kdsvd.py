@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from .._shared.checks import whole
 from .._shared.geometry import root, unit
-from .._shared.masks import keep
 from .._shared.products import product
 from .gram import two_layers
+from .places import Where, placed
 
 
 def kdsvd(
@@ -21,7 +21,7 @@ def kdsvd(
     *,
     rank: int = 1,
     extra: int = 3,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Distance of the relations between the leading singular vectors of two layers.
 
@@ -46,7 +46,8 @@ def kdsvd(
       teacher_second: `[batch, second, *space]`.
       rank: how many singular vectors of the teacher, 1 or more.
       extra: how many more of the student, 0 or more.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or where all maps have one space,
+        `[batch, *space]`, where a place does. Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative.
@@ -62,16 +63,18 @@ def kdsvd(
     """
     whole("kdsvd", 1, rank=rank)
     whole("kdsvd", 0, extra=extra)
-    first, second = two_layers(
+    (s1, t1), (s2, t2) = two_layers(
         "kdsvd",
-        where,
         {"student_first": student_first, "teacher_first": teacher_first},
         {"student_second": student_second, "teacher_second": teacher_second},
     )
-    ws_first, wt_first = _aligned(first[0], first[1], rank, extra)
-    ws_second, wt_second = _aligned(second[0], second[1], rank, extra)
+    (s1, t1, s2, t2), places = placed(
+        "kdsvd", where, student_first=s1, teacher_first=t1, student_second=s2, teacher_second=t2
+    )
+    ws_first, wt_first = _aligned(s1, t1, rank, extra)
+    ws_second, wt_second = _aligned(s2, t2, rank, extra)
     difference = _between(ws_second, ws_first) - _between(wt_second, wt_first)
-    return keep(difference.square().sum((1, 2, 3)), where)
+    return places.keep(difference.square().sum((1, 2, 3)))
 
 
 def _between(second: Tensor, first: Tensor) -> Tensor:
@@ -91,9 +94,8 @@ def _aligned(student: Tensor, teacher: Tensor, rank: int, extra: int) -> tuple[T
     return vs * weight, vt * weight
 
 
-def _leading(feature_map: Tensor, count: int) -> tuple[Tensor, Tensor]:
+def _leading(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """Right singular vectors `[batch, channels, n]` and singular values `[batch, n]`."""
-    flat = feature_map.flatten(2)
     g = product(flat, flat.mT)
     g0 = g.detach()
     values, v = torch.linalg.eigh(g0)

@@ -11,9 +11,10 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, equal_maps, equal_samples, paired, positive
+from .._shared.checks import between, paired, positive
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep, upcast
+from .places import Where, equal_features, equal_maps
 
 
 def vid(
@@ -21,7 +22,7 @@ def vid(
     teacher_map: Float[Tensor, "batch channels *space"],
     *,
     log_scale: Float[Tensor, " channels"],
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Variational information distillation: Gaussian likelihood, one variance for a channel.
 
@@ -34,7 +35,8 @@ def vid(
       student_mean: `[batch, channels, *space]`, mu: the student's map through a regressor.
       teacher_map: `[batch, channels, *space]`, t.
       log_scale: `[channels]`, log sigma, a parameter. It receives a gradient.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, of any sign (a density may exceed 1).
@@ -47,15 +49,17 @@ def vid(
       Ahn et al., Variational Information Distillation for Knowledge Transfer,
       arXiv:1904.05835.
     """
-    mean, teacher = equal_maps("vid", where, student_mean=student_mean, teacher_map=teacher_map)
+    (mean, teacher), places = equal_maps(
+        "vid", where, student_mean=student_mean, teacher_map=teacher_map
+    )
     if log_scale.shape != mean.shape[1:2]:
         raise ValueError(
             f"vid: log_scale has shape {tuple(log_scale.shape)}; one number for each of the "
-            f"channels of student_mean {tuple(mean.shape)} is expected."
+            f"channels of student_mean {tuple(student_mean.shape)} is expected."
         )
     log_sigma = upcast(log_scale)
-    error = (mean - teacher).flatten(2).square().mean(-1)
-    return keep((0.5 * error * torch.exp(-2 * log_sigma) + log_sigma).mean(-1), where)
+    error = places.mean((mean - teacher).square())
+    return places.keep((0.5 * error * torch.exp(-2 * log_sigma) + log_sigma).mean(-1))
 
 
 def pad(
@@ -147,7 +151,7 @@ def jacobian_matching(
     teacher_gradient: Float[Tensor, "batch ..."],
     *,
     normalize: bool = True,
-    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+    where: Where | None = None,
 ) -> Float[Tensor, " batch"]:
     """Squared distance of gradients with respect to the input (Sobolev training).
 
@@ -161,7 +165,8 @@ def jacobian_matching(
       student_gradient: `[batch, ...]`, flattened.
       teacher_gradient: `[batch, ...]`.
       normalize: whether both are first divided by their Euclidean length.
-      where: `[batch]`, True where a sample counts. Others yield 0 and no gradient.
+      where: `[batch]`, True where a sample counts, or `[batch, *space]`, where a place does.
+        Others yield 0 and no gradient.
 
     Returns:
       `[batch]`, non-negative; normalised: in [0, 4].
@@ -174,12 +179,13 @@ def jacobian_matching(
       Srinivas and Fleuret, Knowledge Transfer with Jacobian Matching, arXiv:1803.00443;
       Czarnecki et al., Sobolev Training for Neural Networks, arXiv:1706.04859.
     """
-    student, teacher = equal_samples(
+    (student, teacher), places = equal_features(
         "jacobian_matching",
         where,
         student_gradient=student_gradient,
         teacher_gradient=teacher_gradient,
     )
+    student, teacher = student.flatten(1), teacher.flatten(1)
     if normalize:
         student, teacher = unit(student), unit(teacher)
-    return keep((student - teacher).square().sum(-1), where)
+    return places.keep((student - teacher).square().sum(-1))
