@@ -24,7 +24,7 @@ from torch._subclasses.fake_tensor import (
 from .._errors import ObjectiveError, listing
 from .._mean import divide
 from .._objective.apply import call_arguments
-from .._objective.evaluation import Evaluated, counted_positions
+from .._objective.evaluation import Evaluated, counted_positions, of_values
 from .._objective.objective import Objective
 from .._objective.plan import Plan
 from .._objective.problems import first_reader
@@ -339,6 +339,7 @@ def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch)
             masks.append(counted([known.get(ref) for ref in term.args], term.kwargs))
     except Exception:
         return "up to the models"  # a mask that a model computes
+    masks = [m for m in (of_values(m, found.result) for m in masks) if m is not None]
     count = int(torch.stack([m.expand(found.result.shape) for m in masks]).all(0).sum())
     return f"{count} of {found.result.numel()}"
 

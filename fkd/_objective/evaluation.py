@@ -159,9 +159,20 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
             result = term.loss(*args, **kwargs)
         else:
             result, state = term.loss(*args, state=state, **kwargs)
+        if takes_where:
+            positions = of_values(positions, result)
         return Evaluated(result, positions, state)
 
     return evaluate
+
+
+def of_values(where: Tensor | None, result: Any) -> Tensor | None:
+    """A mask with further axes than the values (of places, of tokens), which a loss has used
+    inside, as one of the values: a value counts where any of its parts does."""
+    if where is None or not isinstance(result, Tensor) or not where.ndim > result.ndim > 0:
+        return where
+    fits = where.shape[: result.ndim] == result.shape
+    return where.flatten(result.ndim).any(-1) if fits else where
 
 
 def blank(x: Any, where: Tensor) -> Any:

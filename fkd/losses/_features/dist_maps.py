@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.geometry import correlation
+from .._shared.geometry import correlation_distance
 from .places import Where, equal_maps, space_maps
 
 
@@ -40,7 +40,7 @@ def dist_channel(
     (s, t), places = equal_maps(
         "dist_channel", where, student_features=student_features, teacher_features=teacher_features
     )
-    return places.keep(places.mean(1 - correlation(s, t, 1)))
+    return places.keep(places.mean(correlation_distance(s, t, 1)))
 
 
 def dist_spatial(
@@ -64,7 +64,7 @@ def dist_spatial(
 
     Example:
       >>> dist_spatial(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 3.0]]]))
-      tensor([2.])
+      tensor([2.0000])
 
     Reference:
       Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
@@ -72,4 +72,4 @@ def dist_spatial(
     (s, t), places = space_maps(
         "dist_spatial", where, student_features=student_features, teacher_features=teacher_features
     )
-    return places.keep(1 - correlation(s.sum(1), t.sum(1), -1, places.mask))
+    return places.keep(correlation_distance(s.sum(1), t.sum(1), -1, places.mask))

@@ -85,6 +85,13 @@ def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) ->
     return (x * y).sum(dim) * squares.rsqrt()
 
 
+def correlation_distance(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
+    """`1 - correlation`, never negative and accurate near equality; 1 for a constant vector."""
+    x, y = _deviation(x, dim, counts), _deviation(y, dim, counts)
+    vary = (x != 0).any(dim) & (y != 0).any(dim)
+    return torch.where(vary, 0.5 * (x - y).square().sum(dim), 1.0)
+
+
 def _deviation(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
     """`x` minus its mean, over its largest entry; 0, without gradient, if it is constant.
 
