@@ -38,7 +38,7 @@ def objective(where=batch.mask):
 def test_an_image_counts_where_any_of_its_places_does():
     data, distilled = images(), objective()
     parts = distilled.init()
-    loss, aux = distilled(parts.trainable, parts.frozen, parts.buffers, data)
+    loss, aux = distilled(parts, data)
     s, t = Maps(0)(data["x"])["map"], Maps(1)(data["x"])["map"]
     values = cwd(s, t, where=data["mask"])
     assert aux.terms["cwd"].count == 3 and values[1] == 0
@@ -79,7 +79,7 @@ def test_a_sequence_counts_where_any_of_its_tokens_does(loss, output):
         teacher=fkd.frozen(Tokens(1)),
     )
     parts = distilled.init()
-    total, aux = distilled(parts.trainable, parts.frozen, parts.buffers, data)
+    total, aux = distilled(parts, data)
     s, t = Tokens(0)(data["x"])[output], Tokens(1)(data["x"])[output]
     assert aux.terms["loss"].count == 2
     torch.testing.assert_close(total, loss(s, t, where=mask)[:2].mean())
