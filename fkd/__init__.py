@@ -6,7 +6,7 @@ from . import losses as losses
 from . import metrics as metrics
 from . import schedules as schedules
 from ._check.check import check as check
-from ._check.table import Report as Report
+from ._check.table import CheckReport as CheckReport
 from ._draw.draw import Drawing as Drawing
 from ._draw.draw import draw as draw
 from ._errors import ObjectiveError as ObjectiveError
@@ -32,3 +32,6 @@ from ._refs.refs import batch as batch
 from ._refs.refs import ref as ref
 from ._refs.refs import student as student
 from ._refs.refs import teacher as teacher
+
+Report = CheckReport
+"""The name of earlier versions."""

@@ -17,6 +17,7 @@ import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 Scheduled: TypeAlias = Callable[[int], float]
@@ -24,7 +25,14 @@ Scheduled: TypeAlias = Callable[[int], float]
 
 @dataclass(frozen=True)
 class Schedule:
-    """A function of the step that remembers how it was made."""
+    """A function of the step that remembers how it was made, as a value: it prints as code,
+    compares by it, and can be pickled (if the functions in it can).
+
+    Attributes:
+      name: the function of this file that made it.
+      args: what that was given.
+      fn: the value at a step.
+    """
 
     name: str
     args: tuple[object, ...]
@@ -46,15 +54,13 @@ class Schedule:
 
 def constant(value: float) -> Schedule:
     """The same value at every step."""
-    return Schedule("constant", (value,), lambda step: value)
+    return Schedule("constant", (value,), partial(_constant, value))
 
 
 def linear(start: float, end: float, steps: int) -> Schedule:
     """From `start` at step 0 straight to `end` at step `steps`, and `end` from then on."""
     _positive("linear", steps)
-    return Schedule(
-        "linear", (start, end, steps), lambda step: start + (end - start) * _progress(step, steps)
-    )
+    return Schedule("linear", (start, end, steps), partial(_linear, start, end, steps))
 
 
 def cosine(start: float, end: float, steps: int) -> Schedule:
@@ -65,13 +71,7 @@ def cosine(start: float, end: float, steps: int) -> Schedule:
       0.5
     """
     _positive("cosine", steps)
-
-    def value(step: int) -> float:
-        if step >= steps:
-            return end
-        return end + (start - end) * 0.5 * (1 + math.cos(math.pi * _progress(step, steps)))
-
-    return Schedule("cosine", (start, end, steps), value)
+    return Schedule("cosine", (start, end, steps), partial(_cosine, start, end, steps))
 
 
 def exponential(start: float, end: float, steps: int) -> Schedule:
@@ -88,11 +88,7 @@ def exponential(start: float, end: float, steps: int) -> Schedule:
         raise ValueError(
             f"exponential: start {start} and end {end} must be positive. Use linear to reach 0."
         )
-
-    def value(step: int) -> float:
-        return end if step >= steps else start * (end / start) ** _progress(step, steps)
-
-    return Schedule("exponential", (start, end, steps), value)
+    return Schedule("exponential", (start, end, steps), partial(_exponential, start, end, steps))
 
 
 def warmup(steps: int, then: float | Scheduled = 1.0) -> Schedule:
@@ -104,14 +100,7 @@ def warmup(steps: int, then: float | Scheduled = 1.0) -> Schedule:
       (0.0, 0.5, 1.0, 0.0)
     """
     _positive("warmup", steps)
-
-    def after(step: int) -> float:
-        return then(step) if callable(then) else then
-
-    def value(step: int) -> float:
-        return after(0) * step / steps if step < steps else after(step - steps)
-
-    return Schedule("warmup", (steps, then), value)
+    return Schedule("warmup", (steps, then), partial(_warmup, steps, then))
 
 
 def piecewise(values: Mapping[int, float]) -> Schedule:
@@ -127,11 +116,8 @@ def piecewise(values: Mapping[int, float]) -> Schedule:
     steps = sorted(values)
     if not steps or steps[0] != 0:
         raise ValueError(f"piecewise: boundaries {steps}; the first must be 0.")
-    return Schedule(
-        "piecewise",
-        (dict(values),),
-        lambda step: values[steps[max(bisect.bisect_right(steps, step) - 1, 0)]],
-    )
+    kept = dict(values)
+    return Schedule("piecewise", (kept,), partial(_piecewise, kept, steps))
 
 
 def join(schedules: Sequence[Scheduled], boundaries: Sequence[int]) -> Schedule:
@@ -152,12 +138,42 @@ def join(schedules: Sequence[Scheduled], boundaries: Sequence[int]) -> Schedule:
             f"join: {len(schedules)} schedules and boundaries {list(boundaries)}; "
             f"{max(len(schedules) - 1, 0)} increasing boundaries above 0 are expected."
         )
+    parts = list(schedules)
+    return Schedule("join", (parts, list(boundaries)), partial(_join, parts, starts))
 
-    def value(step: int) -> float:
-        i = max(bisect.bisect_right(starts, step) - 1, 0)
-        return schedules[i](step - starts[i])
 
-    return Schedule("join", (list(schedules), list(boundaries)), value)
+def _constant(value: float, step: int) -> float:
+    del step
+    return value
+
+
+def _linear(start: float, end: float, steps: int, step: int) -> float:
+    return start + (end - start) * _progress(step, steps)
+
+
+def _cosine(start: float, end: float, steps: int, step: int) -> float:
+    if step >= steps:
+        return end
+    return end + (start - end) * 0.5 * (1 + math.cos(math.pi * _progress(step, steps)))
+
+
+def _exponential(start: float, end: float, steps: int, step: int) -> float:
+    return end if step >= steps else start * (end / start) ** _progress(step, steps)
+
+
+def _warmup(steps: int, then: float | Scheduled, step: int) -> float:
+    first = step < steps
+    after = then(0 if first else step - steps) if callable(then) else then
+    return after * step / steps if first else after
+
+
+def _piecewise(values: Mapping[int, float], steps: Sequence[int], step: int) -> float:
+    return values[steps[max(bisect.bisect_right(steps, step) - 1, 0)]]
+
+
+def _join(schedules: Sequence[Scheduled], starts: Sequence[int], step: int) -> float:
+    i = max(bisect.bisect_right(starts, step) - 1, 0)
+    return schedules[i](step - starts[i])
 
 
 def _progress(step: int, steps: int) -> float:

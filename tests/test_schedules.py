@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import pickle
 
 import pytest
 
@@ -73,6 +75,16 @@ def test_it_prints_as_the_code_that_made_it(schedule):
     assert again == schedule and hash(again) == hash(schedule)
     assert [again(s) for s in range(20)] == [schedule(s) for s in range(20)]
     assert all(type(schedule(s)) is float for s in range(20))
+    for other in (pickle.loads(pickle.dumps(schedule)), copy.deepcopy(schedule)):
+        assert other == schedule and hash(other) == hash(schedule)
+        assert [other(s) for s in range(20)] == [schedule(s) for s in range(20)]
+
+
+def test_what_a_schedule_was_made_of_can_change_afterwards():
+    values, parts = {0: 1.0, 3: 2.0}, [constant(1.0), constant(2.0)]
+    schedule, joint = piecewise(values), join(parts, [3])
+    values[3], parts[1] = 9.0, constant(9.0)
+    assert schedule(5) == joint(5) == 2.0
 
 
 def test_schedules_that_differ_are_not_equal():

@@ -259,7 +259,16 @@ VALUES = {"batch", "student", "teacher"}
 
 WITHOUT_EXAMPLE = {
     # What another name makes or gives, shown there.
-    *("fkd.Aux", "fkd.Parts", "fkd.Context", "fkd.Ref", "fkd.Term", "fkd.Report", "fkd.Drawing"),
+    *(
+        "fkd.Aux",
+        "fkd.Parts",
+        "fkd.Context",
+        "fkd.Ref",
+        "fkd.Term",
+        "fkd.CheckReport",
+        "fkd.Report",
+        "fkd.Drawing",
+    ),
     *("fkd.ObjectiveError", "fkd.ema", "fkd.frozen", "fkd.trainable", "fkd.stop_gradient"),
     *("fkd.losses.CRDState", "fkd.losses.DINOState", "fkd.losses.Queue"),
     *("fkd.losses.Sample", "fkd.losses.TopK"),

@@ -21,7 +21,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from .._errors import ObjectiveError, listing
+from .._errors import ObjectiveError, RefError, listing
 from .._mean import divide
 from .._objective.apply import call_arguments
 from .._objective.evaluation import Evaluated, counted_positions, of_values
@@ -30,17 +30,19 @@ from .._objective.plan import Plan
 from .._objective.problems import first_reader
 from .._objective.program import Parts, Pass
 from .._objective.terms import Term
+from .._refs.derived import Function
 from .._refs.paths import describe, name_of, show
 from .._refs.refs import Context, Item, Ref, compute, node, roots
+from .._refs.syntax import ATOM
 from .._trees import map_tensors
 from .._types import Batch
-from .table import Report, Row, model_lines
+from .table import CheckReport, Row, model_lines
 
 FAILED = object()
 """Stands for a value that could not be computed; its cause has been reported."""
 
 
-def check(objective: Objective, batch: Batch) -> Report:
+def check(objective: Objective, batch: Batch) -> CheckReport:
     """Run an objective on the shapes of a batch, without computing anything.
 
     Args:
@@ -48,7 +50,7 @@ def check(objective: Objective, batch: Batch) -> Report:
       batch: one batch as the data loader yields it. Only masks and labels are read.
 
     Returns:
-      A `Report`, which prints as a table: for each term its loss, the shapes that go in, its
+      A `CheckReport`, which prints as a table: for each term its loss, the shapes that go in, its
       weight, and how many positions of this batch count.
 
     Raises:
@@ -82,7 +84,7 @@ class _Run:
     failed: set[str] = field(default_factory=set[str])
 
 
-def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) -> Report:
+def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) -> CheckReport:
     fake = mode.from_tensor if mode else (lambda x: x)
     parts = objective.parts(
         copied=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
@@ -99,7 +101,7 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     if run.problems:
         raise ObjectiveError(list(dict.fromkeys(run.problems)))
     rows = [_row(run, name, found[name], batch) for name in objective.terms]
-    return Report(tuple(rows), tuple(model_lines(objective)))
+    return CheckReport(tuple(rows), tuple(model_lines(objective)))
 
 
 @contextlib.contextmanager
@@ -162,10 +164,17 @@ def _attempt(run: _Run, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
 
 def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
     where = first_reader(run.objective.terms, ref)
-    if isinstance(node(ref), Item) and isinstance(error, ValueError):
+    named = isinstance(error, ValueError) and isinstance(node(ref), Item)
+    if named or isinstance(error, RefError):
         return where + str(error)
     given = f" on {', '.join(map(describe, below))}" if below else ""
-    return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}"
+    hint = ""
+    if isinstance(node(ref), Function):
+        hint = (
+            " ctx['student'] is all that the model returned; a part of it is best read by its "
+            "ref, student.logits(ctx)."
+        )
+    return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}{hint}"
 
 
 def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:
@@ -224,9 +233,14 @@ def _mask_problem(term: Term, where: Any) -> str | None:
     if where.is_floating_point() or where.is_complex():
         return (
             f"where={term.where!r} has dtype {where.dtype}; bool or 0/1 integers are expected. "
-            "Compare it: fkd.call(torch.gt, mask, 0)."
+            f"Compare it: where={_compared(term.where)} > 0."
         )
     return None
+
+
+def _compared(ref: Ref | None) -> str:
+    code = repr(ref)
+    return code if ref is None or node(ref).strength == ATOM else f"({code})"
 
 
 def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:

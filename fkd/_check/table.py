@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import html
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields
 
 from .._objective.apply import trainable_parameters
@@ -23,8 +24,9 @@ class Row:
 
 
 @dataclass(frozen=True)
-class Report:
-    """The rows of a checked objective; prints as a table."""
+class CheckReport:
+    """What `check` found: the rows of a checked objective. Prints as a table, and is one in a
+    notebook."""
 
     rows: tuple[Row, ...]
     models: tuple[str, ...]
@@ -39,6 +41,18 @@ class Report:
 
     def __repr__(self) -> str:
         return str(self)
+
+    def _repr_html_(self) -> str:
+        heads = [f.name for f in fields(Row)]
+        lines = [_cells("th", heads)]
+        lines += [_cells("td", [getattr(row, h) for h in heads]) for row in self.rows]
+        models = "<br>".join(map(html.escape, self.models))
+        return f"<table>{''.join(lines)}</table><p>{models}</p>"
+
+
+def _cells(tag: str, texts: Sequence[str]) -> str:
+    cells = (f'<{tag} style="text-align: left">{html.escape(text)}</{tag}>' for text in texts)
+    return f"<tr>{''.join(cells)}</tr>"
 
 
 def model_lines(objective: Objective) -> Iterator[str]:

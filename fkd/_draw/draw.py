@@ -45,6 +45,10 @@ class Drawing:
     def _repr_svg_(self) -> str:
         return self.svg
 
+    def _repr_html_(self) -> str:
+        """For a notebook: as wide as the page, and scrolled when it is wider."""
+        return f'<div style="max-width: 100%; overflow: auto">{self.svg}</div>'
+
     def __repr__(self) -> str:
         return (
             f"<Drawing of {len(self.picture.bands)} terms; .save('objective.svg'), .svg, .mermaid>"

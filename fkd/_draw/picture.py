@@ -13,7 +13,7 @@ from .._objective.objective import Objective
 from .._objective.terms import Term, moves
 from .._refs.derived import Call, Function
 from .._refs.paths import name_of, show
-from .._refs.refs import Ref, children, node, roots
+from .._refs.refs import Ref, children, node, roots, walk
 from ..schedules import Schedule
 
 NEAR = 6
@@ -207,7 +207,7 @@ def _add_ref(
     drawn, band = ids.get(ref, ("", -NEAR))
     if len(found.bands) - band < NEAR:
         return drawn
-    called = next((r for r in _chain(ref) if isinstance(node(r), Call)), None)
+    called = _called(ref)
     if called is None:
         below: list[str] = []
     else:
@@ -230,6 +230,14 @@ def _add_ref(
     return box
 
 
+def _called(ref: Ref) -> Ref | None:
+    """What stands between a ref and the boxes that it is computed from: a call, or an operation
+    on calls; None if it is read from models and the batch alone."""
+    chain = list(_chain(ref))
+    calls = any(isinstance(node(part), Call) for part in walk(ref))
+    return chain[-1] if calls else None
+
+
 def _chain(ref: Ref) -> Iterator[Ref]:
     """The ref and, while it is an item of another, that one."""
     while True:
@@ -242,18 +250,31 @@ def _chain(ref: Ref) -> Iterator[Ref]:
 
 def _adapter(objective: Objective, tints: dict[str, str], called: Ref, ref: Ref) -> Box:
     call = node(called)
-    assert isinstance(call, Call)
-    item = repr(ref).removeprefix(repr(call))
+    if not isinstance(call, Call):
+        title = repr(ref)
+        for child in children(called):
+            title = title.replace(repr(child), _short(child))
+        return Box("adapter", title, tint="plain", tooltip=repr(ref))
+    before, _, after = repr(ref).partition(repr(call))
     if call.fn is not None:
         constants = [show(a) for a in call.args if not isinstance(a, Ref)]
         constants += [f"{k}={show(v)}" for k, v in call.kwargs if not isinstance(v, Ref)]
         name = repr(call).partition("(")[0] if repr(call)[:4] == "stop" else name_of(call.fn)
         inner = f"({', '.join(constants)})" if constants else ""
-        return Box("adapter", name + inner + item, tint="plain", tooltip=repr(ref))
+        return Box("adapter", before + name + inner + after, tint="plain", tooltip=repr(ref))
     module = objective.program.model(call.name).module
     count = sum(p.numel() for p in module.parameters()) if module is not None else 0
-    title = f"{call.name}{item}: {type(module).__name__}, {short(count)}"
+    title = f"{before}{call.name}{after}: {type(module).__name__}, {short(count)}"
     return Box("adapter", title, tint=tints[call.name], tooltip=repr(ref))
+
+
+def _short(ref: Ref) -> str:
+    """A value by its code; what has a box of its own by its name."""
+    called = _called(ref)
+    call = None if called is None else node(called)
+    if not isinstance(call, Call):
+        return repr(ref)
+    return repr(ref).replace(repr(call), call.name or name_of(call.fn))
 
 
 def _roots(ref: Ref, objective: Objective) -> Sequence[str]:

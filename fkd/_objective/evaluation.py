@@ -35,6 +35,7 @@ class BoundTerms:
 
     def __init__(self, terms: Mapping[str, Term], place: Mapping[Ref, int]) -> None:
         self.terms = terms
+        self._place = place
         self.functions = {name: bound_term(name, term, place) for name, term in terms.items()}
         self.knobs: dict[str, Knob] = {
             f"{name}/{knob}": value
@@ -44,6 +45,9 @@ class BoundTerms:
         self._weights = {
             name: place[term.weight] for name, term in terms.items() if isinstance(term.weight, Ref)
         }
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return BoundTerms, (self.terms, self._place)  # functions are bound again where it is read
 
     def scalars(self, step: int, device: torch.device | str | None = None) -> dict[str, Tensor]:
         """The moving knobs at a step; see `knob_values`."""

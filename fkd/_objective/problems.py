@@ -111,12 +111,34 @@ def _ema(name: str, model: Model, models: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"model {name!r}: {p}" for p in _number("decay", model.decay, low=0.0, high=1.0))
 
 
-def _signature(term: Term) -> Iterator[str]:
-    if not callable(term.loss):
-        yield (
-            f"the loss is {term.loss!r}; a function is expected. Import it: "
-            "from fkd.losses import kl."
+def _not_a_loss(loss: Any) -> str:
+    """What is wrong with a loss that cannot be called as one; nothing if it can."""
+    if isinstance(loss, Ref):
+        return (
+            f"the loss is {loss!r}, which is a ref. The function comes first, then what it is "
+            f"given: fkd.term(kl, student.logits, teacher.logits). A value that is computed by "
+            f"refs alone: fkd.term(lambda x: x, {loss!r})."
         )
+    if isinstance(loss, type) and issubclass(loss, nn.Module):
+        return (
+            f"the loss is {loss.__name__}, a class, which would be made and not computed. Give a "
+            f"function such as fkd.losses.mse, or an instance: fkd.term({loss.__name__}(), ...)."
+        )
+    if isinstance(loss, nn.Module) and any(p.requires_grad for p in loss.parameters()):
+        return (
+            f"the loss is a {type(loss).__name__} with parameters, which would never be trained. "
+            "Give it to the objective, name=fkd.trainable(module), and use "
+            "fkd.module('name')(student.logits)."
+        )
+    if isinstance(loss, nn.Module) or callable(loss):
+        return ""
+    return f"the loss is {loss!r}; a function is expected. Import it: from fkd.losses import kl."
+
+
+def _signature(term: Term) -> Iterator[str]:
+    problem = _not_a_loss(term.loss)
+    if problem:
+        yield problem
         return
     try:
         signature = inspect.signature(term.loss)

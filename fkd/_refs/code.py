@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._errors import RefError
 from .context import Context
 from .paths import method_of, name_of, pick, show, show_key
 from .syntax import (
@@ -359,7 +360,7 @@ class Operation(Node):
         if len(operands) == 2:
             return BINARY[self.symbol][1](*operands)
         if self.symbol == "~" and getattr(operands[0], "dtype", torch.bool) is not torch.bool:
-            raise TypeError(
+            raise RefError(
                 f"{self!r}: ~ of {operands[0].dtype} inverts bits (~1 is -2). "
                 f"Compare it: {_parent(self.operands[0])} == 0."
             )

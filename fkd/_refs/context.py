@@ -8,12 +8,15 @@ from typing import Any
 
 from torch import Tensor
 
+from .._errors import listing, nearest
 
-@dataclass(frozen=True)
+
+@dataclass(frozen=True, repr=False)
 class Context:
     """What the terms of one step are computed from. Filled once, never changed.
 
-    `ctx["student"]` is what the student returned and `ctx["batch"]` is the batch.
+    `ctx["student"]` is what the student returned and `ctx["batch"]` is the batch; a part of it
+    is best read by its ref, `student.logits(ctx)`, whatever the model returns.
 
     Attributes:
       values: outputs by model name, and the batch under `"batch"`.
@@ -28,4 +31,21 @@ class Context:
     modules: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
-        return self.values[name]
+        try:
+            return self.values[name]
+        except KeyError:
+            raise KeyError(
+                f"ctx[{name!r}]: {nearest(name, self.values)}Available: {listing(self.values)}."
+            ) from None
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):
+            raise AttributeError(name)
+        raise AttributeError(
+            f"ctx.{name}: a Context has no such attribute. Write ctx[{name!r}] for all that "
+            f"{name!r} returned, or fkd.ref({name!r}).logits(ctx) for a part of it, which works "
+            "for records, dicts and bare tensors alike."
+        )
+
+    def __repr__(self) -> str:
+        return f"<Context of {listing(self.values)}; ctx['student'], student.logits(ctx)>"

@@ -15,6 +15,10 @@ PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "real", 
 """What a tensor says of itself without being called."""
 
 
+METHODS = frozenset(n for n in dir(Tensor) if n[0] != "_" and callable(getattr(Tensor, n)))
+"""What is called of a tensor."""
+
+
 def pick(value: Any, key: Any, source: object, *, bare: str = "") -> Any:
     """One step of a path: a mapping's key, a field, or an index.
 
@@ -72,6 +76,8 @@ def _called(source: object) -> str:
 
 def method_of(value: Any, name: str, source: object) -> Any:
     """A method of a value, for a ref that calls it."""
+    if isinstance(value, Tensor) and name in METHODS:
+        return getattr(value, name)
     is_output = isinstance(value, Mapping) and name in value
     is_output = is_output or name in _fields(value)
     if _is_method(value, name) and not is_output:

@@ -89,7 +89,7 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
     ),
     "a mask of another shape": (
         {"kd": logits(where=batch.x)}, {**TOKENS, "x": TOKENS["x"]}, {},
-        ["term 'kd'", "where=batch.x", "float32", "0/1 integers", "torch.gt"],
+        ["term 'kd'", "where=batch.x", "float32", "0/1 integers", "where=batch.x > 0"],
     ),
     "a mask of too few axes": (
         {"kd": logits(where=batch.m)}, {**TOKENS, "m": torch.ones(6, dtype=torch.bool)}, {},
