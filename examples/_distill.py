@@ -83,7 +83,8 @@ def train(
     events = fkd.loops.fit(
         step, step.init(args.seed, device=args.device), data.train, epochs=args.epochs, steps=steps,
         dev=None if dev is None else dev.batches.all(), metrics={} if dev is None else dev.metrics,
-        best="loss/total" if dev is None else best, evaluate_every=args.evaluate_every,
+        best="loss/total" if dev is None else best,
+        evaluate_every=None if dev is None else args.evaluate_every,
         log_dir=args.out / "log", log_every=args.log_every, tensorboard=args.tensorboard,
         checkpoint_dir=args.out / "checkpoints", keep_last=1, resume=args.resume,
         progress=sys.stderr.isatty(), config=_plain(args),

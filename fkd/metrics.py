@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
+
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -44,6 +47,93 @@ def agreement(
       tensor([1.])
     """
     return _kept((student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), where)
+
+
+def higher_is_better(name: str) -> bool | None:
+    """Whether a value of this name is better the higher it is; None where the name does not say.
+
+    The one rule of the package, for `fit(best=...)` and for the report. The last word that says
+    something decides, as in "error_recall" and "dice_loss"; a "neg" or "negative" in front turns
+    it round, as in "neg_log_likelihood". Of a path the last part that says something counts.
+    What stands under `loss/` is a loss, whatever its name.
+
+    Args:
+      name: such as "accuracy", "eval/perplexity" or "loss/kd".
+
+    Example:
+      >>> higher_is_better("macro_f1"), higher_is_better("perplexity"), higher_is_better("width")
+      (True, False, None)
+    """
+    if re.match(r"(eval/)?loss(/|$)", name):
+        return False
+    parts = reversed(name.split("/"))
+    return next((says for says in map(_says, parts) if says is not None), None)
+
+
+def refuse_reserved(where: str, names: Iterable[str]) -> None:
+    """Refuse names of metrics that a log uses for something else.
+
+    Args:
+      where: the function that was given them, for the message.
+      names: of the metrics.
+
+    Raises:
+      ValueError: a metric would take the place of a loss, or of the step.
+
+    Example:
+      >>> refuse_reserved("evaluate", ["accuracy", "f1/macro"])
+    """
+    for name in names:
+        if name.split("/")[0] == "loss" or name in ("", "step", "time", "kind", "epoch"):
+            raise ValueError(
+                f"{where}: a metric is named {name!r}, and the logs use this name: losses are "
+                "loss/total and loss/<term>, and every line has a step, time, kind and epoch. "
+                "Rename the metric."
+            )
+
+
+_LOWER = frozenset(
+    "loss losses error errors err mistakes perplexity ppl pppl ce bce xent nll mse rmse "
+    "rmsle mae mape smape msle kl kld kldiv jsd jsdiv js divergence distance mmd fid kid fad "
+    "wer cer der eer tder hter far frr fpr fnr ece mce ace brier deviance "
+    "regret cost risk hinge bpc bpb bits latency seconds time memory false miss misses drop gap "
+    "degradation chamfer hausdorff emd wasserstein lpips violations hallucinations toxicity".split()
+)
+_HIGHER = frozenset(
+    "accuracy acc accuracies precision recall f1 f2 fbeta fscore auc auroc aucroc auprc auc roc "
+    "prc aupr ap map mar bleu sacrebleu rouge rougel rougelsum meteor chrf chrfpp comet bertscore "
+    "bleurt spearman spearmanr pearson pearsonr kendall kendalltau correlation corr matthews mcc "
+    "kappa r2 ndcg dcg mrr iou miou giou dice jaccard psnr ssim em exact match matches hit hits "
+    "pass success successes win wins won sensitivity specificity tpr tnr tp tn agreement "
+    "similarity cka reward return returns throughput likelihood logprob elbo evidence fidelity "
+    "inception purity nmi ari silhouette improvement gain reduction speedup correct pck sts "
+    "plcc srcc".split()
+)
+_WEAK_HIGHER = frozenset("score scores top quality".split())
+_TURNED = frozenset(("neg", "negative", "minus", "inverse"))
+
+
+def _says(part: str) -> bool | None:
+    """What one part of a path says."""
+    part = re.sub(r"cross[ _-]?entropy", "ce", part, flags=re.IGNORECASE)
+    apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).lower()  # valLoss
+    words = [word for text in (apart, part.lower()) for word in re.findall(r"[a-z]+\d*", text)]
+    turned = bool(_TURNED.intersection(words)) or bool(re.match(r"1\s*-", part))
+    for known, weak in ((_HIGHER, False), (_WEAK_HIGHER, True)):
+        for word in reversed(words):
+            direction = _direction(word, known, frozenset[str]() if weak else _LOWER)
+            if direction is not None:
+                return direction is not turned
+    return None
+
+
+def _direction(word: str, higher: frozenset[str], lower: frozenset[str]) -> bool | None:
+    """What a word says: itself, without its number ("rouge2"), or by its end ("testloss")."""
+    for form in (word, word.rstrip("0123456789")):
+        if form in higher or form in lower:
+            return form in higher
+    ends = {len(k): k in higher for k in higher | lower if len(k) > 3 and word.endswith(k)}
+    return ends[max(ends)] if ends else None
 
 
 def _kept(values: Tensor, where: Tensor | None) -> Tensor:

@@ -48,6 +48,8 @@ def first_reader(terms: Mapping[str, Term], ref: Ref) -> str:
 def _graph(terms: Mapping[str, Term]) -> Iterator[str]:
     if not any(term.weight is not None for term in terms.values()):
         yield "there are no terms to minimise. Give at least one: {'kd': fkd.term(kl, ...)}."
+    if "total" in terms:
+        yield "a term is named 'total', and loss/total is the sum of all terms. Rename the term."
 
 
 def _models(models: Mapping[str, Any]) -> Iterator[str]:
@@ -55,6 +57,8 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
     for name, model in models.items():
         if name == "batch":
             yield "a model is named 'batch', which is the name of the batch. Rename the model."
+        if name == "total":
+            yield "a model is named 'total', and grad_norm/total is of all of them. Rename it."
         if not isinstance(model, Model):
             yield (
                 f"model {name!r} is a {type(model).__name__}; fkd.trainable(module), "

@@ -127,11 +127,11 @@ def train(
     step, state = make(**(options or {}))
     chosen: dict[str, Any] = {
         "epochs": 2,
-        "save_every": 3,
         "log_every": 4,
         "checkpoint_dir": folder,
         "tensorboard": False,
         "progress": False,
+        **({} if folder is None else {"save_every": 3}),
         **more,
     }
     return list(fit(step, state, batches() if loader is None else loader, **chosen))

@@ -18,7 +18,7 @@ from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
-from fkd.metrics import agreement
+from fkd.metrics import agreement, refuse_reserved
 
 from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
@@ -67,6 +67,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
     ) -> None:
         metrics = dict(metrics or {})
+        refuse_reserved("evaluate", metrics)
         self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
         measured = {n: _as_term(m) for n, m in metrics.items() if not isinstance(m, Collect)}
         compared = _agreement(objective)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import os
-import re
 import time
 from pathlib import Path
 
 import numpy as np
+
+from fkd.metrics import higher_is_better as by_name
 
 from .._files import replace_file
 from .._log.lines import read_log
@@ -18,8 +19,6 @@ from .charts import number, step_range
 from .folder_cards import objective, settings, similarity
 from .page import page, section, tile
 from .series import Run, Series, collect, running_time
-
-_LOWER = re.compile(r"loss|error|perplexity|ppl|nll|mse|mae|kl\b|diverg|distance|\b[wc]er\b", re.I)
 
 
 def report(
@@ -46,7 +45,8 @@ def report(
       The path of the page.
 
     Raises:
-      ValueError: there is no such folder, or no such metric in it.
+      ValueError: there is no such folder, or no such metric in it, or its name does not say
+        whether higher is better.
     """
     folder = Path(run_dir)
     if not folder.is_dir():
@@ -56,6 +56,11 @@ def report(
     if metric is not None and metric not in run.series:
         known = ", ".join(run.series) or "nothing"
         raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
+    if metric is not None and higher_is_better is None and by_name(metric) is None:
+        raise ValueError(
+            f"report: the name metric={metric!r} does not say whether higher or lower is better. "
+            "Say it: higher_is_better=True, as for an accuracy, or False, as for an error."
+        )
     path = Path(out) if out is not None else folder / "report.html"
     text = page(
         title=folder.resolve().name,
@@ -110,13 +115,17 @@ def _tiles(run: Run, metric: str | None, higher_is_better: bool | None) -> str:
 
 def _metric_tiles(series: Series, higher_is_better: bool | None) -> list[str]:
     name = series.name
-    higher = not _LOWER.search(name) if higher_is_better is None else higher_is_better
-    values = np.where(np.isfinite(series.values), series.values, -math.inf if higher else math.inf)
-    at = int(values.argmax() if higher else values.argmin())
-    return [
-        tile(f"Best {name}", number(values[at]), f"at step {series.steps[at]:,.0f}", kind="lead"),
-        tile(f"Last {name}", number(series.values[-1]), f"at step {series.steps[-1]:,.0f}"),
-    ]
+    higher = by_name(name) if higher_is_better is None else higher_is_better
+    ends = {"Highest": True, "Lowest": False} if higher is None else {"Best": higher}
+    tiles: list[str] = []
+    for word, highest in ends.items():
+        worst = -math.inf if highest else math.inf
+        values = np.where(np.isfinite(series.values), series.values, worst)
+        at = int(values.argmax() if highest else values.argmin())
+        where = f"at step {series.steps[at]:,.0f}"
+        tiles.append(tile(f"{word} {name}", number(values[at]), where, kind="lead"))
+    last = f"at step {series.steps[-1]:,.0f}"
+    return [*tiles, tile(f"Last {name}", number(series.values[-1]), last)]
 
 
 def _loss_tile(total: Series) -> str:

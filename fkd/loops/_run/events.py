@@ -1,14 +1,11 @@
-"""What a run tells its user, and what the user tells a run."""
+"""What a run tells its user."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
-from .._data.epochs import Loader
-from .._evaluate.evaluate import Metric
 from .._state import State
 
 
@@ -33,9 +30,15 @@ class Event(NamedTuple):
     message: str = ""
     path: Path | None = None
 
+    def __repr__(self) -> str:
+        said = [f"step={self.step}", f"epoch={self.epoch}"]
+        said += [f"values={_numbers(self.values)}"] if self.values else []
+        said += [f"message={self.message!r}"] if self.message else []
+        return f"Event({self.kind!r}, {', '.join(said)})"
+
 
 class Result(NamedTuple):
-    """What `run` gives.
+    """What `run` returns.
 
     Attributes:
       state: after the last step.
@@ -51,29 +54,14 @@ class Result(NamedTuple):
     best_step: int | None
     message: str
 
+    def __repr__(self) -> str:
+        best = "" if self.best is None else f", best={self.best:.4g} at step {self.best_step}"
+        evaluated = f"{len(self.evaluations)} evaluations{best}"
+        return f"Result(step={self.state.step}, {evaluated}, message={self.message!r})"
 
-@dataclass(frozen=True)
-class Options:
-    """The options of `fit`, which documents them."""
 
-    epochs: int | None
-    steps: int | None
-    dev: Loader | None
-    metrics: Mapping[str, Metric]
-    evaluate_every: int | None
-    compile_evaluation: bool
-    best: str
-    higher_is_better: bool
-    patience: int | None
-    log_dir: Path | None
-    log_every: int
-    tensorboard: bool
-    progress: bool
-    checkpoint_dir: Path | None
-    save_every: int | None
-    keep_last: int
-    keep_best: int
-    resume: bool
-    max_nonfinite: int
-    callbacks: tuple[Callable[[Event], None], ...]
-    config: Mapping[str, Any]
+def _numbers(values: Mapping[str, float], *, most: int = 6) -> str:
+    """The first values in few digits, and how many more there are."""
+    shown = [f"{name}: {value:.4g}" for name, value in list(values.items())[:most]]
+    more = [f"{len(values) - most} more"] if len(values) > most else []
+    return "{" + ", ".join(shown + more) + "}"

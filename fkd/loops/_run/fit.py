@@ -2,49 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterator
 
-from .._data.epochs import Loader
-from .._evaluate.evaluate import Metric
-from .._state import State
-from .._step.train_step import TrainStep
-from .events import Event, Options, Result
-from .loop import events
-
-PathLike = str | os.PathLike[str]
+from .events import Event, Result
+from .loop import Events
+from .options import Arguments, called_with
 
 
-def fit(
-    step: TrainStep,
-    state: State,
-    loader: Loader,
-    *,
-    epochs: int | None = None,
-    steps: int | None = None,
-    dev: Loader | None = None,
-    metrics: Mapping[str, Metric] | None = None,
-    evaluate_every: int | None = None,
-    compile_evaluation: bool = False,
-    best: str = "loss/total",
-    higher_is_better: bool | None = None,
-    patience: int | None = None,
-    log_dir: PathLike | None = None,
-    log_every: int = 50,
-    tensorboard: bool | None = None,
-    progress: bool = True,
-    checkpoint_dir: PathLike | None = None,
-    save_every: int | None = None,
-    keep_last: int = 3,
-    keep_best: int = 1,
-    resume: bool = True,
-    max_nonfinite: int = 100,
-    callbacks: Sequence[Callable[[Event], None]] = (),
-    config: Mapping[str, Any] | None = None,
-) -> Iterator[Event]:
+@called_with(Arguments)
+def fit(arguments: Arguments) -> Iterator[Event]:
     """Train, and yield what happens: log points, evaluations, checkpoints, ends of epochs.
 
         for event in fit(step, step.init(seed=0), loader, epochs=3, checkpoint_dir="run"):
@@ -54,17 +20,35 @@ def fit(
     parameters after the same number of steps, bit for bit on the CPU. The order of the data is
     a function of (seed, epoch), all other randomness of (seed, step). What the run does not own
     is not in its checkpoints: 0-d tensors that were given as knobs, state that an optimizer
-    keeps in its parameter groups, and what a loader remembers from one epoch to the next.
+    keeps in its parameter groups, and what a loader without a `state_dict` remembers from one
+    epoch to the next.
 
-    Leaving the `for` loop early ends the run and saves nothing more.
+    A resumed run begins at its place in the data: at once where the loader can be put there (a
+    list; a `DataLoader` over a dataset with indices; a loader, or the iterable dataset of one
+    without workers, that has `state_dict` and `load_state_dict`), and by drawing the batches
+    before it again where it cannot, with a word and a bar. A dataset with indices must be a
+    function of the index and of the global generators, which are seeded for every batch, also in
+    workers; if it holds a generator of its own, its batches are drawn again.
+
+    `epochs` and `steps` are totals: of the whole run, with what a checkpoint, or the given
+    state, has behind it. To extend a run that is finished, make the same call with more of them.
+
+    Nothing is done before the first event is asked for. Then, before the first step, everything
+    that the run will use is tried: folders and logs are opened, and a batch of `dev` is
+    evaluated with all metrics. Leaving the `for` loop early ends the run and saves nothing more.
 
     Args:
       step: from `train_step`.
       state: from `step.init(seed)`; used up.
-      loader: batches, iterated anew for every epoch: a `DataLoader`, a list, any iterable, or a
+      loader: batches, iterated again for every epoch: a `DataLoader`, a list, any iterable, or a
         function of a seed that makes the batches of an epoch.
-      epochs: how many passes over the loader.
+      epochs: how many passes over the loader in all.
       steps: how many steps in all. One of the two is needed; with both, what comes first.
+      prepare: `prepare(state, batch)` returns the batch to use instead: a student that writes,
+        teachers' values from elsewhere, mixup. It is called after a batch is drawn and before it
+        is copied to the device, without gradients, with all generators seeded from the seed and
+        the step; never for batches that a resumed run has behind it. So it must be a function of
+        its arguments and the generators, and must not keep the state, which the step uses up.
       dev: batches to evaluate on.
       metrics: measured on `dev`, by name; see `evaluate`.
       evaluate_every: steps between evaluations; None: at the end of every epoch. There is one
@@ -72,14 +56,16 @@ def fit(
       compile_evaluation: compile the evaluation, too (for each shape of `dev`). Worth it for
         long dev sets of few shapes.
       best: the evaluated value that decides which checkpoint is best.
-      higher_is_better: None: unless it is a loss.
+      higher_is_better: None: by the name of `best`, if it says so; see
+        `fkd.metrics.higher_is_better`.
       patience: end the run after so many evaluations without improvement.
       log_dir: folder of `metrics.jsonl`, TensorBoard events, table and drawing.
       log_every: steps between log points. Logged losses and gradient norms are means over the
         finite steps since the last one; everything else is the value of the last step. Only
         here does the host wait for the device.
-      tensorboard: None: if the package is installed.
-      progress: show a progress bar (with `log_dir`).
+      tensorboard: None: if there is a `log_dir` and the package is installed.
+      progress: show on standard error how far the run is, and that it is compiling: a bar on a
+        terminal and in a notebook, lines elsewhere. False shows nothing.
       checkpoint_dir: folder of the checkpoints.
       save_every: steps between checkpoints; None: after every evaluation, and at the end of
         every epoch. An evaluation that is the best so far is always saved, and so is the end.
@@ -91,7 +77,8 @@ def fit(
       config: more hyper-parameters to log.
 
     Raises:
-      ValueError: an option is out of range.
+      ValueError: an option is out of range, or is ignored without another one; `dev` cannot be
+        evaluated.
       CheckpointError: a checkpoint cannot be written, or is of another objective or optimizer,
         or another run holds the folder.
       ObjectiveError: the objective does not fit the first batch.
@@ -99,49 +86,20 @@ def fit(
       NonFiniteError: names the terms that were not finite.
       Interrupted: after SIGINT or SIGTERM, when the step is done and saved; exit code 75.
     """
-    _at_least_one("fit", log_every=log_every, keep_last=keep_last, max_nonfinite=max_nonfinite)
-    _at_least_one("fit", evaluate_every=evaluate_every, save_every=save_every, patience=patience)
-    if epochs is None and steps is None:
-        raise ValueError("fit: neither epochs nor steps is given, so the run would never end.")
-    if patience is not None and dev is None:
-        raise ValueError("fit: patience needs dev, the batches to evaluate on.")
-    higher = not best.startswith("loss") if higher_is_better is None else higher_is_better
-    installed = importlib.util.find_spec("tensorboard") is not None
-    options = Options(
-        epochs=epochs,
-        steps=steps,
-        dev=dev,
-        metrics=dict(metrics or {}),
-        evaluate_every=evaluate_every,
-        compile_evaluation=compile_evaluation,
-        best=best,
-        higher_is_better=higher,
-        patience=patience,
-        log_dir=None if log_dir is None else Path(log_dir),
-        log_every=log_every,
-        tensorboard=installed if tensorboard is None else tensorboard,
-        progress=progress,
-        checkpoint_dir=None if checkpoint_dir is None else Path(checkpoint_dir),
-        save_every=save_every,
-        keep_last=keep_last,
-        keep_best=keep_best,
-        resume=resume,
-        max_nonfinite=max_nonfinite,
-        callbacks=tuple(callbacks),
-        config=dict(config or {}),
-    )
-    return events(step, state, loader, options)
+    return Events(arguments)
 
 
-def run(step: TrainStep, state: State, loader: Loader, **options: Any) -> Result:
-    """`fit` to its end. Takes the options of `fit`.
+@called_with(Arguments)
+def run(arguments: Arguments) -> Result:
+    """`fit` to its end, with the arguments of `fit`.
 
     Returns:
       A `Result`: the last state, and what the evaluations measured.
     """
+    state = arguments.state
     evaluations: list[dict[str, float]] = []
     message, best = "", {}
-    for event in fit(step, state, loader, **options):
+    for event in Events(arguments):
         state, message = event.state, event.message or message
         if event.kind == "evaluate":
             evaluations.append({"step": float(event.step), **event.values})
@@ -154,9 +112,3 @@ def run(step: TrainStep, state: State, loader: Loader, **options: Any) -> Result
         best_step=None if at is None else int(at),
         message=message,
     )
-
-
-def _at_least_one(name: str, **options: int | None) -> None:
-    for option, value in options.items():
-        if value is not None and value < 1:
-            raise ValueError(f"{name}: {option} is {value}; at least 1 is expected.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import random
+import warnings
 from collections.abc import Generator, Iterator
 
 import numpy as np
@@ -16,21 +17,54 @@ from .._data.batch import examples_in, normalised, signature, structure_change, 
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import Move, mover
 from .._errors import LoopError, NonFiniteError
-from .._state import State, device_of
-from .._step.train_step import TrainStep
-from .events import Event, Options
+from .._state import device_of
+from .events import Event
+from .options import Arguments
 from .session import Run, describe, evaluation, finish, log_point, save_after, save_point, start
 from .signals import Interrupted, listening
 
 
-def events(step: TrainStep, state: State, loader: Loader, options: Options) -> Iterator[Event]:
-    """The events of a run, as `fit` describes them."""
+class Events(Iterator[Event]):
+    """The events of a run, as `fit` describes them. Nothing is done before the first is asked for;
+    if none ever is, there is a warning."""
+
+    def __init__(self, arguments: Arguments) -> None:
+        self._arguments: Arguments | None = arguments
+        self._events: Generator[Event] | None = None
+
+    def __next__(self) -> Event:
+        if self._arguments is not None:
+            self._events = _events(self._arguments)
+            self._arguments = None
+        if self._events is None:
+            raise StopIteration
+        return next(self._events)
+
+    def close(self) -> None:
+        """End the run here; nothing more is saved."""
+        self._arguments = None
+        if self._events is not None:
+            self._events.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_arguments", None) is not None:
+            warnings.warn(
+                "fit(...) was called and its events were never asked for, so that nothing was "
+                "trained. Write `for event in fit(...): ...`, or call run(...) instead.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+
+
+def _events(arguments: Arguments) -> Generator[Event]:
+    loader, options = arguments.loader, arguments.options
     with contextlib.ExitStack() as stack:
-        folders = [f.resolve() for f in (options.checkpoint_dir, options.log_dir) if f is not None]
+        folders = [f.resolve() for f in (options.checkpoints, options.logs) if f is not None]
         for folder in dict.fromkeys(folders):  # one folder may be given in two spellings
             stack.enter_context(lock(folder))
         stack.enter_context(_host_generators_kept())
-        run, where = start(step, state, loader, options, stack)
+        run, where = start(arguments, stack)
+        del arguments  # and with it the state that the steps use up
         run.stop = stack.enter_context(listening())
         try:
             yield run.event("start", message=where)

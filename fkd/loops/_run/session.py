@@ -22,7 +22,8 @@ from .._evaluate.evaluate import Evaluator
 from .._log.log import Log, Throughput, open_log
 from .._state import State
 from .._step.train_step import TrainStep
-from .events import Event, Options
+from .events import Event
+from .options import Arguments, Options
 from .resume import fingerprint, from_tree, to_tree
 from .signals import Stop
 from .similarity_map import save_similarity
@@ -104,11 +105,10 @@ class Run:
         return f"batch {self.at.index} of epoch {self.at.epoch} (step {self.state.step})"
 
 
-def start(
-    step: TrainStep, state: State, loader: Loader, options: Options, stack: contextlib.ExitStack
-) -> tuple[Run, str]:
+def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
     """A run at its beginning, or where its newest good checkpoint left it; and where that is."""
-    run = Run(step, state, options, fingerprint(step, state))
+    step, options = arguments.step, arguments.options
+    run = Run(step, arguments.state, options, fingerprint(step, arguments.state))
     run.compilations, run.compile_seconds = step.compilations, step.compile_seconds
     if options.dev is not None:
         run.evaluator = Evaluator(
@@ -118,8 +118,9 @@ def start(
             autocast=step.autocast,
         )
         run.evaluator.expect(options.best)
+        options.higher  # noqa: B018  raises if nothing says so
     came_from = _resume(run)
-    _open(run, loader, stack, resumed=bool(came_from))
+    _open(run, arguments.loader, stack, resumed=bool(came_from))
     return run, came_from or "from the beginning"
 
 
@@ -179,9 +180,9 @@ def evaluation(run: Run) -> Iterator[Event]:
 
 def _remember(run: Run, value: float) -> bool:
     """Whether an evaluated value is the best so far; and remember it."""
-    at, higher = run.at, run.options.higher_is_better
+    at, higher = run.at, run.options.higher
     better = at.best is None or (value > at.best if higher else value < at.best)
-    better = better and not math.isnan(value)
+    better = better and math.isfinite(value)
     run.at = at._replace(
         evaluated_at=run.state.step,
         best=value if better else at.best,
@@ -194,11 +195,11 @@ def _remember(run: Run, value: float) -> bool:
 def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
     """Save a checkpoint, unless that of this step says the same."""
     options, step = run.options, run.state.step
-    if options.checkpoint_dir is None or (run.saved_at == step and metric is None):
+    if options.checkpoints is None or (run.saved_at == step and metric is None):
         return
     with _paused(run):
         path = save(
-            options.checkpoint_dir,
+            options.checkpoints,
             {
                 "state": to_tree(run.step.objective, run.state),
                 "position": run.at._asdict(),
@@ -209,7 +210,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
             metric=metric,
             keep_last=options.keep_last,
             keep_best=options.keep_best,
-            higher_is_better=options.higher_is_better,
+            higher_is_better=options.higher,
         )
     run.saved_at = step
     yield run.event("save", message=f"saved {path.name}", path=path)
@@ -229,9 +230,9 @@ def finish(run: Run) -> Iterator[Event]:
     yield from log_point(run)
     yield from evaluation(run)
     yield from save_point(run)
-    if run.options.log_dir is not None and run.options.dev is not None:
+    if run.options.logs is not None and run.options.dev is not None:
         try:
-            save_similarity(run.step, run.state, run.options.dev, run.options.log_dir)
+            save_similarity(run.step, run.state, run.options.dev, run.options.logs)
         except (ValueError, RuntimeError) as error:  # a picture must not fail a run that is done
             _log.warning("no similarity of layers: %s", error)
     best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}
@@ -261,9 +262,9 @@ def _paused(run: Run) -> Generator[None]:
 def _resume(run: Run) -> str:
     """Go on from the newest good checkpoint; says which, or nothing if there is none."""
     options = run.options
-    if options.checkpoint_dir is None or not options.resume:
+    if options.checkpoints is None or not options.resume:
         return ""
-    found = load_latest(options.checkpoint_dir, fingerprint=run.fingerprint)
+    found = load_latest(options.checkpoints, fingerprint=run.fingerprint)
     if found is None:
         return ""
     run.state = from_tree(run.step.objective, run.state, found.tree["state"])
@@ -276,18 +277,20 @@ def _resume(run: Run) -> str:
 
 def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
     options = run.options
-    if options.log_dir is None:
+    if options.logs is None:
         return
     run.log = stack.enter_context(
         open_log(
-            options.log_dir,
-            tensorboard=options.tensorboard,
+            options.logs,
+            tensorboard=options.with_tensorboard,
             progress=options.progress,
             resume_step=run.state.step if resumed else None,
             total_steps=_total_steps(options, loader),
         )
     )
-    settings = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
+    plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
+    settings = {n: v for n, v in plain.items() if not n.endswith("_dir")}
+    settings |= {"higher_is_better": options.higher} if options.dev is not None else {}
     groups = run.fingerprint["optimizer"]["groups"]
     optimizer = {
         "optimizer": run.fingerprint["optimizer"]["class"],
@@ -295,7 +298,7 @@ def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: boo
     }
     seed = {"seed": run.state.seed}
     run.log.hyperparameters(
-        {**settings, **seed, **optimizer, **run.fingerprint["step"], **options.config}
+        {**settings, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
     )
 
 

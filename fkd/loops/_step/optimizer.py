@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 from torch.optim import Optimizer
+
+from fkd._errors import listing, nearest
 
 NamedParameters: TypeAlias = Sequence[tuple[str, Tensor]]
 """`("student.encoder.weight", tensor)` pairs, as `named_parameters()` would give them."""
@@ -19,7 +21,7 @@ def param_groups(
     params: NamedParameters,
     *,
     weight_decay: float = 0.0,
-    no_decay: Callable[[str, Tensor], bool] = lambda name, p: p.ndim < 2,
+    no_decay: Callable[[str, Tensor], bool] | Sequence[str] = lambda name, p: p.ndim < 2,
     lr: Mapping[str, float] | None = None,
 ) -> list[dict[str, Any]]:
     """Parameter groups: no decay on biases and norms, and another rate for some names.
@@ -27,9 +29,13 @@ def param_groups(
     Args:
       params: what the optimizer factory is given.
       weight_decay: of the parameters that decay.
-      no_decay: which do not: by default those with fewer than two axes (biases, norms).
+      no_decay: which do not: a function of name and tensor, or a list of name prefixes such as
+        `["student.embeddings"]`; by default those with fewer than two axes (biases, norms).
       lr: `{name prefix: learning rate}`, such as `{"project": 1e-3}`; the longest prefix that
         fits decides, and what none fits has the optimizer's own rate.
+
+    Raises:
+      ValueError: a prefix to which no parameter belongs, or parameters without names.
 
     Example:
       >>> weight, bias = torch.zeros(2, 2), torch.zeros(2)
@@ -37,17 +43,53 @@ def param_groups(
       >>> [group["weight_decay"] for group in groups]
       [0.01, 0.0]
     """
+    named = [pair for pair in params if _is_named(pair)]
     rates = dict(lr or {})
-    grouped: dict[tuple[Any, float], list[tuple[str, Tensor]]] = {}
-    for name, p in params:
-        fitting = [k for k in rates if name == k or name.startswith(k.rstrip(".") + ".")]
-        rate = rates[max(fitting, key=len)] if fitting else None
-        decay = 0.0 if no_decay(name, p) else weight_decay
-        grouped.setdefault((rate, decay), []).append((name, p))
+    _all_fit("lr", rates, named)
+    if callable(no_decay):
+        without_decay = no_decay
+    else:
+        prefixes = [no_decay] if isinstance(no_decay, str) else list(no_decay)
+        _all_fit("no_decay", prefixes, named)
+        without_decay: Callable[[str, Tensor], bool] = lambda name, p: bool(fitting(name, prefixes))
+    grouped: dict[tuple[float | None, float], list[tuple[str, Tensor]]] = {}
+    for name, p in named:
+        prefix = max(fitting(name, rates), key=len, default=None)
+        decay = 0.0 if without_decay(name, p) else weight_decay
+        grouped.setdefault((None if prefix is None else rates[prefix], decay), []).append((name, p))
     return [
         {"params": members, "weight_decay": decay, **({} if rate is None else {"lr": rate})}
         for (rate, decay), members in grouped.items()
     ]
+
+
+def fitting(name: str, prefixes: Iterable[str]) -> list[str]:
+    """The prefixes of a parameter's name, as whole parts between its dots."""
+    return [k for k in prefixes if name == k or name.startswith(k.rstrip(".") + ".")]
+
+
+def _is_named(pair: object) -> bool:
+    if isinstance(pair, tuple) and len(pair) == 2 and isinstance(pair[0], str):
+        return True
+    raise ValueError(
+        f"param_groups: params holds a {type(pair).__name__}; (name, tensor) pairs are expected. "
+        "Pass on what train_step gives to the optimizer's function: "
+        "lambda params: torch.optim.AdamW(param_groups(params, ...))."
+    )
+
+
+def _all_fit(option: str, prefixes: Iterable[str], named: NamedParameters) -> None:
+    """Refuse a prefix that would be ignored."""
+    names = [name for name, _ in named]
+    parts = [name.split(".") for name in names]
+    known = dict.fromkeys(".".join(p[: i + 1]) for p in parts for i in range(len(p)))
+    for prefix in prefixes:
+        if not any(fitting(name, [prefix]) for name in names):
+            raise ValueError(
+                f"param_groups: {option} names {prefix!r}, and no trainable parameter is there. "
+                f"{nearest(prefix, known)}The parameters begin with: "
+                f"{listing(dict.fromkeys(p[0] for p in parts))}."
+            )
 
 
 class Updater:

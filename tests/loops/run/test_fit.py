@@ -67,7 +67,6 @@ def test_without_folders_nothing_is_written(tmp_path, monkeypatch):
     [
         ({"epochs": None}, "neither epochs nor steps"),
         ({"log_every": 0}, "log_every is 0"),
-        ({"patience": 1}, "patience needs dev"),
     ],
 )
 def test_options_out_of_range_are_refused_at_once(bad, message):

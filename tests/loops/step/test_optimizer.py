@@ -157,3 +157,55 @@ def test_what_is_no_optimizer_is_refused():
         Updater(lambda p: torch.optim.LBFGS([x for _, x in p]), start(), {})
     with pytest.raises(ValueError, match=r"leaves out \['m.b'\] \(1 parameters\)"):
         Updater(lambda p: torch.optim.SGD(p[:1], lr=0.1), start(), {})
+
+
+# -- groups ---------------------------------------------------------------------------------
+
+NAMED = [
+    ("student.encoder.weight", torch.zeros(2, 2)),
+    ("student.encoder.bias", torch.zeros(2)),
+    ("student.embed.weight", torch.zeros(2, 2)),
+    ("project.weight", torch.zeros(2, 2)),
+]
+
+
+def _members(groups, **wanted):
+    chosen = [g for g in groups if all(g.get(k) == v for k, v in wanted.items())]
+    return {name for g in chosen for name, _ in g["params"]}
+
+
+def test_the_longest_prefix_decides_the_rate():
+    groups = param_groups(NAMED, lr={"student": 1e-3, "student.embed": 1e-4})
+    assert _members(groups, lr=1e-4) == {"student.embed.weight"}
+    assert _members(groups, lr=1e-3) == {"student.encoder.weight", "student.encoder.bias"}
+    assert [name for g in groups if "lr" not in g for name, _ in g["params"]] == ["project.weight"]
+
+
+def test_decay_can_be_left_out_by_name():
+    groups = param_groups(NAMED, weight_decay=0.1, no_decay=["student.embed", "project"])
+    assert _members(groups, weight_decay=0.0) == {"student.embed.weight", "project.weight"}
+    one = param_groups(NAMED, weight_decay=0.1, no_decay="project")
+    assert _members(one, weight_decay=0.0) == {"project.weight"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"lr": {"studnet": 1e-3}}, r"lr names 'studnet'.*Did you mean 'student'"),
+        ({"lr": {"student.encodr": 1e-3}}, r"lr names.*Did you mean 'student.encoder'"),
+        ({"lr": {"student.enc": 1e-3}}, r"lr names 'student.enc'"),
+        ({"lr": {"student": 1e-3, "head": 1e-4}}, r"lr names 'head'.*begin with: student, project"),
+        ({"lr": {"": 1e-3}}, "lr names ''"),
+        ({"no_decay": ["student.embedd"]}, r"no_decay names.*Did you mean 'student.embed'"),
+        ({"no_decay": "bias"}, "no_decay names 'bias'"),
+    ],
+)
+def test_a_name_that_nothing_has_is_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        param_groups(NAMED, weight_decay=0.1, **options)
+
+
+@pytest.mark.plain  # the run-time type check would refuse them first
+def test_parameters_without_names_are_refused():
+    with pytest.raises(ValueError, match=r"params holds a Parameter; \(name, tensor\) pairs"):
+        param_groups(list(nn.Linear(2, 2).parameters()))

@@ -1,0 +1,182 @@
+"""The arguments of `fit` and `run`: listed once, with their types, and checked at once."""
+
+from __future__ import annotations
+
+import functools
+import importlib.util
+import inspect
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any, ParamSpec, TypeAlias, TypeVar
+
+from fkd._types import Batch
+from fkd.metrics import higher_is_better, refuse_reserved
+
+from .._data.epochs import Loader
+from .._evaluate.evaluate import Metric
+from .._state import State
+from .._step.train_step import TrainStep
+from .events import Event
+
+PathLike: TypeAlias = str | os.PathLike[str]
+Prepare: TypeAlias = Callable[[State, Batch], Batch]
+P = ParamSpec("P")
+T = TypeVar("T")
+
+TOTAL = "loss/total"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """The options of `fit`, which documents them."""
+
+    epochs: int | None = None
+    steps: int | None = None
+    prepare: Prepare | None = None
+    dev: Loader | None = None
+    metrics: Mapping[str, Metric] | None = None
+    evaluate_every: int | None = None
+    compile_evaluation: bool = False
+    best: str = TOTAL
+    higher_is_better: bool | None = None
+    patience: int | None = None
+    log_dir: PathLike | None = None
+    log_every: int = 50
+    tensorboard: bool | None = None
+    progress: bool = True
+    checkpoint_dir: PathLike | None = None
+    save_every: int | None = None
+    keep_last: int = 3
+    keep_best: int = 1
+    resume: bool = True
+    max_nonfinite: int = 100
+    callbacks: Sequence[Callable[[Event], None]] = ()
+    config: Mapping[str, Any] | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what cannot be meant, before anything is done."""
+        at_least = {
+            1: ("log_every", "keep_last", "max_nonfinite", "evaluate_every", "save_every"),
+            0: ("epochs", "steps", "keep_best"),
+        }
+        for least, names in at_least.items():
+            _whole_numbers(least, {name: getattr(self, name) for name in names})
+        _whole_numbers(1, {"patience": self.patience})
+        if self.epochs is None and self.steps is None:
+            raise ValueError("fit: neither epochs nor steps is given, so the run would never end.")
+        _needed_together(self)
+        _functions(self)
+        refuse_reserved("fit", self.metrics or ())
+
+    @property
+    def higher(self) -> bool:
+        """Whether the higher value of `best` is the better one.
+
+        Raises:
+          ValueError: neither an option nor the name says so.
+        """
+        by_name = higher_is_better(self.best)
+        higher = by_name if self.higher_is_better is None else self.higher_is_better
+        if higher is None:
+            raise ValueError(
+                f"fit: the name best={self.best!r} does not say whether higher or lower is better. "
+                "Say it: higher_is_better=True, as for an accuracy, or False, as for an error."
+            )
+        return higher
+
+    @property
+    def checkpoints(self) -> Path | None:
+        """The folder of the checkpoints."""
+        return None if self.checkpoint_dir is None else Path(self.checkpoint_dir)
+
+    @property
+    def logs(self) -> Path | None:
+        """The folder of the log."""
+        return None if self.log_dir is None else Path(self.log_dir)
+
+    @property
+    def with_tensorboard(self) -> bool:
+        """Whether TensorBoard's events are written: by default if the package is there."""
+        installed = importlib.util.find_spec("tensorboard") is not None
+        return installed if self.tensorboard is None else self.tensorboard
+
+
+@dataclass(frozen=True)
+class Arguments(Options):
+    """The arguments of `fit`, which documents them."""
+
+    step: TrainStep
+    state: State
+    loader: Loader
+
+    @property
+    def options(self) -> Options:
+        """The options alone: a run must not keep the state that it began with."""
+        return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
+
+
+def called_with(
+    make: Callable[P, Arguments],
+) -> Callable[[Callable[[Arguments], T]], Callable[P, T]]:
+    """Gives a function of `Arguments` the signature of those, for callers, editors and `help`."""
+
+    def decorate(function: Callable[[Arguments], T]) -> Callable[P, T]:
+        @functools.wraps(function)
+        def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            return function(make(*args, **kwargs))
+
+        result = inspect.signature(function).return_annotation
+        signature = inspect.signature(make).replace(return_annotation=result)
+        setattr(call, "__signature__", signature)  # noqa: B010  a function has no such field
+        return call
+
+    return decorate
+
+
+def _whole_numbers(least: int, options: Mapping[str, Any]) -> None:
+    for name, value in options.items():
+        if value is None:
+            continue
+        if not isinstance(value, int):
+            raise ValueError(f"fit: {name} is {value!r}; a whole number is expected.")
+        if value < least:
+            raise ValueError(f"fit: {name} is {value}; at least {least} is expected.")
+
+
+def _needed_together(options: Options) -> None:
+    """Options that would be ignored without another one."""
+    evaluated = {
+        "metrics": bool(options.metrics),
+        "evaluate_every": options.evaluate_every is not None,
+        "compile_evaluation": options.compile_evaluation,
+        "best": options.best != TOTAL,
+        "patience": options.patience is not None,
+    }
+    needs = [
+        ("dev", options.dev, "the batches to evaluate on", evaluated),
+        ("log_dir", options.log_dir, "its folder", {"tensorboard": bool(options.tensorboard)}),
+        (
+            "checkpoint_dir",
+            options.checkpoint_dir,
+            "the folder of the checkpoints",
+            {"save_every": options.save_every is not None},
+        ),
+    ]
+    for needed, value, what, users in needs:
+        for name in (name for name, used in users.items() if used and value is None):
+            raise ValueError(f"fit: {name} needs {needed}, {what}. Give {needed}, or leave it out.")
+
+
+def _functions(options: Options) -> None:
+    """What is called later must be a function now."""
+    if callable(options.callbacks):
+        raise ValueError(
+            "fit: callbacks is one function; a list is expected: callbacks=[function]."
+        )
+    given: dict[str, Any] = {f"callbacks[{i}]": f for i, f in enumerate(options.callbacks)}
+    given |= {} if options.prepare is None else {"prepare": options.prepare}
+    for name, function in given.items():
+        if not callable(function):
+            raise ValueError(f"fit: {name} is {function!r}; a function is expected.")
