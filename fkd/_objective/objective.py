@@ -17,7 +17,7 @@ from .._types import Batch, Scalars
 from .apply import Model
 from .evaluation import BoundTerms, Evaluation
 from .knobs import decay_knobs, knob_values
-from .plan import Plan
+from .plan import Given, Plan
 from .problems import read_problems, static_problems
 from .program import Parts, Program, make_program
 from .terms import Graph, Term, flatten
@@ -163,7 +163,7 @@ class Objective:
         scalars: Scalars | None = None,
         counts: Mapping[str, Tensor] | None = None,
         autocast: torch.dtype | None = None,
-        given: Mapping[Ref, Any] | None = None,
+        given: Given | None = None,
     ) -> tuple[Tensor, Aux]:
         """The weighted total of the terms on a batch. Pure.
 
@@ -176,7 +176,8 @@ class Objective:
           counts: what each term's total is divided by, instead of this batch's own count:
             the merged counts, when this batch is a part of a larger one.
           autocast: dtype in which models (not losses) run their matrix products.
-          given: values of refs that are not computed again; see `without`.
+          given: values of refs that are not computed again; see `without`. A compiled function
+            takes them by their place, `objective.program.plan.place[ref]`.
 
         Returns:
           `[]`, the loss, and an `Aux`.

@@ -16,6 +16,11 @@ def value_of(ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
     return compute(ref, ctx, *below)
 
 
+Given: TypeAlias = Mapping[Ref, Any] | Mapping[int, Any]
+"""Values that are not computed, by ref; or by place, which is what a compiled function has to
+take, since a compiler cannot look refs up."""
+
+
 class Plan:
     """Refs and all that they are computed from, children first; equal refs share one place.
 
@@ -56,7 +61,7 @@ class Plan:
         return [ref for i, ref in enumerate(self.refs) if i not in self.known]
 
     def compute(
-        self, ctx: Context, given: Mapping[Ref, Any] | None = None, *, attempt: Attempt = value_of
+        self, ctx: Context, given: Given | None = None, *, attempt: Attempt = value_of
     ) -> list[Any]:
         """The value of every ref, by place.
 
@@ -82,11 +87,13 @@ class Plan:
                 values.append(None)
         return values
 
-    def _places(self, given: Mapping[Ref, Any]) -> dict[int, Any]:
-        unknown = [ref for ref in given if ref not in self.place]
-        if unknown:
-            raise ValueError(f"a value is given for {unknown[0]!r}, which nothing reads.")
-        by_place = {self.place[ref]: value for ref, value in given.items()}
+    def _places(self, given: Given) -> dict[int, Any]:
+        by_place: dict[int, Any] = {}
+        for key, value in given.items():
+            place = key if isinstance(key, int) else self.place.get(key)
+            if place is None:
+                raise ValueError(f"a value is given for {key!r}, which nothing reads.")
+            by_place[place] = value
         missing = [self.order[i][0] for i in sorted(self.known) if i not in by_place]
         if missing:
             raise ValueError(

@@ -24,7 +24,7 @@ from .apply import (
     skeleton,
     trainable_parameters,
 )
-from .plan import Attempt, Plan, value_of
+from .plan import Attempt, Given, Plan, value_of
 
 
 class Parts(NamedTuple):
@@ -162,7 +162,7 @@ class Program:
     def values(
         self,
         ctx: Context,
-        given: Mapping[Ref, Any] | None = None,
+        given: Given | None = None,
         *,
         attempt: Attempt = value_of,
     ) -> list[Any]:

@@ -151,7 +151,7 @@ def test_several_calls_can_wait_for_their_backward_passes():
     grads = {}
     for on, made in chosen.items():
         parts = [moved(made, seed) for seed in range(3)]
-        losses = [made(*p[:3], images(i))[0] for i, p in enumerate(parts)]
+        losses = [made(p, images(i))[0] for i, p in enumerate(parts)]
         order = (1, 2, 0)
         leaves = [list(parts[i].trainable["student"].values()) for i in order]
         grads[on] = [torch.autograd.grad(losses[i], x) for i, x in zip(order, leaves, strict=True)]
@@ -176,5 +176,5 @@ def test_skeletons_are_used_again_when_a_graph_is_freed():
 def test_without_a_graph_they_are_free_at_once():
     chosen = plain(Recomputing())
     with torch.no_grad():
-        kept = [chosen(*chosen.init()[:3], images(i)) for i in range(3)]
+        kept = [chosen(chosen.init(), images(i)) for i in range(3)]
     assert len(kept) == 3 and len(chosen.program.applies["student"]._idle) == 1
