@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +22,6 @@ from torch._subclasses.fake_tensor import (
 )
 
 from .._errors import ObjectiveError, RefError, listing
-from .._mean import divide
 from .._objective.apply import call_arguments
 from .._objective.evaluation import Evaluated, counted_positions, of_values
 from .._objective.objective import Objective
@@ -36,7 +35,9 @@ from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .._refs.syntax import ATOM
 from .._trees import map_tensors
 from .._types import Batch
+from .shifted import unshifted_labels
 from .table import CheckReport, Row, model_lines
+from .unreached import unreached
 
 FAILED = object()
 """Stands for a value that could not be computed; its cause has been reported."""
@@ -97,7 +98,10 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
         run.values = objective.program.values(ctx, attempt=functools.partial(_attempt, run))
         found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
         if not run.problems:
-            run.problems += _unreached(objective, parts, found)
+            means = {name: e.mean for name, e in found.items() if e is not None}
+            run.problems += unreached(objective, parts, means)
+    if not run.problems:
+        run.problems += unshifted_labels(objective, batch)
     if run.problems:
         raise ObjectiveError(list(dict.fromkeys(run.problems)))
     rows = [_row(run, name, found[name], batch) for name in objective.terms]
@@ -276,47 +280,6 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     return (
         f" An adapter fits: fkd.module('project')({term.args[0]!r}) in the term, and "
         f"project=fkd.trainable({layer}) in the objective."
-    )
-
-
-def _unreached(
-    objective: Objective, parts: Parts, found: Mapping[str, Evaluated | None]
-) -> list[str]:
-    """Trainable parameters on which the total does not depend (law 7)."""
-    means = [e.mean for n in objective.weighted if (e := found[n]) is not None]
-    total = torch.stack([divide(m.total, m.count) for m in means]).sum()
-    # A weight that is a ref (a learned uncertainty, say) reaches parameters as well.
-    leaves = [(m, n, p) for m, held in parts.trainable.items() for n, p in held.items()]
-    if not total.requires_grad:
-        return ["the loss does not depend on any trainable parameter. Is a student among the refs?"]
-    wanted = [p for *_, p in leaves]
-    # torch declares tensors, and gives None where there is no path.
-    grads: list[Tensor | None] = [*torch.autograd.grad(total, wanted, allow_unused=True)]
-    through_weights = {
-        n
-        for t in objective.terms.values()
-        if isinstance(t.weight, Ref)
-        for n in (roots(t.weight) or objective.models)
-    }
-    problems: list[str] = []
-    for model, held in parts.trainable.items():
-        lost = [n for (m, n, _), g in zip(leaves, grads, strict=True) if m == model and g is None]
-        if lost and model not in through_weights:
-            problems.append(_unreached_problem(model, lost, len(held)))
-    return problems
-
-
-def _unreached_problem(model: str, lost: Sequence[str], count: int) -> str:
-    if len(lost) == count:
-        return (
-            f"model {model!r} is trainable, and no term reaches it: nothing that it computes is "
-            f"read by a term with a weight. Use it in a term, or leave it out."
-        )
-    prefixes = list(dict.fromkeys(n.rpartition(".")[0] or n for n in lost))
-    return (
-        f"model {model!r}: no term reaches {len(lost)} of its {count} trainable parameters, since "
-        f"nothing that they compute is read: {listing(lost, limit=4)}. If that is meant, say so: "
-        f"fkd.trainable(module, unused={prefixes[:8]}{' + [...]' if len(prefixes) > 8 else ''})."
     )
 
 

@@ -371,3 +371,9 @@ def interop(module: nn.Module) -> ModuleType | None:
 def has_attention_captures(module: nn.Module) -> bool:
     """Whether attention maps, queries, keys and values of its layers can be asked for."""
     return _host(module)[0] is not None
+
+
+def predicts_the_next_token(module: nn.Module) -> bool:
+    """Whether a model is a causal language model, as far as its library says."""
+    library, inner, _ = _host(module)
+    return library is not None and library.is_causal(inner)

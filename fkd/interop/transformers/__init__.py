@@ -34,6 +34,7 @@ from ._capture import Prepared as Prepared
 from ._capture import prepare as prepare
 from ._collect import install_output_hooks as install_output_hooks
 from ._forward import default_inputs as default_inputs
+from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
 from ._forward import outputs as outputs
 from ._layers import init_from_layers as init_from_layers

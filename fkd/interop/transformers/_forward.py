@@ -28,6 +28,12 @@ def is_transformers(module: nn.Module) -> bool:
     return library is not None and isinstance(module, library.PreTrainedModel)
 
 
+def is_causal(module: nn.Module) -> bool:
+    """Whether a model of transformers predicts at each position the token after it."""
+    kind: Any = getattr(module, "loss_type", None)  # by which transformers picks the loss
+    return kind == "ForCausalLM" or type(module).__name__.endswith("LMHeadModel")
+
+
 def default_inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
     """The keyword arguments of a model's forward, from the fields of a batch.
 
