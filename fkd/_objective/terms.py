@@ -73,9 +73,9 @@ def term(
         (a constant of the compiled graph), or a 0-d tensor, a schedule or a plain function of
         the step (all of which may move without recompiling), or a ref.
       where: ref to a mask of the shape of the loss's values, bool or 0/1 integers: True where
-        a position counts. Positions that do not count give no value and no gradient. A loss
-        that takes a finer mask (one of places, of tokens) is given it, and its value counts
-        where any part of it does.
+        a position counts, such as `batch.labels != -100`. Positions that do not count give no
+        value and no gradient. A loss that takes a finer mask (one of places, of tokens) is
+        given it, and its value counts where any part of it does.
       state: initial state (a pytree of tensors) of a stateful loss, passed as `state=`.
       kwargs: the loss's options. Refs are filled in; functions of one argument are
         schedules; anything else is passed as it is.

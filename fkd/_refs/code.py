@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import keyword
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +17,7 @@ from torch import Tensor
 
 from .._errors import RefError
 from .context import Context
-from .paths import method_of, name_of, pick, show, show_key
+from .paths import is_attribute, method_of, name_of, pick, show, show_key
 from .syntax import (
     ATOM,
     BINARY,
@@ -27,7 +26,10 @@ from .syntax import (
     OF_TENSORS,
     PREFIX,
     UNARY,
+    USE_MODULE,
     Syntax,
+    as_python,
+    depends_on_mode,
     in_place,
     is_operand,
     joined,
@@ -120,7 +122,7 @@ class Ref(Syntax):
 
     def _compared(self, symbol: str, other: object) -> Any:
         if is_operand(other) or isinstance(other, bool):
-            return Ref(Operation(symbol, (self, other)))
+            return Ref(Operation(symbol, (self, as_python(other))))
         if hasattr(other, "__array__"):
             return self._operation(symbol, self, other)  # refuses it
         return symbol == "!="
@@ -130,7 +132,7 @@ class Ref(Syntax):
             if not isinstance(x, Ref) and not is_operand(x):
                 code = joined(symbol, *map(_code, operands))
                 raise TypeError(f"{code}: {show(x)} cannot stand here. {operand_hint(x)}")
-        return Ref(Operation(symbol, operands))
+        return Ref(Operation(symbol, tuple(map(as_python, operands))))
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """The value in a context; or, for `ref.name(...)`, a ref to the method's value."""
@@ -154,7 +156,7 @@ class Ref(Syntax):
 
     def __getattr__(self, name: str) -> Ref:
         if name.startswith("_"):
-            raise AttributeError(name)
+            raise AttributeError(f"A ref has no {name!r}. An output called so: ref[{name!r}].")
         return Ref(Item(self, name))
 
     def __getitem__(self, key: Any) -> Ref:
@@ -185,6 +187,8 @@ class Ref(Syntax):
         """A torch function of refs is the ref `fkd.call(function, ...)`."""
         del cls, types
         name, kwargs = name_of(func), kwargs or {}
+        if depends_on_mode(name, args):
+            raise TypeError(f"{name} is given a ref. {USE_MODULE}")
         if kwargs.get("inplace") or name in IN_PLACE or (name[-1] == "_" != name[-2]):
             raise in_place(name, name)
         if "Tensor" in getattr(func, "__qualname__", "") and len(args) == 2 and not kwargs:
@@ -306,7 +310,7 @@ class Item(Node):
     key: Any
 
     def __repr__(self) -> str:
-        if isinstance(self.key, str) and _is_attribute(self.key):
+        if isinstance(self.key, str) and is_attribute(self.key):
             return f"{_parent(self.parent)}.{self.key}"
         keys = self.key if isinstance(self.key, tuple) and self.key else (self.key,)
         comma = "," if isinstance(self.key, tuple) and len(self.key) == 1 else ""
@@ -315,12 +319,9 @@ class Item(Node):
     def compute(self, ctx: Context, *values: Any) -> Any:
         whole = isinstance(root := node(self.parent), Root) and root.name != "batch"
         bare = f"{self.parent!r}.logits" if whole else repr(self.parent)
-        return pick(values[0], filled(self.key, iter(values[1:])), self, bare=bare)
-
-
-def _is_attribute(name: str) -> bool:
-    """Whether an output can be written with a dot."""
-    return name.isidentifier() and not (name.startswith("_") or keyword.iskeyword(name))
+        offered = isinstance(self.key, str) and hasattr(type(self.parent), self.key)
+        key = filled(self.key, iter(values[1:]))
+        return pick(values[0], key, self, bare=bare, offered=offered)
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -14,7 +14,7 @@ from ..schedules import Schedule
 from .code import Call as Call
 from .code import Constant, Node, Ref, filled, refs_in
 from .context import Context
-from .paths import name_of, show
+from .paths import describe, name_of, show
 from .syntax import NEVER_TRAINED, is_trained, operand_hint
 from .trees import arguments, plain
 
@@ -73,6 +73,12 @@ def module(name: str) -> Module:
       >>> project(student.hidden_states[3])
       project(student.hidden_states[3])
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"module: name is {describe(name)}; a name is expected. The module itself is given to "
+            "the objective: Objective(terms, name=fkd.trainable(module)), and "
+            "fkd.module('name')(student.logits) applies it."
+        )
     return Module(name)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -19,7 +20,7 @@ METHODS = frozenset(n for n in dir(Tensor) if n[0] != "_" and callable(getattr(T
 """What is called of a tensor."""
 
 
-def pick(value: Any, key: Any, source: object, *, bare: str = "") -> Any:
+def pick(value: Any, key: Any, source: object, *, bare: str = "", offered: bool = False) -> Any:
     """One step of a path: a mapping's key, a field, or an index.
 
     Args:
@@ -27,9 +28,10 @@ def pick(value: Any, key: Any, source: object, *, bare: str = "") -> Any:
       key: the step.
       source: the ref, as it stands in messages.
       bare: how the value itself is written, if it is a tensor and not a record.
+      offered: whether models offer a method of that name.
     """
     if isinstance(key, str):
-        return _named(value, key, source, bare)
+        return _named(value, key, source, bare, offered)
     if isinstance(key, int) and isinstance(value, (tuple, list)):
         if not -len(value) <= key < len(value):
             raise RefError(
@@ -43,7 +45,7 @@ def pick(value: Any, key: Any, source: object, *, bare: str = "") -> Any:
         raise RefError(f"{source!r}: {describe(value)} has no [{key!r}] ({error}).") from None
 
 
-def _named(value: Any, key: str, source: object, bare: str) -> Any:
+def _named(value: Any, key: str, source: object, bare: str, offered: bool) -> Any:
     if isinstance(value, Mapping) and key in value:
         return value[key]
     if key in _fields(value):
@@ -55,7 +57,7 @@ def _named(value: Any, key: str, source: object, bare: str) -> Any:
             return value
         if key in PROPERTIES:
             return getattr(value, key)
-        called = f" {_called(source)}" if _is_method(value, key) else ""
+        called = f" {_called(source)}" if offered or _is_method(value, key) else ""
         raise RefError(
             f"{source!r}: no {key!r} here, only {describe(value)}, which is written "
             f"{bare or 'without a name'}.{called}"
@@ -63,7 +65,8 @@ def _named(value: Any, key: str, source: object, bare: str) -> Any:
     if not names and _is_method(value, key):
         raise RefError(f"{source!r}: {describe(value)} has no names. {_called(source)}")
     have = listing(sorted(names)) if names else f"no names, only {describe(value)}"
-    raise RefError(f"{source!r}: no {key!r} here. {nearest(key, names)}Available: {have}.")
+    called = f" {_called(source)}" if offered else ""
+    raise RefError(f"{source!r}: no {key!r} here. {nearest(key, names)}Available: {have}.{called}")
 
 
 def _is_method(value: Any, name: str) -> bool:
@@ -133,6 +136,11 @@ def show(value: Any) -> str:
 
 _FUNCTION_REPR = type(lambda: None).__repr__
 _BUILTIN = type(len)
+
+
+def is_attribute(name: str) -> bool:
+    """Whether an output can be written with a dot."""
+    return name.isidentifier() and not (name.startswith("_") or keyword.iskeyword(name))
 
 
 def show_key(key: Any) -> str:

@@ -32,6 +32,7 @@ from .code import refs_in
 from .code import roots as roots
 from .code import walk as walk
 from .context import Context as Context
+from .paths import show
 
 P = ParamSpec("P")
 
@@ -226,6 +227,11 @@ def ref(name: str) -> Ref:
       >>> ref("roberta").hidden_states[3]
       ref('roberta').hidden_states[3]
     """
+    if not isinstance(name, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise TypeError(
+            f"ref: name is {show(name)}; the name of a model is expected, as in "
+            "Objective(terms, name=...): fkd.ref('name')."
+        )
     return batch if name == "batch" else ModelRef(Root(name))
 
 

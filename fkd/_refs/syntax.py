@@ -57,8 +57,13 @@ IN_PLACE = frozenset(
 
 HAND_OVER = (
     "A ref has a value only when a step runs. Hand a function over instead of calling it: "
-    "fkd.term(kl, student.logits, teacher.logits) for a loss, fkd.call(fn, student.logits) for "
-    "any other function."
+    "fkd.term(kl, student.logits, teacher.logits) for a loss, fkd.module('name')(student.logits) "
+    "for a module of the objective, fkd.call(fn, student.logits) for any other function."
+)
+
+USE_MODULE = (
+    "What depends on training or evaluation mode, or keeps statistics, belongs to the objective: "
+    "give it name=fkd.trainable(module), and call it: fkd.module('name')(student.logits)."
 )
 
 NEVER_TRAINED = (
@@ -222,6 +227,18 @@ def is_operand(value: Any) -> bool:
     if isinstance(value, bool):
         return False  # what == says of two refs
     return isinstance(value, numbers.Number)
+
+
+def as_python(value: Any) -> Any:
+    """A NumPy number as Python's own, which prints as code."""
+    item = getattr(value, "item", None) if isinstance(value, numbers.Number) else None
+    return value if item is None else item()
+
+
+def depends_on_mode(name: str, args: tuple[Any, ...]) -> bool:
+    """Whether a torch function, called on a ref, is that of a module with a mode or statistics."""
+    statistics = any(isinstance(x, Tensor) for x in args[1:3])
+    return "dropout" in name or (name in ("batch_norm", "instance_norm") and statistics)
 
 
 def is_trained(value: Any) -> bool:

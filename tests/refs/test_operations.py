@@ -208,6 +208,17 @@ def test_equality_between_refs_is_a_bool_and_beside_a_number_or_tensor_a_ref():
     assert call(torch.eq, batch.labels, batch.n)(context()).tolist() == [False, False]
 
 
+def test_numbers_of_numpy_are_numbers():
+    two = X.double().numpy()[0, 0] + 0.5
+    for value in (two * student.logits, X.numpy()[0, 0] * student.logits, student.x == two):
+        assert isinstance(value, fkd.Ref) and "np." not in repr(value)
+    assert repr(two * student.logits) == "2.0 * student.logits"
+
+
+def test_python_adds_up_refs():
+    assert torch.equal(sum([student.logits, teacher.logits])(context()), X + Y)
+
+
 def test_nan_is_the_same_code_as_nan():
     nan = float("nan")
     assert student.logits * nan == student.logits * float("nan")
@@ -320,6 +331,8 @@ def test_each_part_is_walked_once():
         (lambda: torch.relu_(student.logits), r"relu_ changes a tensor in place.*Use relu"),
         (lambda: F.relu(student.logits, inplace=True), r"relu changes a tensor in place"),
         (lambda: torch.ones(2).add_(student.logits), r"add_ changes a tensor in place"),
+        (lambda: torch.nn.Dropout(0.1)(student.x), r"dropout is given a ref.*fkd\.module"),
+        (lambda: F.batch_norm(student.x, X[0], X[0]), r"statistics.*fkd\.module"),
         (lambda: student(batch.x), r"student is a ref, which is not called.*fkd\.module"),
         (lambda: student.logits[0](1), r"only its methods are"),
         (lambda: call(student.logits, -1), r"fn is student\.logits; a function is expected"),
@@ -330,6 +343,14 @@ def test_each_part_is_walked_once():
 def test_what_cannot_work_says_what_to_write(build, message):
     with pytest.raises(TypeError, match=message):
         build()
+
+
+@pytest.mark.plain  # the run-time type check refuses these with words of its own
+def test_models_and_modules_are_named():
+    with pytest.raises(TypeError, match=r"ref: name is student\.logits.*fkd\.ref\('name'\)"):
+        ref(student.logits)
+    with pytest.raises(TypeError, match=r"module: name is a Linear.*name=fkd\.trainable\(module\)"):
+        module(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.plain  # the run-time type check refuses it with words of its own
@@ -385,6 +406,8 @@ def test_what_is_not_a_ref_says_what_to_write(build, message):
         (student.logits.shape(), r"leave out the brackets"),
         (student.logits.mean, r"no 'mean' here.*A method is called: student\.logits\.mean\("),
         (student.states.index, r"no names.*A method is called"),
+        (student.tap, r"no 'tap' here.*A method is called: student\.tap\(\.\.\.\)"),
+        (student.attention[0], r"student\.attention: no 'attention'.*student\.attention\("),
         (~batch.n, r"~batch\.n: ~ of torch\.int64.*batch\.n == 0"),
         (student.states[batch.i], r"student\.states\[batch\.i\]: a tuple of 2 has no"),
     ],
