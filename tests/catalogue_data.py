@@ -13,6 +13,12 @@ that count. p is the teacher's distribution, q the student's, T a temperature, s
 of student and teacher, n(x) = x / |x|. Half precision is computed in float32. All compile
 with `fullgraph=True` and work under `torch.func`.
 
+A feature map is `[batch, channels, *space]` in every loss of feature maps: any axes of space, and
+a list of maps is a list of terms. Their `where` is `[batch]`, one True or False for every sample,
+or `[batch, *space]`, one for every place; a padded map has the value of the map without its
+padding (where cells are pooled, `hcl` and `cat_kd`, the cells' means are over their places that
+count). All other losses have the features or classes last: `call(torch.movedim, map, 1, -1)`.
+
 Time and memory are linear in the size of the inputs where the cost says nothing.
 """
 

@@ -219,7 +219,10 @@ def patient():
         "kd": term(kl, student.logits, teacher.logits, temperature=10.0, weight=0.5),
         "patient": {
             f"{s}<-{t}": term(
-                pkd, student.hidden_states[s][:, 0], teacher.hidden_states[t][:, 0], weight=100.0
+                pkd,
+                student.hidden_states[s][:, 0],
+                teacher.hidden_states[t][:, 0],
+                weight=100.0 / 768,
             )
             for s, t in [(1, 2)]
         },
@@ -437,7 +440,7 @@ RECIPES = [
            "models, and are trained one after the other (weights that are schedules).",
            mobilebert, texts(project=LINEAR), words),
     Recipe("Patient knowledge distillation", "Of arXiv:1908.09355, on [CLS] of chosen layers; one "
-           "width.", patient, texts(16), words),
+           "width. The published weight (100) is one of the mean over 768 features.", patient, texts(16), words),
     Recipe("SRRL", "ICLR 2021, with `SRRLConnector`.", srrl,
            pictures(connect=adapter(lambda: SRRLConnector(4, 6))), images),
     Recipe("SimKD", "Of arXiv:2203.14001, with `SimKDProjector`; at test time the teacher's "

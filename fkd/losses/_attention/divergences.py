@@ -9,7 +9,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.masks import keep, upcast
+from .._shared.masks import fill, keep
 from .pairs import attention_masks, log_softmax_keys, normalized, pair_mask, safe_log
 
 
@@ -54,7 +54,7 @@ def attention_kl(
     q, p = student_probabilities, teacher_probabilities
     where, key_where = attention_masks("attention_kl", q, p, where, key_where, names)
     pairs = pair_mask(q, where, key_where)
-    q, p = normalized(upcast(q), pairs), normalized(upcast(p), pairs)
+    q, p = (normalized(x, pairs) for x in fill(q, p, where=None))
     divergence = (p * (safe_log(p) - safe_log(q))).sum(-1)
     return keep(divergence.mean(-2), where)
 
@@ -91,7 +91,7 @@ def attention_scores_kl(
     s, t = student_scores, teacher_scores
     where, key_where = attention_masks("attention_scores_kl", s, t, where, key_where, names)
     pairs = pair_mask(s, where, key_where)
-    log_q, log_p = (log_softmax_keys(upcast(x), pairs) for x in (s, t))
+    log_q, log_p = (log_softmax_keys(x, pairs) for x in fill(s, t, where=None))
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return keep(divergence.mean(-2), where)
 
@@ -134,6 +134,6 @@ def attention_cross_entropy(
     q, p = student_probabilities, teacher_probabilities
     where, key_where = attention_masks("attention_cross_entropy", q, p, where, key_where, names)
     pairs = pair_mask(q, where, key_where)
-    q, p = normalized(upcast(q), pairs), normalized(upcast(p), pairs)
+    q, p = (normalized(x, pairs) for x in fill(q, p, where=None))
     entropy = -(p * safe_log(q)).sum(-1)
     return keep(entropy.mean(-2), where)

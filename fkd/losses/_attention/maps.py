@@ -34,7 +34,7 @@ def attention_mse(
     student_x: Float[Tensor, "*batch head query key"],
     teacher_x: Float[Tensor, "*batch head query key"],
     *,
-    normalize: Literal["pair"],
+    normalize: Literal["pair", "all"],
     where: Bool[Tensor, "*batch query"] | Int[Tensor, "*batch query"] | None = ...,
     key_where: Bool[Tensor, "*batch key"] | Int[Tensor, "*batch key"] | None = ...,
 ) -> Mean: ...
@@ -44,7 +44,7 @@ def attention_mse(
     student_x: Float[Tensor, "*batch head query key"],
     teacher_x: Float[Tensor, "*batch head query key"],
     *,
-    normalize: Literal["query", "pair"] = "query",
+    normalize: Literal["query", "pair", "all"] = "query",
     where: Bool[Tensor, "*batch query"] | Int[Tensor, "*batch query"] | None = None,
     key_where: Bool[Tensor, "*batch key"] | Int[Tensor, "*batch key"] | None = None,
 ) -> Float[Tensor, "*batch query"] | Mean:
@@ -52,11 +52,14 @@ def attention_mse(
 
         query:  l_i   = 1/(H n) sum_h sum_j (s_hij - t_hij)^2,   over the n keys j that count
         pair:   total = sum_bhij (s_bhij - t_bhij)^2,            count = H sum_b n_b^2
+        all:    the same total,                                  count = H B L^2
 
-    Two conventions are in use, and they agree on batches without padding. With "query" every
+    Three conventions are in use, and they agree on batches without padding. With "query" every
     token weighs the same; without a mask the mean of the values is `F.mse_loss`. With "pair"
     every pair of tokens weighs the same, so a sequence of length n weighs n^2; this is what
-    masked versions of TinyBERT (TextBrewer, KnowledgeDistillation) compute.
+    masked versions of TinyBERT (TextBrewer, KnowledgeDistillation) compute. With "all" padding
+    adds nothing and is counted, so that the value shrinks with it. TinyBERT's own code sets the
+    scores of padded keys to 0 and leaves padded queries in: it is "all" with `key_where` alone.
 
     A pair that both models have masked themselves (a causal mask: a score of `-inf`, or below
     half of the lowest number of its dtype) counts as equal. A pair that only one model has
@@ -66,12 +69,13 @@ def attention_mse(
       student_x: `[*batch, head, query, key]`, scores or probabilities. Where the numbers of
         heads differ, use `match_heads`.
       teacher_x: `[*batch, head, query, key]`.
-      normalize: "query" for one value a query, "pair" for a `Mean` over the pairs of tokens.
+      normalize: "query" for one value a query, "pair" for a `Mean` over the pairs of tokens,
+        "all" for one that is divided by the number of all pairs, padding among them.
       where: `[*batch, query]`, True for tokens that count. Others yield 0 and no gradient.
       key_where: `[*batch, key]`, the same for the keys. Default: `where`.
 
     Returns:
-      `[*batch, query]`, non-negative; or a `Mean` over all pairs for "pair".
+      `[*batch, query]`, non-negative; or a `Mean` for "pair" and "all".
 
     Example:
       >>> s, t = torch.zeros(1, 2, 3, 3), torch.ones(1, 2, 3, 3)
@@ -81,19 +85,20 @@ def attention_mse(
     Reference:
       Jiao et al., TinyBERT: Distilling BERT for Natural Language Understanding, arXiv:1909.10351.
     """
+    if normalize not in ("query", "pair", "all"):
+        raise ValueError(
+            f"attention_mse: normalize {normalize!r}; 'query' (a value a token), 'pair' or 'all' "
+            "(a Mean over pairs of tokens) is expected."
+        )
     where, key_where = attention_masks("attention_mse", student_x, teacher_x, where, key_where)
     pairs = pair_mask(student_x, where, key_where)
     both = _masked(student_x) & _masked(teacher_x)
     counts = ~both if pairs is None else pairs & ~both
     squares = _difference(student_x, teacher_x, counts).square()
-    if normalize == "pair":
-        number = torch.ones_like(squares) if pairs is None else pairs.to(squares.dtype)
-        return Mean(squares.sum(), number.expand_as(squares).sum())
     if normalize != "query":
-        raise ValueError(
-            f"attention_mse: normalize {normalize!r}; 'query' (a value a token) or 'pair' "
-            "(a Mean over pairs of tokens) is expected."
-        )
+        whole = pairs is None or normalize == "all"
+        number = torch.ones_like(squares) if whole else pairs.to(squares.dtype)
+        return Mean(squares.sum(), number.expand_as(squares).sum())
     return keep(_mean_keys(squares.mean(-3), key_where), where)
 
 

@@ -31,7 +31,8 @@ def word_relation(
         l_i = sum_{j != i} p_ij (log p_ij - log q_ij),   p_i = softmax_{j != i} cos(t_i, t_j)
 
     and q likewise from the student. The paper leaves the distance open; this is the cosine
-    version of its code.
+    version of its code, which takes the mean over all n^2 pairs of a sequence, not the sum over
+    j: its value is that of the mean over the tokens divided by n.
 
     Args:
       student_x: `[*batch, token, student_hidden]`.
@@ -66,7 +67,7 @@ def layer_relation(
         p_i = softmax_{j != i} cos(t_i, t_j)
 
     over the n layers; q likewise from the student. Choose as many teacher layers as student
-    layers.
+    layers. The authors' code divides by n once more (a mean over all n^2 pairs).
 
     Args:
       student_x: `[*batch, layer, student_hidden]`.
@@ -98,6 +99,9 @@ def word_angle(
 
         l_j = mean over i != k, both != j, of (cos_s(i, j, k) - cos_t(i, j, k))^2
         cos(i, j, k) = <x_i - x_j, x_k - x_j> / (|x_i - x_j| |x_k - x_j|)
+
+    The mean is over the (n - 1) (n - 2) pairs that make an angle. The authors' code divides the
+    same sum by all n^3 triples of a sequence, those with equal members among them.
 
     Args:
       student_x: `[*batch, token, student_hidden]`.
@@ -133,6 +137,8 @@ def layer_angle(
     """Squared difference of the angles between a token's layers (CKD, triples across layers).
 
         l = 1/n sum_j mean over i != k, both != j, of (cos_s(i, j, k) - cos_t(i, j, k))^2
+
+    The authors' code divides by all n^3 triples, as for `word_angle`.
 
     Args:
       student_x: `[*batch, layer, student_hidden]`.

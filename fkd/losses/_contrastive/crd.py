@@ -123,21 +123,30 @@ def queue_kl(
     *,
     state: Queue,
     temperature: float | Tensor = 0.07,
+    teacher_temperature: float | Tensor | None = None,
+    teacher_key: bool = False,
     where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
 ) -> tuple[Float[Tensor, " batch"], Queue]:
     """KL divergence between the similarities of a sample to a queue of teacher embeddings.
 
         l = sum_n p_n (log p_n - log q_n)
-        p = softmax_n(t . k_n / T),   q = softmax_n(s . k_n / T)
+        p = softmax_n(t . k_n / T_t),   q = softmax_n(s . k_n / T)
 
     over the embeddings k_n in the queue. Embeddings are scaled to length 1 here. Labels play no
     part. No factor T^2. An empty queue leaves 0.
+
+    This is CompRess with one queue. SEED is `teacher_key=True`: the sample's own teacher
+    embedding is one more key, with t . k = 1 for the teacher, and the two temperatures differ
+    (0.2 for the student and 0.01 for the teacher in the paper). SEED's loss is the
+    cross-entropy, which adds the entropy of p, and no gradient of the student.
 
     Args:
       student_embeddings: `[batch, dim]`, mapped to the teacher's width.
       teacher_embeddings: `[batch, dim]`.
       state: from `queue_init`, or the one returned by the step before.
-      temperature: T > 0.
+      temperature: T > 0, of the student.
+      teacher_temperature: T_t > 0; T if None.
+      teacher_key: whether the teacher's embedding of the sample is a key, too.
       where: `[batch]`, True where a sample counts. Others yield 0 and no gradient, and do not
         enter the queue.
 
@@ -150,17 +159,18 @@ def queue_kl(
       (tensor([0., 0.]), tensor([ True,  True, False, False]))
 
     Reference:
+      Koohpayegani et al., CompRess: Self-Supervised Learning by Compressing Representations,
+      arXiv:2010.14713;
       Fang et al., SEED: Self-supervised Distillation for Visual Representation, arXiv:2101.04731.
     """
     positive("queue_kl", temperature=temperature)
+    positive("queue_kl", teacher_temperature=teacher_temperature)
     names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
     s, t = _embeddings("queue_kl", where, state, **names)
-    keys = _keys(state, s)
-    lowest = torch.finfo(s.dtype).min / 2
-    log_q, log_p = (
-        F.log_softmax((product(x, keys.mT) / temperature).masked_fill(~state.valid, lowest), dim=-1)
-        for x in (s, t)
-    )
+    student, teacher = (_similarities(x, t if teacher_key else None, state) for x in (s, t))
+    log_q = F.log_softmax(student / temperature, dim=-1)
+    cooler = temperature if teacher_temperature is None else teacher_temperature
+    log_p = F.log_softmax(teacher / cooler, dim=-1)
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     return keep(divergence, where), enqueue(state, t, where=where)
 
@@ -175,6 +185,13 @@ def _embeddings(
             "features; [batch, dim] with the dim given to the state's init is expected."
         )
     return unit(s), unit(t)
+
+
+def _similarities(x: Tensor, key: Tensor | None, queue: Queue) -> Tensor:
+    """`[batch, size]` cosines with the queue, the sample's own key before them if there is one;
+    far below any cosine where the queue holds nothing, whatever temperature divides them."""
+    cosines = product(x, _keys(queue, x).mT).masked_fill(~queue.valid, -1e9)
+    return cosines if key is None else torch.cat([(x * key).sum(-1, keepdim=True), cosines], -1)
 
 
 def _keys(queue: Queue, like: Tensor) -> Tensor:

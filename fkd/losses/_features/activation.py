@@ -30,7 +30,8 @@ def activation_boundary(
 
         ab = sum_d relu(m - s_d)^2 if t_d > 0 else relu(m + s_d)^2
 
-    Values before the ReLU. Only the teacher's sign enters, so its gradient is 0.
+    Values before the ReLU. Only the teacher's sign enters, so its gradient is 0. Common codes
+    have the weight 3/1000 for this sum, the mean over the samples.
 
     Args:
       student_preactivation: `[batch, ...]`, mapped to the teacher's shape.
@@ -132,7 +133,9 @@ def negative_mean(
 
         m = E[x | x < 0] = mean - std * phi(mean / std) / Phi(-mean / std),   x ~ N(mean, std^2)
 
-    In a network with batch normalisation, mean and std are its bias and |weight|.
+    In a network with batch normalisation, mean and std are its bias and |weight|. Exact for
+    every mean; the authors' code returns -3 std where less than 0.1 % of the distribution is
+    negative.
 
     Args:
       mean: `[channels]`.

@@ -6,12 +6,13 @@ Also two further distances of features: in logarithm, and of gradients.
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, paired, positive
+from .._shared.checks import between, one_of, paired, positive
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep, upcast
 from .places import Where, equal_features, equal_maps
@@ -109,24 +110,30 @@ def log_distance(
     *,
     exponent: float | Tensor = 4.0,
     eps: float = 1e-12,
+    over: Literal["position", "batch"] = "position",
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "*batch"] | Float[Tensor, ""]:
     """Logarithm of a power distance: a soft maximum of the differences.
 
-        log_distance = log(eps + sum_d |s_d - t_d|^exponent)
+        position: log_distance = log(eps + sum_d |s_d - t_d|^exponent)
+        batch:    one logarithm of the sum over all positions that count
 
     The paper applies batch normalisation to both sides first. eps keeps the value finite where
-    student and teacher agree: there it is log(eps) and the gradient is 0.
+    student and teacher agree: there it is log(eps) and the gradient is 0. The authors' code
+    takes one logarithm of the whole batch ("batch"): far positions weigh more there, and the
+    value has no mean over positions, nor over microbatches.
 
     Args:
       student_hidden: `[*batch, hidden]`, mapped to the teacher's width.
       teacher_hidden: `[*batch, hidden]`.
       exponent: > 1.
       eps: > 0.
+      over: "position" for one value a position, "batch" for one value of all.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
     Returns:
-      `[*batch]`, at least log(eps), smallest at equality.
+      `[*batch]`, or `[]` for "batch" (0 if nothing counts); at least log(eps), smallest at
+      equality.
 
     Example:
       >>> log_distance(torch.zeros(1, 2), torch.ones(1, 2))
@@ -138,12 +145,17 @@ def log_distance(
     """
     between("log_distance", 1, math.inf, ends="()", exponent=exponent)
     positive("log_distance", eps=eps)
+    one_of("log_distance", "over", over, ("position", "batch"))
     student, teacher = paired(
         "log_distance", where, student_hidden=student_hidden, teacher_hidden=teacher_hidden
     )
     difference = (student - teacher).abs()
     power = torch.where(difference > 0, difference, 1.0) ** exponent
-    return keep((eps + torch.where(difference > 0, power, 0.0).sum(-1)).log(), where)
+    sums = torch.where(difference > 0, power, 0.0).sum(-1)
+    if over == "position":
+        return keep((eps + sums).log(), where)
+    some = difference.new_tensor(sums.numel() > 0) if where is None else where.any()
+    return torch.where(some.bool(), (eps + sums.sum()).log(), 0.0)
 
 
 def jacobian_matching(

@@ -29,7 +29,8 @@ def attention_transfer(
         paper: |Q_s - Q_t|_2          code: 1/P * |Q_s - Q_t|_2^2
 
     The paper writes the distance, the authors' code the mean of its square over the P places;
-    published weights (1000) belong to the latter. Channels may differ in number.
+    published weights (1000) belong to the latter. The paper's total has half of them, beta / 2,
+    with a beta of 1000 over the number of places and samples. Channels may differ in number.
 
     Args:
       student_map: `[batch, channels, *space]`.

@@ -203,8 +203,10 @@ def pkd(
 
         pkd = |s/|s| - t/|t||^2
 
-    The paper applies it to the [CLS] position of chosen layers: `hidden[:, 0]`. It is twice
-    `cosine`, except that a zero vector is left as it is.
+    The paper applies it to the [CLS] position of chosen layers: `hidden[:, 0]`. The authors'
+    code takes the mean over the hidden size, to which the published weights (10 to 1000) belong:
+    divide them by the hidden size here. It is twice `cosine`, except that a zero vector is left
+    as it is.
 
     Args:
       student_hidden: `[*batch, hidden]`.

@@ -266,3 +266,31 @@ def test_no_key_counts(loss, normalized):
     out = loss(*pair, key_where=torch.zeros(2, 5, dtype=torch.bool))
     assert (out == 0).all()
     assert all((g == 0).all() for g in torch.autograd.grad(out.sum(), pair))
+
+
+def test_all_pairs_with_a_mask_of_the_keys_is_tinybert_with_padding():
+    """Its code adds -1e4 to padded keys, zeroes scores of -1e2 and less, and takes the mean."""
+    s, t = maps(False, 3, 2, 5, 5)
+    keys = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [1, 0, 0, 0, 0]]).bool()
+    added = -1e4 * (~keys)[:, None, None].double()
+    s_masked, t_masked = (torch.where(x + added <= -1e2, 0.0, x + added) for x in (s, t))
+    out = attention_mse(s, t, normalize="all", key_where=keys)
+    close(out.value, torch.nn.functional.mse_loss(s_masked, t_masked))
+    close(attention_mse(s, t, normalize="all").value, attention_mse(s, t, normalize="pair").value)
+
+
+def test_all_pairs_share_the_total_of_the_pairs_that_count():
+    s, t = maps(False, 3, 2, 5, 5)
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0], [0, 0, 0, 0, 0]])
+    every, pairs = (attention_mse(s, t, normalize=n, where=mask) for n in ("all", "pair"))
+    close(every.total, pairs.total)
+    assert every.count == 3 * 2 * 25 and pairs.count == 2 * (25 + 9)
+
+
+@pytest.mark.plain
+def test_an_unknown_normalisation_is_refused():
+    s, t = maps(False, 3, 2, 5, 5)
+    with pytest.raises(ValueError, match="attention_mse: normalize 'mean'; 'query'"):
+        attention_mse(s, t, normalize="mean")
+    with pytest.raises(ValueError, match="attention_mse: normalize 'mean'; 'query'"):
+        attention_mse(s[:, :, :0], t[:, :, :0], normalize="mean")

@@ -49,13 +49,18 @@ def crd_reference(student, teacher, *, state, dataset_size, temperature=0.07, an
     return out
 
 
-def queue_kl_reference(student, teacher, *, state, temperature=0.07):
-    keys = state.features[state.valid]
-    if not len(keys):
-        return np.zeros(len(student))
-    log_p = log_softmax(unit(teacher) @ keys.T / temperature, axis=-1)
-    log_q = log_softmax(unit(student) @ keys.T / temperature, axis=-1)
-    return (np.exp(log_p) * (log_p - log_q)).sum(-1)
+def queue_kl_reference(
+    student, teacher, *, state, temperature=0.07, teacher_temperature=None, teacher_key=False
+):
+    student, teacher, out = unit(student), unit(teacher), np.zeros(len(student))
+    for b, (s, t) in enumerate(zip(student, teacher, strict=True)):
+        keys = state.features[state.valid]
+        keys = np.concatenate([keys, t[None]]) if teacher_key else keys
+        if len(keys):
+            log_p = log_softmax(keys @ t / (teacher_temperature or temperature))
+            log_q = log_softmax(keys @ s / temperature)
+            out[b] = (np.exp(log_p) * (log_p - log_q)).sum()
+    return out
 
 
 def dino_reference(
@@ -113,6 +118,25 @@ CASES = (
             shared=("state",),
             atol=1e-9,
             name=f"queue_kl {label}",
+        )
+        for label, state in [("full", FULL), ("part", PART), ("empty", EMPTY)]
+    ]
+    + [
+        Case(
+            queue_kl,
+            pair(4, 3),
+            queue_kl_reference,
+            kwargs={
+                "state": state.teacher,
+                "teacher_key": True,
+                "temperature": 0.5,
+                "teacher_temperature": 0.2,
+            },
+            zero_at_equality=False,
+            half_rtol=2e-3,
+            shared=("state",),
+            note="two temperatures",
+            name=f"queue_kl SEED {label}",
         )
         for label, state in [("full", FULL), ("part", PART), ("empty", EMPTY)]
     ]

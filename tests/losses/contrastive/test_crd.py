@@ -183,3 +183,30 @@ def test_the_first_and_later_steps_share_one_compilation():
 def test_messages(call, message):
     with pytest.raises(ValueError, match=message):
         call(torch.rand(4, 3))
+
+
+def test_seed_is_a_cross_entropy_over_the_queue_and_the_own_embedding():
+    """Fang et al., eq. 3 and 4: the teacher's embedding of the sample is in the dictionary, and
+    each model has its temperature. The entropy of the teacher moves no student."""
+    s, t, keys = vectors((4, 3), (4, 3), (5, 3))
+    state = enqueue(queue_init(5, 3, dtype=torch.float64), F.normalize(keys))
+    s.requires_grad_()
+    options = {"temperature": 0.2, "teacher_temperature": 0.01, "teacher_key": True}
+    values, queue = queue_kl(s, t, state=state, **options)
+    n, m = F.normalize(s), F.normalize(t)
+    dictionary = torch.cat([F.normalize(keys).expand(4, 5, 3), m[:, None]], 1)
+    p = (torch.einsum("bd,bnd->bn", m, dictionary) / 0.01).softmax(-1)
+    log_q = (torch.einsum("bd,bnd->bn", n, dictionary) / 0.2).log_softmax(-1)
+    seed = -(p * log_q).sum(-1)
+    close(values, seed + torch.special.xlogy(p, p).sum(-1))
+    (grad,) = torch.autograd.grad(values.sum(), s, retain_graph=True)
+    (want,) = torch.autograd.grad(seed.sum(), s)
+    close(grad, want)
+    close(queue.features[:4], m)  # what goes in is what it was
+
+
+def test_an_empty_queue_leaves_nothing_of_seed():
+    s, t = vectors((4, 3), (4, 3))
+    state = queue_init(5, 3, dtype=torch.float64)
+    values, _ = queue_kl(s, t, state=state, teacher_key=True, teacher_temperature=0.01)
+    close(values, torch.zeros(4).double())

@@ -24,8 +24,9 @@ def pad_reference(s, t, *, log_variance, eps=1e-6):
     return ((s - t) ** 2 / (np.exp(log_variance) + eps) + log_variance).mean(-1)
 
 
-def log_reference(s, t, *, exponent=4.0, eps=1e-12):
-    return np.log(eps + (np.abs(s - t) ** exponent).sum(-1))
+def log_reference(s, t, *, exponent=4.0, eps=1e-12, over="position"):
+    power = np.abs(s - t) ** exponent
+    return np.log(eps + (power.sum(-1) if over == "position" else power.sum()))
 
 
 def jacobian_reference(s, t, *, normalize=True):
@@ -57,6 +58,16 @@ CASES = [
         log_reference,
         kwargs={"exponent": 2.0},
         name="log_distance square",
+    ),
+    density(
+        log_distance,
+        pair(3, 4, 5),
+        log_reference,
+        positions=2,
+        relational=True,
+        permutes=True,
+        kwargs={"over": "batch"},
+        name="log_distance batch",
     ),
     Case(jacobian_matching, pair(3, 2, 4), jacobian_reference),
     Case(

@@ -78,3 +78,19 @@ def test_batches_must_agree():
     x = torch.zeros(2, 3, 4)
     with pytest.raises(ValueError, match="same batch size"):
         irg_transformation(x, x[:1], x, x[:1])
+
+
+def test_the_boxes_of_the_code_have_one_more_row_and_column():
+    boxes = torch.tensor([[[0.5, 0.0, 1.5, 1.0]]])  # touches columns 0 and 1 of row 0
+    inside = fgd_weight(boxes, (4, 5), background=0.0) > 0
+    assert inside[0].nonzero().tolist() == [[0, 0], [0, 1]]
+    code = fgd_weight(boxes, (4, 5), background=0.0, convention="code")
+    assert (code[0, :2, :3] == 1 / 6).all() and code.sum() == pytest.approx(1.0)
+    edge = fgd_weight(torch.tensor([[[3.0, 2.0, 5.0, 4.0]]]), (4, 5), convention="code")
+    assert (edge[0, 2:, 3:] == 1 / 9).all()  # the area is that of the whole box
+
+
+@pytest.mark.plain
+def test_a_convention_is_one_of_two():
+    with pytest.raises(ValueError, match="fgd_weight: convention is 'mmdet'; one of"):
+        fgd_weight(torch.ones(1, 1, 4), (2, 2), convention="mmdet")
