@@ -440,7 +440,8 @@ RECIPES = [
            "models, and are trained one after the other (weights that are schedules).",
            mobilebert, texts(project=LINEAR), words),
     Recipe("Patient knowledge distillation", "Of arXiv:1908.09355, on [CLS] of chosen layers; one "
-           "width. The published weight (100) is one of the mean over 768 features.", patient, texts(16), words),
+           "width. The published weight (100) is one of the mean over 768 features.",
+           patient, texts(16), words),
     Recipe("SRRL", "ICLR 2021, with `SRRLConnector`.", srrl,
            pictures(connect=adapter(lambda: SRRLConnector(4, 6))), images),
     Recipe("SimKD", "Of arXiv:2203.14001, with `SimKDProjector`; at test time the teacher's "

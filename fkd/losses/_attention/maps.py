@@ -96,8 +96,8 @@ def attention_mse(
     counts = ~both if pairs is None else pairs & ~both
     squares = _difference(student_x, teacher_x, counts).square()
     if normalize != "query":
-        whole = pairs is None or normalize == "all"
-        number = torch.ones_like(squares) if whole else pairs.to(squares.dtype)
+        pairs = None if normalize == "all" else pairs
+        number = torch.ones_like(squares) if pairs is None else pairs.to(squares.dtype)
         return Mean(squares.sum(), number.expand_as(squares).sum())
     return keep(_mean_keys(squares.mean(-3), key_where), where)
 

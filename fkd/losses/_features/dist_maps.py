@@ -63,8 +63,8 @@ def dist_spatial(
       `[batch]`, from 0 to 2.
 
     Example:
-      >>> dist_spatial(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 3.0]]]))
-      tensor([2.0000])
+      >>> dist_spatial(torch.tensor([[[1.0, 2.0]]]), torch.tensor([[[5.0, 3.0]]])).round()
+      tensor([2.])
 
     Reference:
       Huang et al., DIST+: Knowledge Distillation From a Stronger Adaptive Teacher, TPAMI 2025.
