@@ -138,7 +138,7 @@ FLOORS = {
         {"_check", "_draw"},
     ],
     "fkd.loops": [
-        {"_errors", "_files", "_compile", "_random", "_state"},
+        {"_cannot_compile", "_compile", "_errors", "_files", "_random", "_state"},
         {"_data", "_log", "_checkpoint"},
         {"_evaluate", "_report"},
         {"_step"},

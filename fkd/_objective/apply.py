@@ -152,6 +152,11 @@ def frozen_parameters(model: Model) -> dict[str, Tensor]:
     return {n: p.detach() for n, p in model.module.named_parameters() if n not in moving}
 
 
+def modules_of(models: Mapping[str, Model]) -> dict[str, nn.Module]:
+    """The modules of those models that have one, by name."""
+    return {name: m.module for name, m in models.items() if m.module is not None}
+
+
 def _under(name: str, prefixes: Sequence[str]) -> bool:
     return any(name == p or name.startswith(p.rstrip(".") + ".") for p in prefixes)
 

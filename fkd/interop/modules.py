@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from fkd._check.check import check
-from fkd._objective.apply import frozen_parameters, trainable_parameters
+from fkd._objective.apply import frozen_parameters, modules_of, trainable_parameters
 from fkd._objective.objective import Aux, Objective
 from fkd._objective.program import Parts
 from fkd._trees import map_tensors
@@ -179,7 +179,7 @@ class Bound(nn.Module):
             def run(parts: Parts, scalars: Scalars, batch: TensorBatch) -> Any:
                 return fn(objective, parts, scalars, batch, autocast=dtype)
 
-            self._functions[key] = compiled(run, self._options)
+            self._functions[key] = compiled(run, self._options, modules_of(objective.models))
         return self._functions[key]
 
     def _modes(self) -> tuple[bool, ...]:

@@ -17,6 +17,7 @@ from ._data.packing import pack as pack
 from ._data.packing import take as take
 from ._data.prefetch import prefetch as prefetch
 from ._errors import CheckpointError as CheckpointError
+from ._errors import CompileError as CompileError
 from ._errors import DamagedError as DamagedError
 from ._errors import LoopError as LoopError
 from ._errors import MismatchError as MismatchError

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import logging
 import re
 import time
 import types
@@ -12,14 +13,24 @@ from typing import Any
 
 import torch
 import torch._dynamo.config as dynamo_config
+import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
+from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 
+from ._cannot_compile import compile_error
+
+_LOG = logging.getLogger(__name__)
+_NO_RECOMPUTATION = "does not support RNG ops in recompute regions"
 _SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
 """In the name of a guard: `self.objective`, `type(self.objective)`, `L['self'].objective`."""
 
 
-def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Callable[..., Any]:
+def compiled(
+    fn: Callable[..., Any],
+    options: Mapping[str, Any] | None,
+    modules: Mapping[str, Any] | None = None,
+) -> Callable[..., Any]:
     """A function as one graph for each input shape; as it is if `options` is None.
 
     The function may call `torch.autograd.grad`, which becomes a part of the graph. What it
@@ -28,7 +39,13 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
     Args:
       fn: a pure function of tensors.
       options: for `torch.compile`, such as `{"mode": "max-autotune"}`. Where they capture CUDA
-        graphs, see `captures_graphs` for how long outputs live.
+        graphs, see `captures_graphs` for how long outputs live. Random numbers are those of
+        eager torch, unless `{"options": {"fallback_random": False}}` lets Inductor draw its own
+        (on a GPU it can draw them inside of other kernels).
+      modules: that the function calls, by name: an error says in which of them it arose.
+
+    Raises:
+      CompileError: by a call, if torch cannot compile it; says where and what to do.
     """
     if options is None:
         return fn
@@ -43,7 +60,9 @@ def compiled(fn: Callable[..., Any], options: Mapping[str, Any] | None) -> Calla
         before = dynamo_config.trace_autograd_ops
         dynamo_config.trace_autograd_ops = True
         try:
-            return graph(*args, **kwargs)
+            return _first_plan(graph, args, kwargs)
+        except TorchDynamoException as error:
+            raise compile_error(error, modules or {}) from error
         finally:
             dynamo_config.trace_autograd_ops = before
 
@@ -86,6 +105,22 @@ class Shapes:
         self.seconds += time.perf_counter() - began
 
 
+def _first_plan(graph: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+    """The call; without recomputation in the graph, where torch cannot have it there."""
+    try:
+        return graph(*args, **kwargs)
+    except BackendCompilerFailed as error:
+        if _NO_RECOMPUTATION not in str(error):
+            raise
+    _LOG.warning(
+        "Activation checkpointing of a part that draws random numbers cannot be compiled: the "
+        "compiled step keeps its activations. Values and gradients are the same. To recompute "
+        "the rest, give torch.utils.checkpoint a context_fn that saves what is random."
+    )
+    with functorch_config.patch(remat_using_tags_for_fwd_loss_bwd_graph=False):
+        return graph(*args, **kwargs)
+
+
 def captures_graphs(options: Mapping[str, Any] | None) -> bool:
     """Whether functions that are compiled so are captured as CUDA graphs, on such a device.
 
@@ -105,9 +140,13 @@ def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments of `torch.compile`, which takes a mode or options, and not both."""
     chosen: dict[str, Any] = {"fullgraph": True, "dynamic": False, **options}
     mode = chosen.pop("mode", None)
-    given: dict[str, Any] = {} if mode is None else list_mode_options(mode)
-    given.update(chosen.pop("options", None) or {})
-    return {**chosen, "options": {"guard_filter_fn": unguarded_self, **given}}
+    inner: dict[str, Any] = {} if mode is None else list_mode_options(mode)
+    if chosen.get("backend", "inductor") == "inductor":
+        inner["fallback_random"] = True
+    if chosen["fullgraph"]:  # else modules have frames of their own, whose guards are on `self`
+        inner["guard_filter_fn"] = unguarded_self
+    inner.update(chosen.pop("options", None) or {})
+    return {**chosen, "options": inner}
 
 
 def unguarded_self(guards: Sequence[Any]) -> list[bool]:

@@ -23,5 +23,9 @@ class LoopError(RuntimeError):
     """A run that had to stop; says at which batch and why. What was done is saved."""
 
 
+class CompileError(RuntimeError):
+    """torch cannot compile a function; says in which module, and what to do."""
+
+
 class NonFiniteError(LoopError):
     """Too many updates in a row were left out, since loss or gradient were not finite."""

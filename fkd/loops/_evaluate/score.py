@@ -7,6 +7,7 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 
+from fkd._objective.apply import modules_of
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts, Program
@@ -48,7 +49,7 @@ class Forward(Generic[Knobs]):
         autocast: torch.dtype | None,
     ) -> None:
         self.program, self.knobs, self.read, self.autocast = program, knobs, read, autocast
-        self._forward = compiled(self._of_a_batch, compile)
+        self._forward = compiled(self._of_a_batch, compile, modules_of(program.models))
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
         """One result for each batch, on the device. Nothing global is changed in between."""

@@ -9,6 +9,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fkd._objective.apply import modules_of
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Scalars, TensorBatch
@@ -58,10 +59,11 @@ class Graphs:
         self.objective = objective
         self.autocast = autocast
         self.clip = clip
-        self.whole = compiled(self._whole, options)
-        self.part = compiled(self._part, options)
-        self.counts = compiled(self._counts, options)
-        self.finish = compiled(self._finish, options)
+        modules = modules_of(objective.models)
+        self.whole = compiled(self._whole, options, modules)
+        self.part = compiled(self._part, options, modules)
+        self.counts = compiled(self._counts, options, modules)
+        self.finish = compiled(self._finish, options, modules)
 
     def _whole(self, parts: Parts, scalars: Scalars, batch: TensorBatch) -> Computed:
         """Everything, for a batch in one part."""
