@@ -26,7 +26,7 @@ class Overwriting:
         self.returned: list[torch.UntypedStorage] = []
         self.calls = 0
 
-    def __call__(self, fn: Callable[..., Any], options: Any) -> Callable[..., Any]:
+    def __call__(self, fn: Callable[..., Any], options: Any, modules: Any) -> Callable[..., Any]:
         def call(*args: Any) -> Any:
             self.calls += 1
             for storage in self.returned:
