@@ -130,6 +130,16 @@ def show(value: Any) -> str:
         return f"float('{value}')"
     if isinstance(value, type):
         return value.__name__
+    if isinstance(value, (set, frozenset)):  # whose order differs from process to process
+        inner = ", ".join(sorted(map(show, value)))
+        return f"{type(value).__name__}({{{inner}}})" if inner else f"{type(value).__name__}()"
+    if type(value) is dict:
+        return "{" + ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items()) + "}"
+    if type(value) in (tuple, list):
+        inner = ", ".join(map(show, value)) + (
+            "," if type(value) is tuple and len(value) == 1 else ""
+        )
+        return f"({inner})" if type(value) is tuple else f"[{inner}]"
     unnamed = callable(value) and type(value).__repr__ in (object.__repr__, _FUNCTION_REPR)
     return name_of(value) if unnamed or isinstance(value, _BUILTIN) else repr(value)
 

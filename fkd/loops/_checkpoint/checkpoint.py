@@ -180,7 +180,7 @@ def load_latest(
     directory: str | os.PathLike[str],
     *,
     fingerprint: Any = None,
-    accept: Callable[[Checkpoint], None] | None = None,
+    accept: Callable[[Checkpoint], Any] | None = None,
 ) -> Checkpoint | None:
     """Read the newest checkpoint that is whole.
 

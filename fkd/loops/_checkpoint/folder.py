@@ -36,6 +36,12 @@ def best(directory: str | os.PathLike[str], *, higher_is_better: bool = True) ->
     return next(iter(_best_first(good, higher_is_better)), None)
 
 
+def newest_finite(folder: Path) -> Path | None:
+    """The newest checkpoint whose state is finite; None if there is none."""
+    good = survey(folder).good
+    return next((p for p in newest_first(good) if good[p].finite is not False), None)
+
+
 def survey(folder: Path) -> Survey:
     """The checkpoints of a folder, and those that cannot be used with the reason."""
     there = Survey({}, {}, {})

@@ -21,7 +21,7 @@ from .._state import device_of
 from .events import Event
 from .options import Arguments
 from .session import Run, describe, evaluation, finish, log_point, save_after, save_point, start
-from .signals import Interrupted, listening
+from .signals import Interrupted, StillWaiting, listening
 
 
 class Events(Iterator[Event]):
@@ -72,8 +72,11 @@ def _events(arguments: Arguments) -> Generator[Event]:
             yield from finish(run)
         except NonFiniteError:
             raise  # saved already
-        except Exception as error:
-            save_after(run, error)
+        except (Interrupted, GeneratorExit):
+            raise
+        except BaseException as error:
+            if not run.stop.pressed_twice:  # then at once, not after a save
+                save_after(run, error)
             raise
 
 
@@ -99,8 +102,13 @@ def _batches(run: Run, loader: Loader) -> Iterator[Batch]:
     batches = epoch_batches(loader, run.state.seed, run.at.epoch, skip=run.at.index)
     while True:
         try:
-            batch = next(batches)
+            with run.stop.waiting():
+                batch = next(batches)
         except StopIteration:
+            return
+        except StillWaiting:
+            for _ in _leave(run):
+                pass
             return
         except Exception as error:
             if run.stop.signal is not None:  # the signal has ended the loader's workers, too

@@ -3,28 +3,46 @@
 from __future__ import annotations
 
 import functools
-import hashlib
 import os
-import re
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar, get_type_hints
 
+import optree
 import torch
 from torch import Tensor
-from torch.utils import _pytree as pytree
 
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.paths import show
 from fkd._types import Params
 
-from .._checkpoint.checkpoint import load, load_latest
-from .._errors import CheckpointError, MismatchError
+from .._checkpoint.checkpoint import Checkpoint, load, load_latest
+from .._checkpoint.folder import is_checkpoint
+from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
+from .._errors import CheckpointError, DamagedError, MismatchError
 from .._state import State
 from .._step.optimizer import Updater
 from .._step.train_step import TrainStep
+from .identity import digest_of, facts_of, without_addresses
+
+T = TypeVar("T")
+
+_ANY = Of("a value", lambda x: True)
+_TENSOR = Of("a tensor", lambda x: isinstance(x, Tensor))
+_SCALAR = Of("a tensor without axes", lambda x: isinstance(x, Tensor) and x.ndim == 0)
+_STATE = {
+    "trainable": Each(Each(_TENSOR)),
+    "frozen": Each(Each(_TENSOR)),
+    "buffers": Each(Each(_TENSOR)),
+    "optimizer": Each(Each(_ANY)),
+    "loss_state": Each([_ANY]),
+    "skipped": _SCALAR,
+    "step": COUNT,
+    "seed": INTEGER,
+}
+_FIELDS = {int: COUNT, int | None: maybe(COUNT), float | None: maybe(NUMBER)}
 
 
 def to_tree(objective: Objective, state: State) -> dict[str, Any]:
@@ -34,41 +52,87 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
         "trainable": state.trainable,
         "frozen": _own(objective, state.frozen),
         "buffers": _own(objective, state.buffers),
-        "optimizer": {name: dict(held) for name, held in state.optimizer.items()},
-        "loss_state": {n: pytree.tree_leaves(s) for n, s in state.loss_state.items()},
+        "optimizer": {name: dict(values) for name, values in state.optimizer.items()},
+        "loss_state": {n: optree.tree_leaves(s) for n, s in state.loss_state.items()},
         "skipped": state.skipped,
         "step": state.step,
         "seed": state.seed,
     }
 
 
-def from_tree(objective: Objective, state: State, tree: Mapping[str, Any]) -> State:
-    """The stored state, on the devices and in the structure of a fresh one."""
-    moved = {
-        name: _like(getattr(state, name), tree[name], name)
-        for name in ("trainable", "frozen", "buffers")
+def from_tree(objective: Objective, state: State, tree: Any) -> State:
+    """The stored state, on the devices and in the structure of a fresh one.
+
+    Raises:
+      DamagedError: the tree is not one that `to_tree` makes of such a state.
+      MismatchError: it is of another model.
+    """
+    validate(tree, _STATE, "its state")
+    expected = {
+        "trainable": state.trainable,
+        "frozen": _own(objective, state.frozen),
+        "buffers": _own(objective, state.buffers),
     }
-    device = state.skipped.device
-    loss_state = {
-        name: pytree.tree_unflatten(
-            [_on(x, device) for x in tree["loss_state"][name]], pytree.tree_structure(held)
-        )
-        for name, held in state.loss_state.items()
-    }
-    optimizer = {
-        name: {k: _placed(v, _parameter(moved["trainable"], name)) for k, v in held.items()}
-        for name, held in tree["optimizer"].items()
-    }
+    moved = {n: _like(getattr(state, n), part, tree[n], n) for n, part in expected.items()}
     return State(
         trainable=moved["trainable"],
         frozen=moved["frozen"],
         buffers=moved["buffers"],
-        optimizer=optimizer,
-        loss_state=loss_state,
-        skipped=tree["skipped"].to(device),
+        optimizer=_optimizer(moved["trainable"], tree["optimizer"]),
+        loss_state=_loss_state(state, tree["loss_state"]),
+        skipped=tree["skipped"].to(state.skipped.device),
         step=tree["step"],
         seed=tree["seed"],
     )
+
+
+def _optimizer(trainable: Params, stored: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    # A model's name may hold dots, and so do those of its parameters: no name is taken apart.
+    places = {f"{m}.{n}": p for m, params in trainable.items() for n, p in params.items()}
+    unknown = [str(name) for name in stored if name not in places]
+    if unknown:
+        raise DamagedError(f"its optimizer has a state for {unknown[0]}, which is not trained")
+    return {
+        name: {k: _placed(v, places[name]) for k, v in values.items()}
+        for name, values in stored.items()
+    }
+
+
+def _loss_state(state: State, stored: Mapping[str, Any]) -> dict[str, Any]:
+    device = state.skipped.device
+    placed: dict[str, Any] = {}
+    for name, fresh in state.loss_state.items():
+        leaves, structure = optree.tree_flatten(fresh)
+        values = stored.get(name)
+        if values is None or len(values) != len(leaves):
+            raise DamagedError(f"its state of the term {name!r} is not that of such a term")
+        placed[name] = optree.tree_unflatten(structure, [_on(x, device) for x in values])
+    return placed
+
+
+def record_from(kind: Callable[..., T], tree: Any, what: str) -> T:
+    """A stored record (a `NamedTuple` of numbers) as an object of its class.
+
+    Raises:
+      DamagedError: the tree is not such a record.
+    """
+    hints = get_type_hints(kind)
+    validate(tree, {name: _FIELDS.get(hint, _ANY) for name, hint in hints.items()}, what)
+    return kind(**tree)
+
+
+def nonfinite_in(tree: Any) -> list[str]:
+    """The paths of the tensors of a stored tree that hold nan or inf."""
+    places = [
+        ("/".join(map(str, path)), x)
+        for path, x in zip(*optree.tree_flatten_with_path(tree)[:2], strict=True)
+        if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
+    ]
+    if not places:
+        return []
+    wide = (x if x.itemsize > 1 else x.float() for _, x in places)
+    flags = torch.stack([x.isfinite().all().cpu() for x in wide]).tolist()
+    return [place for (place, _), finite in zip(places, flags, strict=True) if not finite]
 
 
 def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
@@ -91,23 +155,29 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
             "accumulate": step.accumulate,
             "autocast": str(step.autocast),
             "clip": step.clip,
-            "lr": None if step.lr is None else _shown(step.lr),
+            "lr": None if step.lr is None else _words(_shown(step.lr), step.lr),
         },
     }
 
 
 def _described(objective: Objective, name: str) -> dict[str, Any]:
     model = objective.program.model(name)
-    assert model.module is not None
-    parameters = dict(model.module.named_parameters())
-    found: dict[str, Any] = {
-        "model": repr(objective.models[name]),
+    module = model.module
+    assert module is not None
+    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
+    about: dict[str, Any] = {
+        "model": _words(repr(objective.models[name]), (model.inputs, model.outputs)),
+        "training": model.training,
+        "modules": {
+            path or ".": without_addresses(f"{type(part).__name__}({part.extra_repr()})")
+            for path, part in module.named_modules()
+        },
         "parameters": {n: f"{tuple(p.shape)} {p.dtype}" for n, p in parameters.items()},
         "unused": list(model.unused),
     }
     if model.kind == "frozen":
-        found["values"] = _sample_digest(parameters)
-    return found | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
+        about["values"] = digest_of({**parameters, **buffers}.items())
+    return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
 
 
 def _term(term: Term) -> str:
@@ -118,56 +188,55 @@ def _term(term: Term) -> str:
     extra = ""
     if isinstance(bound, functools.partial):
         extra = f" with {show(bound.args)} {show(bound.keywords)}"
-    return _ADDRESS.sub("", repr(shown) + extra)
+    return _words(repr(shown) + extra, term)
+
+
+def _words(text: str, value: Any) -> str:
+    """A repr, and what it does not say."""
+    facts = facts_of(value)
+    return without_addresses(text) + (f" [{', '.join(facts)}]" if facts else "")
 
 
 def _knob(value: Any) -> Any:
-    return _TENSOR if isinstance(value, Tensor) and value.ndim == 0 else value
+    return _NUMBER if isinstance(value, Tensor) and value.ndim == 0 else value
 
 
-class _Tensor:
+class _Number:
     def __repr__(self) -> str:
         return "tensor"
 
 
-_TENSOR = _Tensor()
-_ADDRESS = re.compile(r" at 0x[0-9a-f]+")
+_NUMBER = _Number()
 
 
 def _shown(value: Any) -> str:
-    return _ADDRESS.sub("", show(_knob(value)))
-
-
-def _sample_digest(parameters: Mapping[str, Tensor]) -> str:
-    """Of some values of each parameter: whether a frozen model is another than before."""
-    sha256 = hashlib.sha256()
-    samples: dict[torch.dtype, list[Tensor]] = {}
-    for p in parameters.values():
-        flat = p.detach().reshape(-1)
-        samples.setdefault(p.dtype, []).append(flat[:: max(1, flat.numel() // 16)][:16])
-    for held in samples.values():
-        joined = torch.cat([x.to(held[0].device) for x in held]).cpu()
-        sha256.update(bytes(joined.contiguous().view(torch.uint8).tolist()))
-    return sha256.hexdigest()[:16]
+    return without_addresses(show(_knob(value)))
 
 
 def _own(objective: Objective, params: Params) -> dict[str, Any]:
-    return {n: dict(held) for n, held in params.items() if objective.models[n].kind != "frozen"}
+    return {n: dict(values) for n, values in params.items() if objective.models[n].kind != "frozen"}
 
 
-def _like(fresh: Params, stored: Params, what: str) -> dict[str, dict[str, Tensor]]:
-    found = {name: dict(held) for name, held in fresh.items()}
-    for name, held in stored.items():
-        for key, value in held.items():
-            place = found.get(name, {}).get(key)
-            if place is None or place.shape != value.shape:
-                here = "nothing" if place is None else tuple(place.shape)
-                raise MismatchError(
-                    f"the checkpoint has {what} {name}.{key} {tuple(value.shape)}, and the "
-                    f"objective here has {here} in its place."
-                )
-            found[name][key] = _placed(value, place)
-    return found
+def _like(fresh: Params, expected: Params, stored: Params, what: str) -> Any:
+    """The stored tensors, with those of a fresh state where none are stored."""
+    placed = {name: dict(values) for name, values in fresh.items()}
+    for name, key, value in _entries(stored):
+        place = placed.get(name, {}).get(key)
+        if place is None or (place.shape, place.dtype) != (value.shape, value.dtype):
+            here = "nothing" if place is None else f"{tuple(place.shape)} {place.dtype}"
+            raise MismatchError(
+                f"the checkpoint has {what} {name}.{key} {tuple(value.shape)} {value.dtype}, and "
+                f"the objective here has {here} instead."
+            )
+        placed[name][key] = _placed(value, place)
+    missing = [f"{n}.{k}" for n, k, _ in _entries(expected) if k not in stored.get(n, {})]
+    if missing:
+        raise DamagedError(f"its state has no {what} {missing[0]} ({len(missing)} are missing)")
+    return placed
+
+
+def _entries(params: Params) -> Iterator[tuple[str, str, Tensor]]:
+    return ((name, key, x) for name, values in params.items() for key, x in values.items())
 
 
 def _placed(value: Any, like: Tensor) -> Any:
@@ -179,11 +248,6 @@ def _placed(value: Any, like: Tensor) -> Any:
 
 def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _parameter(trainable: Params, name: str) -> Tensor:
-    model, _, parameter = name.partition(".")
-    return trainable[model][parameter]
 
 
 def restore(step: TrainStep, path: str | os.PathLike[str]) -> State:
@@ -199,10 +263,14 @@ def restore(step: TrainStep, path: str | os.PathLike[str]) -> State:
     fresh = step.init()
     described = fingerprint(step, fresh)
     folder = Path(path)
-    if folder.name.startswith("step-"):
-        found = load(folder, fingerprint=described)
-    else:
-        found = load_latest(folder, fingerprint=described)
-    if found is None:
+
+    def state_of(read: Checkpoint) -> State:
+        tree = read.tree if isinstance(read.tree, dict) else {}
+        return from_tree(step.objective, fresh, tree.get("state"))
+
+    if is_checkpoint(folder):
+        return state_of(load(folder, fingerprint=described))
+    newest = load_latest(folder, fingerprint=described, accept=state_of)
+    if newest is None:
         raise CheckpointError(f"restore: there is no checkpoint in {folder}.")
-    return from_tree(step.objective, fresh, found.tree["state"])
+    return state_of(newest)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -14,7 +15,9 @@ from fkd._check.check import check
 from fkd._draw.draw import draw
 from fkd._types import TensorBatch
 
-from .._checkpoint.checkpoint import load_latest, save
+from .._checkpoint.checkpoint import save
+from .._checkpoint.folder import set_aside
+from .._checkpoint.lock import ensure_held
 from .._data.batch import Signature
 from .._data.epochs import Loader, epoch_batches
 from .._errors import LoopError, NonFiniteError
@@ -24,7 +27,9 @@ from .._state import State
 from .._step.train_step import TrainStep
 from .events import Event
 from .options import Arguments, Options
-from .resume import fingerprint, from_tree, to_tree
+from .resume import fingerprint, nonfinite_in, to_tree
+from .resumed import go_on, unusable
+from .settings import settings
 from .signals import Stop
 from .similarity_map import save_similarity
 from .window import Window
@@ -71,6 +76,9 @@ class Run:
     compile_seconds: float = 0.0
     first: Signature | None = None
     saved_at: int | None = None
+    settings: dict[str, Any] = field(default_factory=dict)
+    infinite: frozenset[str] = frozenset()  # what of the state was not finite at its beginning
+    process: int = field(default_factory=os.getpid)
 
     def event(
         self,
@@ -119,15 +127,19 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
         )
         run.evaluator.expect(options.best)
         options.higher  # noqa: B018  raises if nothing says so
-    came_from = _resume(run)
+    run.settings = settings(step, run.state, arguments.loader)
+    run.infinite = frozenset(nonfinite_in(to_tree(step.objective, run.state)))
+    came_from, aside = _resume(run)
     _open(run, arguments.loader, stack, resumed=bool(came_from))
-    return run, came_from or "from the beginning"
+    return run, came_from or f"from the beginning{aside}"
 
 
 def log_point(run: Run) -> Iterator[Event]:
     """Fetch the metrics since the last log point: the only moment when the host waits."""
     if not len(run.window):
         return
+    if run.options.logs is not None:
+        ensure_held(run.options.logs)
     found = run.window.fetch()
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
@@ -145,8 +157,23 @@ def log_point(run: Run) -> Iterator[Event]:
             yield from save_point(run)
             raise NonFiniteError(
                 f"{run.where}: {run.at.nonfinite} updates in a row were left out, since "
-                f"{', '.join(found.culprits)} were not finite. The parameters are those before."
+                f"{', '.join(found.culprits)} were not finite. {_left(run)}."
             )
+
+
+def _left(run: Run) -> str:
+    """In words, what a run has after updates that were left out."""
+    places = _poisoned(run)
+    if not places:
+        return "The parameters are those before"
+    text = unusable(run.options.checkpoints, places)
+    return text[0].upper() + text[1:]
+
+
+def _poisoned(run: Run) -> list[str]:
+    """What of the state is not finite, and was when the run began."""
+    places = nonfinite_in(to_tree(run.step.objective, run.state))
+    return [place for place in places if place not in run.infinite]
 
 
 def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
@@ -197,6 +224,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
     options, step = run.options, run.state.step
     if options.checkpoints is None or (run.saved_at == step and metric is None):
         return
+    ensure_held(options.checkpoints)
     with _paused(run):
         path = save(
             options.checkpoints,
@@ -204,6 +232,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
                 "state": to_tree(run.step.objective, run.state),
                 "position": run.at._asdict(),
                 "window": run.window.to_tree(),
+                "settings": run.settings,
             },
             step=step,
             fingerprint=run.fingerprint,
@@ -211,13 +240,17 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
             keep_last=options.keep_last,
             keep_best=options.keep_best,
             higher_is_better=options.higher,
+            finite=not _poisoned(run),
         )
     run.saved_at = step
     yield run.event("save", message=f"saved {path.name}", path=path)
 
 
-def save_after(run: Run, error: Exception) -> None:
-    """Save what was done before a fault; the fault itself is what the user must see."""
+def save_after(run: Run, error: BaseException) -> None:
+    """Save what was done before a fault; the fault itself is what the user must see. A process
+    that was forked inside the run saves nothing: the folder is not its own."""
+    if os.getpid() != run.process:
+        return
     try:
         for _ in save_point(run):
             pass
@@ -259,20 +292,28 @@ def _paused(run: Run) -> Generator[None]:
     run.throughput = run.throughput._replace(since=since)
 
 
-def _resume(run: Run) -> str:
-    """Go on from the newest good checkpoint; says which, or nothing if there is none."""
+def _resume(run: Run) -> tuple[str, str]:
+    """Go on from the newest good checkpoint; says which, or where those of an earlier run are that
+    this one does not go on with."""
     options = run.options
-    if options.checkpoints is None or not options.resume:
-        return ""
-    found = load_latest(options.checkpoints, fingerprint=run.fingerprint)
-    if found is None:
-        return ""
-    run.state = from_tree(run.step.objective, run.state, found.tree["state"])
-    run.at = Position(**found.tree["position"])
-    run.window = Window.from_tree(found.tree["window"], run.state.skipped.device)
+    if options.checkpoints is None:
+        return "", ""
+    if not options.resume:
+        aside = set_aside(options.checkpoints)
+        return "", f"; the checkpoints of an earlier run are in {aside.name}" if aside else ""
+    resumed = go_on(
+        options.checkpoints,
+        run.step,
+        run.state,
+        fingerprint=run.fingerprint,
+        settings=run.settings,
+        position=Position,
+    )
+    if resumed is None:
+        return "", ""
+    run.state, run.at, run.window, message = resumed
     run.saved_at = run.state.step
-    skipped = "".join(f"; skipped {message}" for message in found.skipped)
-    return f"resumed at step {run.state.step} from {found.path.name}{skipped}"
+    return message, ""
 
 
 def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
@@ -289,8 +330,8 @@ def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: boo
         )
     )
     plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
-    settings = {n: v for n, v in plain.items() if not n.endswith("_dir")}
-    settings |= {"higher_is_better": options.higher} if options.dev is not None else {}
+    chosen = {n: v for n, v in plain.items() if not n.endswith("_dir")}
+    chosen |= {"higher_is_better": options.higher} if options.dev is not None else {}
     groups = run.fingerprint["optimizer"]["groups"]
     optimizer = {
         "optimizer": run.fingerprint["optimizer"]["class"],
@@ -298,7 +339,7 @@ def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: boo
     }
     seed = {"seed": run.state.seed}
     run.log.hyperparameters(
-        {**settings, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
+        {**chosen, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
     )
 
 

@@ -181,7 +181,9 @@ def test_more_epochs_go_on_where_it_ended(tmp_path):
 def test_resume_false_begins_anew(tmp_path):
     train(tmp_path, epochs=1)
     events = train(tmp_path, epochs=1, resume=False)
-    assert events[0].message == "from the beginning" and events[-1].step == 5
+    assert events[0].message.startswith("from the beginning; ") and events[-1].step == 5
+    assert "earlier-1" in events[0].message
+    assert load_latest(tmp_path / "earlier-1").step == 5  # type: ignore[union-attr]
 
 
 def test_a_damaged_checkpoint_is_skipped_and_said_so(tmp_path, caplog):

@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import signal
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fkd.loops import INTERRUPTED, Interrupted
+from fkd.loops import INTERRUPTED, Interrupted, LoopError
 from fkd.loops._run.signals import listening
 
 from ..training import LOADERS, batches, in_process, newest, same_end, train
@@ -85,3 +86,35 @@ def test_in_another_thread_it_runs_without_signals():
     thread.start()
     thread.join()
     assert ends == [10]
+
+
+def test_a_loader_that_blocks_does_not_hold_up_the_save(tmp_path):
+    def run(folder: Path) -> None:
+        def epoch(seed: int) -> Any:
+            del seed
+            yield from batches()[:3]
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(50)
+            raise AssertionError
+
+        train(folder, epoch, save_every=100)
+
+    began = time.monotonic()
+    assert in_process(run, tmp_path / "broken") == INTERRUPTED
+    assert time.monotonic() - began < 20
+    assert newest(tmp_path / "broken").name == "step-00000003"
+    train(tmp_path / "broken")
+    train(tmp_path / "whole")
+    assert same_end(tmp_path / "whole", tmp_path / "broken")
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, SystemExit, MemoryError])
+def test_whatever_ends_the_loader_the_state_is_saved(tmp_path, error):
+    def epoch(seed: int) -> Any:
+        del seed
+        yield from batches()[:4]
+        raise error
+
+    with pytest.raises((error, LoopError)):
+        train(tmp_path, epoch, save_every=100)
+    assert newest(tmp_path).name == "step-00000004"

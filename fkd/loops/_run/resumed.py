@@ -1,0 +1,110 @@
+"""A run from its newest checkpoint: everything that is read is looked at before it is used."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from torch import Tensor
+
+from .._checkpoint.checkpoint import Checkpoint, load_latest
+from .._checkpoint.folder import newest_finite
+from .._checkpoint.schema import TEXT, Each, Of, validate
+from .._errors import DamagedError
+from .._state import State
+from .._step.train_step import TrainStep
+from .resume import from_tree, nonfinite_in, record_from
+from .settings import changed
+from .window import Window
+
+_log = logging.getLogger("fkd")
+
+P = TypeVar("P")
+
+_ANY = Of("a value", lambda x: True)
+_ROW = Of("a tensor with one axis", lambda x: isinstance(x, Tensor) and x.ndim == 1)
+_RUN = {
+    "state": Each(_ANY),
+    "position": Each(_ANY),
+    "window": {"names": [TEXT], "rows": [_ROW]},
+    "settings": Each(_ANY),
+}
+
+
+class Resumed(NamedTuple, Generic[P]):
+    """A run as a checkpoint left it.
+
+    Attributes:
+      state: of the run.
+      position: its place in the data, and its best evaluation.
+      window: the metrics since its last log point.
+      message: where it goes on, and what a person should know about that.
+    """
+
+    state: State
+    position: P
+    window: Window
+    message: str
+
+
+def go_on(
+    directory: Path,
+    step: TrainStep,
+    fresh: State,
+    *,
+    fingerprint: Any,
+    settings: dict[str, Any],
+    position: Callable[..., P],
+) -> Resumed[P] | None:
+    """The run of the newest checkpoint that is whole and holds what belongs there.
+
+    Args:
+      directory: of the checkpoints.
+      step: of the run.
+      fresh: a state as the run would begin with.
+      fingerprint: of objective and optimizer here.
+      settings: of the run here; what differs is said, and another seed is refused.
+      position: the class of the record of the place in the data.
+
+    Returns:
+      None if there is no checkpoint.
+    """
+    lines: list[str] = []
+
+    def parts(read: Checkpoint) -> tuple[State, P, Window]:
+        validate(read.tree, _RUN, "its tree")
+        window = read.tree["window"]
+        if any(len(row) != len(window["names"]) for row in window["rows"]):
+            raise DamagedError("its tree/window has rows of another length than its names")
+        lines[:] = changed(read.tree["settings"], settings)
+        state = from_tree(step.objective, fresh, read.tree["state"])
+        place = record_from(position, read.tree["position"], "its position")
+        return state, place, Window.from_tree(window, state.skipped.device)
+
+    newest = load_latest(directory, fingerprint=fingerprint, accept=parts)
+    if newest is None:
+        return None
+    state, place, window = parts(newest)
+    words = [f"resumed at step {state.step} from {newest.path.name}"]
+    words += [f"skipped {message}" for message in newest.skipped]
+    words += [f"another setting: {line}" for line in lines]
+    if newest.finite is False:
+        words.append(unusable(directory, nonfinite_in(newest.tree["state"])))
+    for line in words[1 + len(newest.skipped) :]:
+        _log.warning("%s: %s", directory, line)
+    return Resumed(state, place, window, "; ".join(words))
+
+
+def unusable(directory: Path | None, places: list[str]) -> str:
+    """In words, that a state is not finite, and what is left."""
+    more = f" and {len(places) - 3} more" if len(places) > 3 else ""
+    text = f"the state itself is not finite ({', '.join(places[:3]) or 'a part of it'}{more})"
+    finite = newest_finite(directory) if directory is not None else None
+    if finite is None:
+        return f"{text}, and there is no checkpoint with a finite one"
+    return (
+        f"{text}; the newest finite one is {finite.name}: move the later checkpoints away to go "
+        "on from there"
+    )
