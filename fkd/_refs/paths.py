@@ -135,7 +135,7 @@ def show(value: Any) -> str:
         return f"{type(value).__name__}({{{inner}}})" if inner else f"{type(value).__name__}()"
     if type(value) is dict:
         return "{" + ", ".join(f"{show(k)}: {show(v)}" for k, v in value.items()) + "}"
-    if type(value) in (tuple, list):
+    if isinstance(value, (tuple, list)) and type(value) in (tuple, list):
         inner = ", ".join(map(show, value)) + (
             "," if type(value) is tuple and len(value) == 1 else ""
         )
