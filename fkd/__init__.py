@@ -1,6 +1,7 @@
 """fkd: a functional, JAX-style library for knowledge distillation on PyTorch."""
 
 from . import adapters as adapters
+from . import interop as interop
 from . import loops as loops
 from . import losses as losses
 from . import metrics as metrics
@@ -32,6 +33,49 @@ from ._refs.refs import batch as batch
 from ._refs.refs import ref as ref
 from ._refs.refs import student as student
 from ._refs.refs import teacher as teacher
+from ._version import __version__ as __version__
 
 Report = CheckReport
 """The name of earlier versions."""
+
+__all__ = [
+    "Aux",
+    "CheckReport",
+    "Context",
+    "Drawing",
+    "Mean",
+    "Objective",
+    "ObjectiveError",
+    "Parts",
+    "Program",
+    "Ref",
+    "Report",
+    "Term",
+    "__version__",
+    "adapters",
+    "batch",
+    "call",
+    "check",
+    "draw",
+    "ema",
+    "frozen",
+    "interop",
+    "layer_map",
+    "loops",
+    "losses",
+    "mean",
+    "metric",
+    "metrics",
+    "module",
+    "ref",
+    "schedules",
+    "stop_gradient",
+    "student",
+    "teacher",
+    "term",
+    "trainable",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted({*__all__, *(name for name in globals() if name.startswith("__"))})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import graphlib
+import importlib
 import inspect
 import sys
 from collections.abc import Iterator
@@ -86,6 +87,7 @@ DOORS = {
     ("fkd", "", "loops"),  # the public names
     ("fkd", "", "losses"),
     ("fkd", "", "adapters"),
+    ("fkd", "", "interop"),  # which imports nothing before one of its names is used
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
@@ -132,7 +134,7 @@ def test_no_two_files_import_each_other():
 
 FLOORS = {
     "fkd": [
-        {"_errors", "_mean", "_trees", "_types", "metrics", "schedules"},
+        {"_errors", "_mean", "_trees", "_types", "_version", "metrics", "schedules"},
         {"_refs"},
         {"_objective"},
         {"_check", "_draw"},
@@ -226,10 +228,15 @@ def test_a_file_is_read_in_one_sitting(name):
 
 @pytest.mark.parametrize("name", [n for n in NAMES if n.endswith("__init__.py")])
 def test_a_package_file_only_gathers_names(name):
-    for node in TREES[ROOT / name].body:
+    body = [*TREES[ROOT / name].body]
+    for node in body:
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            body.extend([*node.body, *node.orelse])  # what is imported when it is first used
+            continue
         docstring = isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
         named = isinstance(node, ast.Assign | ast.AnnAssign)
-        assert docstring or named or isinstance(node, ast.Import | ast.ImportFrom)
+        listed = isinstance(node, ast.FunctionDef) and node.name in ("__dir__", "__getattr__")
+        assert docstring or named or listed or isinstance(node, ast.Import | ast.ImportFrom)
     assert "import *" not in (ROOT / name).read_text(encoding="utf-8")
 
 
@@ -281,6 +288,22 @@ def public(module: ModuleType) -> dict[str, object]:
         for n, v in vars(module).items()
         if not n.startswith("_") and not isinstance(v, ModuleType) and n not in VALUES
     }
+
+
+PACKAGES = [name for name, path in MODULES.items() if path.name == "__init__.py"]
+PACKAGES = [name for name in PACKAGES if "._" not in name]
+
+
+@pytest.mark.parametrize("name", PACKAGES)
+def test_a_package_lists_its_public_names(name):
+    """What `help` and `import *` show. A new name is written twice: imported, and in `__all__`."""
+    module = importlib.import_module(name)
+    names = {n.removeprefix(f"{name}.") for n in public(module)} - {"TYPE_CHECKING"}
+    if name == "fkd":
+        names |= VALUES | {"__version__"}
+    listed = {n for n in module.__all__ if not isinstance(getattr(module, n), ModuleType)}
+    assert listed == names
+    assert len(module.__all__) == len(set(module.__all__))
 
 
 @pytest.mark.parametrize("name", public(fkd) | public(fkd.losses))

@@ -27,3 +27,30 @@ from ._temperature import LearnableTemperature as LearnableTemperature
 from ._temperature import StudentTemperature as StudentTemperature
 from ._variance import PADVariance as PADVariance
 from ._variance import VarianceHead as VarianceHead
+
+__all__ = [
+    "AFDAttention",
+    "ChannelAttention",
+    "ConvRegressor",
+    "DINOHead",
+    "GlobalContext",
+    "InstanceTemperature",
+    "LayerAttention",
+    "LearnableTemperature",
+    "LinearProjection",
+    "MLPProjection",
+    "MaskedGenerator",
+    "NonLocal",
+    "OrthogonalProjector",
+    "PADVariance",
+    "PairProjections",
+    "Paraphraser",
+    "ReviewFusion",
+    "SRRLConnector",
+    "SemCKDAttention",
+    "SimKDProjector",
+    "StudentTemperature",
+    "TokenGenerator",
+    "Translator",
+    "VarianceHead",
+]

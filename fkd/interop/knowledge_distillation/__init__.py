@@ -26,3 +26,18 @@ from ._losses import cos as cos
 from ._losses import cross_entropy as cross_entropy
 from ._losses import mse as mse
 from ._losses import mse_with_mask as mse_with_mask
+
+__all__ = [
+    "Adapted",
+    "Evaluator",
+    "IEvaluator",
+    "KnowledgeDistiller",
+    "MultiLayerBasedDistillationEvaluator",
+    "MultiLayerBasedDistillationLoss",
+    "attention_mse_with_mask",
+    "cos",
+    "cross_entropy",
+    "mse",
+    "mse_with_mask",
+    "terms_from_config",
+]

@@ -40,3 +40,16 @@ from ._forward import outputs as outputs
 from ._layers import init_from_layers as init_from_layers
 from ._save import save_pretrained as save_pretrained
 from ._types import Capture as Capture
+
+__all__ = [
+    "Capture",
+    "Prepared",
+    "default_inputs",
+    "init_from_layers",
+    "install_output_hooks",
+    "is_causal",
+    "is_transformers",
+    "outputs",
+    "prepare",
+    "save_pretrained",
+]

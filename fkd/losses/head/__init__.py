@@ -17,3 +17,23 @@ from ._named import total_variation as total_variation
 from ._named import z_loss as z_loss
 from ._sizes import chunk_budget as chunk_budget
 from ._sizes import chunk_tokens as chunk_tokens
+
+__all__ = [
+    "Divergence",
+    "alpha_divergence",
+    "chunk_budget",
+    "chunk_tokens",
+    "cross_entropy",
+    "elementwise",
+    "head_divergence",
+    "head_divergence_and_metrics",
+    "head_metrics",
+    "jsd",
+    "kl",
+    "reverse_kl",
+    "skew_kl",
+    "skew_reverse_kl",
+    "soft_cross_entropy",
+    "total_variation",
+    "z_loss",
+]
