@@ -87,9 +87,14 @@ def correlation(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) ->
 
 def correlation_distance(x: Tensor, y: Tensor, dim: int, counts: Tensor | None = None) -> Tensor:
     """`1 - correlation`, never negative and accurate near equality; 1 for a constant vector."""
-    x, y = _deviation(x, dim, counts), _deviation(y, dim, counts)
+    x, y = (_of_length_one(_deviation(z, dim, counts), dim) for z in (x, y))
     vary = (x != 0).any(dim) & (y != 0).any(dim)
     return torch.where(vary, 0.5 * (x - y).square().sum(dim), 1.0)
+
+
+def _of_length_one(deviation: Tensor, dim: int) -> Tensor:
+    """Divided by its length, which is 1 or more, as the largest entry is 1, or 0 throughout."""
+    return deviation * deviation.square().sum(dim, keepdim=True).clamp(min=1.0).rsqrt()
 
 
 def _deviation(x: Tensor, dim: int, counts: Tensor | None) -> Tensor:
