@@ -65,14 +65,17 @@ def head_divergence(
       student_bias: `[student_vocab]`.
       teacher_bias: `[teacher_vocab]`.
       labels: `[*batch]`, ids of the student's vocabulary, for `cross_entropy` and for the mask.
-      temperature: T > 0, a number or a 0-d tensor; a constant to the gradient.
+      temperature: T > 0, a number or a 0-d tensor. One that requires grad is refused, except with
+        `strategy="materialized"`.
       where: `[*batch]`, True where a position counts. Others add 0 and no gradient.
       ignore_index: positions with this label do not count, in any of the divergences.
       shift: position t predicts `labels[t + 1]`; the last position does not count. `where` is
         about positions, and is not shifted.
-      student_logit_scale: factor of the student's logits, a number or a 0-d tensor.
+      student_logit_scale: factor of the student's logits, a number or a 0-d tensor; it may be
+        learned, and so may the weights of the divergences.
       teacher_logit_scale: the same of the teacher's.
-      student_softcap: bound of the student's logits, a number or a 0-d tensor.
+      student_softcap: bound of the student's logits, a number or a 0-d tensor. A learned one
+        needs `strategy="materialized"`.
       teacher_softcap: the same of the teacher's.
       student_vocabulary: `[shared]`, the student's ids of the shared vocabulary, or a slice such
         as `slice(0, 151_643)`. Both distributions are over the shared entries; a position whose
@@ -81,7 +84,8 @@ def head_divergence(
       logits_dtype: of the stored logits; by default float32 for half-precision inputs. bfloat16
         halves their memory, and rounds away the gradient of nearly converged students.
       strategy: "materialized" is the definition; "chunked" runs on every device; "fused" uses
-        Triton kernels; "auto" is "fused" where it runs, else "chunked".
+        Triton kernels; "auto" is "fused" where it runs, else "chunked". Inside `torch.vmap` all
+        of them are "materialized".
       chunk_size: tokens at a time; see `head.chunk_tokens` for the default.
 
     Returns:
@@ -89,8 +93,8 @@ def head_divergence(
       their number. `.value` is the mean, in nats.
 
     Raises:
-      ValueError: shapes that do not fit, a missing label or teacher, or a teacher that requires
-        grad.
+      ValueError: shapes that do not fit, a missing label or teacher, or a gradient that the
+        strategy does not compute (by the teacher, a temperature, a softcap).
 
     Example:
       >>> from fkd.losses import head, head_divergence

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._carry import carry
-from ._problem import Problem, Result
+from ._problem import Head, Problem, Result, tracked
 from ._products import add_outer, logits, prepared
 from ._rows import row_gradient, row_values, rows_of
 from ._sizes import block_rows
@@ -33,27 +33,30 @@ class Gradients:
     hidden: Tensor | None
     weight: Tensor | None
     bias: Tensor | None
+    scale: Tensor | None
+
+    @property
+    def sums(self) -> tuple[Tensor | None, ...]:
+        return self.hidden, self.weight, self.bias, self.scale
 
     @property
     def wanted(self) -> bool:
-        return not (self.hidden is None and self.weight is None and self.bias is None)
+        return any(x is not None for x in self.sums)
 
 
 def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Result:
     """The weighted sum over tokens, with the gradients of those inputs that require one."""
-    # Views, since a compiler knows inside torch.func.grad of a view only that it requires grad.
-    hidden, weight, bias = (None if x is None else x.view_as(x) for x in problem.student[:3])
-    wanted = [torch.is_grad_enabled() and x is not None and x.requires_grad
-              for x in (hidden, weight, bias)]  # fmt: skip
+    inputs = [tracked(x) for x in problem.student[:4]]
+    weights = [tracked(w) for w, _ in problem.divergence.terms]
     with torch.no_grad():
-        sums = _zeros(problem, wanted)
+        sums = _zeros(problem, [x is not None for x in inputs])
         values = _sweep(problem, chunk, rows, sums)
+        columns = [column.sum() for column in values.unbind(-1)[: len(weights)]]
         total = values.new_zeros(())
-        for (w, _), column in zip(problem.divergence.terms, values.unbind(-1), strict=False):
-            total = total + w * column.sum()
-    inputs = [x for x, want in zip((hidden, weight, bias), wanted, strict=True) if want]
-    gradients = [x for x in (sums.hidden, sums.weight, sums.bias) if x is not None]
-    pairs = [(x, g.to(x.dtype)) for x, g in zip(inputs, gradients, strict=True) if x is not None]
+        for (w, _), column in zip(problem.divergence.terms, columns, strict=True):
+            total = total + w * column
+    gradients = zip([*inputs, *weights], [*sums.sums, *columns], strict=True)
+    pairs = [(x, g.to(x)) for x, g in gradients if x is not None and g is not None]
     return Result(carry(total, [x for x, _ in pairs], [g for _, g in pairs]), values)
 
 
@@ -90,7 +93,8 @@ def _zeros(problem: Problem, wanted: list[bool]) -> Gradients:
     hidden = torch.empty_like(student.hidden) if wanted[0] else None
     weight = torch.zeros_like(student.weight, dtype=problem.dtype) if wanted[1] else None
     bias = student.weight.new_zeros(student.weight.shape[0], dtype=problem.dtype)
-    return Gradients(hidden, weight, bias if wanted[2] else None)
+    scale = student.weight.new_zeros((), dtype=problem.dtype)
+    return Gradients(hidden, weight, bias if wanted[2] else None, scale if wanted[3] else None)
 
 
 def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Gradients) -> Tensor:
@@ -110,14 +114,30 @@ def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Gradients) -> 
         parts.append(values)
         if sums.wanted:
             gradient = gradient.to(hidden.dtype)
-        if sums.hidden is not None:
-            sums.hidden[cut] = gradient @ student.weight
+        if sums.hidden is not None or sums.scale is not None:
+            back = gradient @ student.weight
+            if sums.hidden is not None:
+                sums.hidden[cut] = back
+            if sums.scale is not None:
+                sums.scale.add_(_by_scale(student, hidden, back, gradient))
         if sums.weight is not None:
             add_outer(sums.weight, gradient, hidden)
         if sums.bias is not None:
             sums.bias.add_(gradient.sum(0, dtype=sums.bias.dtype))
     columns = len(problem.columns)
     return torch.cat(parts) if parts else problem.keep.new_zeros((0, columns), dtype=problem.dtype)
+
+
+def _by_scale(student: Head, hidden: Tensor, back: Tensor, gradient: Tensor) -> Tensor:
+    """The derivative by the scale, `sum_v g_v z_v / scale` with z = hidden weight^T + bias.
+
+    The sum over the vocabulary is that of the gradient by the hidden states times these.
+    """
+    total = (back.to(gradient.dtype) * hidden).sum()
+    if student.bias is not None:
+        total = total + (gradient.sum(0) * student.bias).sum()
+    assert student.scale is not None
+    return total / student.scale
 
 
 def _buffers(problem: Problem, rows: int) -> tuple[Tensor | None, Tensor | None]:

@@ -14,7 +14,7 @@ from ._divergence import Divergence, Phi
 from ._fused import fused_rows, unfusible
 from ._inputs import Side, Targets, problem_of
 from ._materialized import materialized
-from ._problem import Number, Problem, Result, Vocabulary
+from ._problem import Number, Problem, Result, Vocabulary, tracked
 from ._sizes import chunk_tokens
 
 Strategy = Literal["auto", "materialized", "chunked", "fused"]
@@ -75,6 +75,8 @@ def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Resul
     if strategy == "materialized":
         return materialized(problem)
     _check_constants(problem)
+    if _mapped():
+        return materialized(problem)
     if strategy == "auto":
         strategy = "fused" if problem.keep.is_cuda and unfusible(problem) is None else "chunked"
     if strategy == "fused" and (reason := unfusible(problem)) is not None:
@@ -94,11 +96,27 @@ def _chunk(problem: Problem, chunk_size: int | None) -> int:
 
 
 def _check_constants(problem: Problem) -> None:
-    """The gradient is computed for the student alone: say so rather than lose the teacher's."""
-    teacher = () if problem.teacher is None else problem.teacher[:3]
-    # Of a view, since a compiler inside torch.func.grad knows it of nothing else.
-    if any(x is not None and x.view_as(x).requires_grad for x in teacher):
+    """The gradient is computed for the student alone: say so rather than lose another."""
+    named: dict[str, Number | None] = {
+        "temperature": problem.temperature,
+        "student_softcap": problem.student.softcap,
+    }
+    if problem.teacher is not None:
+        names = ("hidden", "weight", "bias", "logit_scale", "softcap")
+        named |= {f"teacher_{n}": x for n, x in zip(names, problem.teacher, strict=True)}
+    learned = [name for name, x in named.items() if tracked(x) is not None]
+    if learned:
         raise ValueError(
-            "head_divergence: the teacher requires grad; a constant is expected. Detach "
-            "teacher_hidden, teacher_weight and teacher_bias, or use strategy='materialized'."
+            f"head_divergence: {', '.join(learned)} requires grad; a constant is expected, since "
+            "this strategy computes the gradient by the student's hidden states, weight, bias and "
+            "scale, and by the weights of the divergences. Detach it, or use "
+            "strategy='materialized'."
         )
+
+
+def _mapped() -> bool:
+    """Whether `torch.vmap` is at work: it has no rule for sums that are added to in place."""
+    if torch.compiler.is_compiling():
+        return False
+    levels = torch._C._functorch.get_interpreter_stack() or []  # pyright: ignore
+    return any(level.key() == torch._C._functorch.TransformType.Vmap for level in levels)  # pyright: ignore

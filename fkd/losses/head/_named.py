@@ -1,7 +1,9 @@
 """The named divergences. p is the teacher's distribution, q the student's; 0 log 0 = 0.
 
-A rule returns the summand phi and `d phi / d log q`, the latter without its multiples of q:
-they cancel in q (g - E_q[g]).
+Some summands have q - p, m - p or m - q added, which sum to 0 over the vocabulary, so that no
+entry is negative. A rule returns the summand phi and `d phi / d log q`, the latter with that
+multiple of q added which makes it 0 at p = q: multiples of q cancel in q (g - E_q[g]), and the
+gradient of a nearly converged student keeps its digits when there is little to cancel.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ def kl() -> Divergence:
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
-    return one("kl", lambda log_p, log_q, p, q: (_product(p, log_p - log_q), -p))
+    return one("kl", lambda log_p, log_q, p, q: (_product(p, log_p - log_q) + (q - p), q - p))
 
 
 def soft_cross_entropy() -> Divergence:
@@ -35,7 +37,7 @@ def soft_cross_entropy() -> Divergence:
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
-    return one("soft_cross_entropy", lambda log_p, log_q, p, q: (-_product(p, log_q), -p))
+    return one("soft_cross_entropy", lambda log_p, log_q, p, q: (q - p - _product(p, log_q), q - p))
 
 
 def reverse_kl() -> Divergence:
@@ -94,7 +96,7 @@ def skew_kl(skew: float = 0.1) -> Divergence:
 
     def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
         m = _mixture(q, p, skew)
-        return p * (_finite(log_p) - torch.log(m)), (skew - 1) * (p * q / m)
+        return p * (_finite(log_p) - torch.log(m)) + (m - p), (1 - skew) * q * ((m - p) / m)
 
     return one("skew_kl", rule, skew)
 
@@ -118,7 +120,7 @@ def skew_reverse_kl(skew: float = 0.1) -> Divergence:
     def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
         m = _mixture(p, q, skew)
         phi = q * (_finite(log_q) - torch.log(m))
-        return phi, phi - skew * (q * q / m)
+        return phi + (m - q), phi + skew * q * ((m - q) / m)
 
     return one("skew_reverse_kl", rule, skew)
 
@@ -164,7 +166,7 @@ def alpha_divergence(alpha: float) -> Divergence:
         power = torch.exp(exponent).masked_fill(dead, 0.0)
         # alpha p + (1 - alpha) q sums to 1; taking it out entry by entry keeps them >= 0.
         phi = (alpha * p + (1 - alpha) * q - power) / (alpha * (1 - alpha))
-        return phi, -power / alpha
+        return phi, (q - power) / alpha
 
     return one("alpha_divergence", rule, alpha)
 

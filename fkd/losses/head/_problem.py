@@ -15,6 +15,15 @@ Vocabulary = Tensor | slice
 METRICS = ("student_entropy", "teacher_entropy", "agreement")
 
 
+def tracked(x: Number | None) -> Tensor | None:
+    """`x` if a gradient is to be had by it, else None."""
+    if not isinstance(x, Tensor) or not torch.is_grad_enabled():
+        return None
+    # Of a view, since a compiler inside torch.func.grad knows it of nothing else.
+    view = x.view_as(x)
+    return view if view.requires_grad else None
+
+
 class Head(NamedTuple):
     """The inputs of one model's head, and what it does to the product.
 

@@ -46,3 +46,28 @@ def test_hidden_states_and_weights_of_different_types(strategy, hidden, weight) 
     torch.testing.assert_close(got.double(), want, rtol=1e-5, atol=1e-6)
     for a, b in zip(grads, want_grads, strict=True):
         torch.testing.assert_close(a.double(), b, rtol=1e-2, atol=1e-3)
+
+
+NEAR = [head.kl(), head.soft_cross_entropy(), head.skew_kl(), head.skew_reverse_kl(), head.jsd()]
+
+
+@pytest.mark.parametrize("divergence", [*NEAR, head.alpha_divergence(0.5)], ids=repr)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_gradient_near_convergence(divergence, strategy: str) -> None:
+    """A large vocabulary in float32, one entry far above the others: the gradient keeps digits."""
+    g = torch.Generator().manual_seed(0)
+    t = 3 * torch.randn(4, 20_000, generator=g, dtype=torch.float64)
+    t[:, 0] += 12
+    s = t + 0.05 * torch.randn(4, 20_000, generator=g, dtype=torch.float64)
+
+    def gradient(dtype: torch.dtype) -> torch.Tensor:
+        hidden = torch.eye(4, dtype=dtype)
+        weight = s.float().to(dtype).T.contiguous().requires_grad_()
+        teacher = t.float().to(dtype).T.contiguous()
+        mean = head_divergence(
+            hidden, weight, hidden, teacher, divergence=divergence, strategy=strategy
+        )
+        return torch.autograd.grad(mean.total, weight)[0].double()
+
+    want = gradient(torch.float64)
+    assert (gradient(torch.float32) - want).abs().max() < 2e-5 * want.abs().max()
