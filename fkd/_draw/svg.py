@@ -53,7 +53,7 @@ def render(shown: Picture) -> str:
         f'height="{at.height:.0f}" viewBox="0 0 {at.width:.0f} {at.height:.0f}" '
         f'style="max-width:100%;height:auto" font-family="{SANS}">',
         f"<title>{_text(f'distillation objective of {len(shown.bands)} terms')}</title>",
-        f"<style>{_dark()}</style>",
+        f"<style>{dark_rules()}</style>",
         f'<rect width="100%" height="100%" rx="12" fill="{PAPER[0]}" class="paper"/>',
         *_heads(at),
         *_panels(shown, at),
@@ -64,7 +64,8 @@ def render(shown: Picture) -> str:
     return "\n".join(parts) + "\n"
 
 
-def _dark() -> str:
+def dark_rules() -> str:
+    """The style of a page that is dark."""
     rules = [
         f".fkd .{tint}.box{{fill:{fill};stroke:{line}}}.fkd .{tint}.line{{stroke:{line}}}"
         f".fkd .{tint}.tip{{fill:{line}}}"

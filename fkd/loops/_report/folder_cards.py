@@ -2,35 +2,41 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
-import xml.etree.ElementTree as ElementTree
 from collections.abc import Mapping
 from html import escape
 from pathlib import Path
 from typing import Any
 
+from .._files import read_bytes
+from .drawing import drawing as read_drawing
 from .heat_map import heat_map
 from .page import card, section, table
+
+MOST_LAYERS, DEEPEST = 500, 20  # of what is drawn
 
 
 def _read_json(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        return json.loads(read_bytes(path))
+    except (OSError, ValueError, RecursionError):
         return None
 
 
 def similarity(folder: Path) -> str:
     """The heat map of `similarity.json`; empty if it is not there, or damaged."""
-    found = _read_json(folder / "similarity.json")
     try:
-        rows = [str(x) for x in found["student_layers"]]
-        columns = [str(x) for x in found["teacher_layers"]]
-        values = [[math.nan if x is None else float(x) for x in row] for row in found["values"]]
-        if [len(row) for row in values] != [len(columns)] * len(rows) or not rows:
+        table_of = _read_json(folder / "similarity.json")
+        rows = [str(x) for x in table_of["student_layers"]]
+        columns = [str(x) for x in table_of["teacher_layers"]]
+        values = [[math.nan if x is None else float(x) for x in row] for row in table_of["values"]]
+        if [len(row) for row in values] != [len(columns)] * len(rows) or not rows or not columns:
             raise ValueError
-    except (TypeError, KeyError, ValueError):
+    except (TypeError, KeyError, ValueError, OverflowError, RecursionError):
+        return ""
+    if max(len(rows), len(columns)) > MOST_LAYERS:
         return ""
     text = (
         '<p class="sub">Linear CKA of the hidden states: 1 where a student layer holds the same '
@@ -43,32 +49,13 @@ def similarity(folder: Path) -> str:
 def objective(folder: Path) -> list[str]:
     """The drawing and the table of the terms, where they are there."""
     cards: list[str] = []
-    drawing = _drawing(folder / "graph.svg")
-    if drawing:
-        cards.append(card("Graph", f'<div class="drawing">{drawing}</div>', wide=True))
-    check = folder / "check.txt"
-    if check.exists():
-        text = check.read_text(encoding="utf-8", errors="replace")
+    graph = read_drawing(folder / "graph.svg")
+    if graph:
+        cards.append(card("Graph", f'<div class="drawing">{graph}</div>', wide=True))
+    with contextlib.suppress(OSError):
+        text = read_bytes(folder / "check.txt").decode(errors="replace")
         cards.append(card("Terms", f"<pre>{escape(text)}</pre>", wide=True))
     return cards
-
-
-def _drawing(path: Path) -> str:
-    """The SVG without scripts, handlers and references to elsewhere; empty if it is none."""
-    ElementTree.register_namespace("", "http://www.w3.org/2000/svg")
-    try:
-        root = ElementTree.fromstring(path.read_bytes())
-    except (OSError, ElementTree.ParseError):
-        return ""
-    for parent in list(root.iter()):
-        for child in list(parent):
-            if str(child.tag).rsplit("}", 1)[-1].lower() in ("script", "foreignobject", "image"):
-                parent.remove(child)
-        for name, value in list(parent.attrib.items()):
-            local = name.rsplit("}", 1)[-1].lower()
-            if local.startswith("on") or (local == "href" and not value.startswith("#")):
-                del parent.attrib[name]
-    return ElementTree.tostring(root, encoding="unicode")
 
 
 def settings(folder: Path, constant: list[tuple[str, str]]) -> str:
@@ -82,12 +69,19 @@ def settings(folder: Path, constant: list[tuple[str, str]]) -> str:
     return section("Settings", cards)
 
 
-def _rows(values: Mapping[str, Any], path: str = "") -> list[tuple[str, str]]:
+def _rows(values: Mapping[str, Any], path: str = "", depth: int = 0) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = []
     for key, value in values.items():
         name = f"{path}/{key}" if path else str(key)
-        if isinstance(value, Mapping) and value:
-            rows += _rows(value, name)
+        if isinstance(value, Mapping) and value and depth < DEEPEST:
+            rows += _rows(value, name, depth + 1)
         else:
-            rows.append((name, value if isinstance(value, str) else json.dumps(value)))
+            rows.append((name, value if isinstance(value, str) else _text(value)))
     return rows
+
+
+def _text(value: Any) -> str:
+    try:
+        return json.dumps(value)
+    except (RecursionError, ValueError):
+        return "(nested too deep to be shown)"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -18,7 +20,9 @@ from .chart_card import chart_card
 from .charts import number, step_range
 from .folder_cards import objective, settings, similarity
 from .page import page, section, tile
-from .series import Run, Series, collect, running_time
+from .series import History, Series, collect, running_time
+
+_log = logging.getLogger("fkd")
 
 
 def report(
@@ -52,7 +56,7 @@ def report(
     if not folder.is_dir():
         raise ValueError(f"report: {folder} is not a folder; the folder of a run is expected.")
     lines = folder / "metrics.jsonl"
-    run = collect(read_log(lines) if lines.exists() else [])
+    run = collect(_records(lines))
     if metric is not None and metric not in run.series:
         known = ", ".join(run.series) or "nothing"
         raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
@@ -72,7 +76,18 @@ def report(
     return path
 
 
-def _subtitle(run: Run) -> str:
+def _records(path: Path) -> list[dict[str, Any]]:
+    """The log, so far as it can be read; a page about what else is there is of use, too."""
+    if not path.exists():
+        return []
+    try:
+        return list(read_log(path))
+    except OSError as error:
+        _log.warning("report: %s cannot be read: %s", path, error.strerror)
+        return []
+
+
+def _subtitle(run: History) -> str:
     if not run.times:
         return "Nothing has been logged yet."
     day = "%Y-%m-%d %H:%M"
@@ -85,12 +100,12 @@ def _subtitle(run: Run) -> str:
     return text
 
 
-def _metric(run: Run) -> str | None:
+def _metric(run: History) -> str | None:
     names = [n for n in run.series if n.split("/")[0] in run.kinds]
     return next((n for n in names if "loss" not in n), next(iter(names), None))
 
 
-def _tiles(run: Run, metric: str | None, higher_is_better: bool | None) -> str:
+def _tiles(run: History, metric: str | None, higher_is_better: bool | None) -> str:
     found: list[str] = []
     if metric and len(run.series[metric].finite):
         found += _metric_tiles(run.series[metric], higher_is_better)
@@ -134,7 +149,7 @@ def _loss_tile(total: Series) -> str:
     return tile("Total loss", number(last), start, kind="" if math.isfinite(last) else "warn")
 
 
-def _sections(folder: Path, run: Run) -> str:
+def _sections(folder: Path, run: History) -> str:
     groups: dict[str, list[Series]] = {}
     constant: list[tuple[str, str]] = []
     for name, series in run.series.items():

@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-Array = npt.NDArray[np.float64]
+from .._log.lines import NOT_VALUES
 
-_NOT_VALUES = ("step", "time", "kind", "epoch")
+Array = npt.NDArray[np.float64]
 
 
 class Series(NamedTuple):
@@ -33,7 +33,7 @@ class Series(NamedTuple):
         return self.values[np.isfinite(self.values)]
 
 
-class Run(NamedTuple):
+class History(NamedTuple):
     """What the log of a run says.
 
     Attributes:
@@ -52,7 +52,7 @@ class Run(NamedTuple):
     epoch: int | float | None
 
 
-def collect(records: Iterable[Mapping[str, Any]]) -> Run:
+def collect(records: Iterable[Mapping[str, Any]]) -> History:
     """The series of a log. A step that was logged twice counts once, as logged last."""
     points: dict[str, tuple[list[int], list[int | float]]] = {}
     places: dict[str, dict[str, tuple[list[int], list[int | float]]]] = {}  # by kind and name
@@ -65,7 +65,7 @@ def collect(records: Iterable[Mapping[str, Any]]) -> Run:
         if "time" in record:
             times.append(record["time"])
         for name, value in record.items():
-            if name in _NOT_VALUES or not isinstance(value, (int, float)):
+            if name in NOT_VALUES or not isinstance(value, (int, float)):
                 continue
             at = place.get(name)
             if at is None:
@@ -73,7 +73,7 @@ def collect(records: Iterable[Mapping[str, Any]]) -> Run:
             at[0].append(step)
             at[1].append(value)
     series = {name: _series(name, *at) for name, at in points.items()}
-    return Run(series, places.keys() - {"train"}, times, last, epoch)
+    return History(series, places.keys() - {"train"}, times, last, epoch)
 
 
 def _full_name(kind: str, name: str) -> str:

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
+import html
 import json
+import os
 import re
 import time
+import xml.etree.ElementTree as ElementTree
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+import fkd
+from fkd._draw.svg import dark_rules
 from fkd.loops._log.log import open_log
 from fkd.loops._report.report import report
+
+from ..training import objective
 
 VOID = {"meta", "br", "input", "link", "img", "hr"}
 
@@ -79,7 +88,7 @@ def run(tmp_path: Path) -> Path:
                 log.write(values, step=step, kind="eval", epoch=1)
         log.hyperparameters({"optimizer": {"lr": 0.001}, "name": "<b>bold</b>"})
         log.text("check", "term <kd>")
-        log.graph('<svg xmlns="http://www.w3.org/2000/svg" id="graph"><text>kd</text></svg>')
+        log.graph('<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 9 9"><text>kd</text></svg>')
     names = {"student_layers": ["0", "1"], "teacher_layers": ["0", "6", "12"]}
     values = [[1.0, 0.5, 0.25], [0.25, 0.5, 0.875]]
     (folder / "similarity.json").write_text(json.dumps({**names, "values": values}))
@@ -233,3 +242,131 @@ def test_a_long_run_has_a_small_page(tmp_path: Path):
     assert path.stat().st_size < 600_000
     (chart,) = Page(path.read_text()).charts
     assert len(chart["series"]) == 12 and chart["series"][0]["steps"][-1] == 19_999
+
+
+SVG = 'xmlns="http://www.w3.org/2000/svg"'
+HOSTILE = [
+    '<desc><iframe xmlns="" srcdoc="EVIL"/></desc>',
+    '<iframe xmlns="http://www.w3.org/1999/xhtml" src="javascript:EVIL"/>',
+    '<meta xmlns="" http-equiv="refresh" content="0;url=http://EVIL"/>',
+    '<meta xmlns="http://www.w3.org/1999/xhtml" http-equiv="refresh" content="0;url=EVIL"/>',
+    "<script>EVIL</script>",
+    '<script xmlns="">EVIL</script>',
+    '<SCRIPT xmlns="">EVIL</SCRIPT>',
+    '<g onload="EVIL"><rect onclick="EVIL" x="1"/></g>',
+    '<a href="javascript:EVIL"><text>kd</text></a>',
+    '<use href="data:image/svg+xml,EVIL"/>',
+    "<style>* { background: url(EVIL) } @import 'EVIL';</style>",
+    '<rect style="background:url(EVIL)" fill="url(EVIL)" x="1"/>',
+    '<animate attributeName="href" values="javascript:EVIL"/>',
+    '<set attributeName="onload" to="EVIL"/>',
+    '<foreignObject><body xmlns="http://www.w3.org/1999/xhtml" onload="EVIL"/></foreignObject>',
+    '<text class="card EVIL" id="EVIL" x="1&quot; onload=&quot;EVIL">kd</text>',
+    "<title>&lt;/title&gt;&lt;script&gt;alert(1)&lt;/script&gt;</title>",
+    "<text><![CDATA[<script>alert(1)</script>]]></text>",
+    '<g filter="url(#EVIL)" d="M0 0EVIL" points="EVIL" font-family="EVIL"/>',
+]
+
+
+@pytest.mark.parametrize("part", HOSTILE)
+def test_only_what_fkd_draws_gets_into_the_page(run: Path, part: str):
+    (run / "graph.svg").write_text(f'<svg {SVG} viewBox="0 0 9 9"><text>kept</text>{part}</svg>')
+    text = report(run).read_text()
+    assert "EVIL" not in text and "<script>alert" not in text
+    tags = {tag for tag, _ in Page(text).elements}
+    assert not tags & {"iframe", "a", "use", "animate", "set", "foreignobject", "body "}
+    assert text.count("<script>") == 1
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        f'<svg {SVG} viewBox="0 0 9 9" onload="EVIL" id="EVIL" class="EVIL"><text>kd</text></svg>',
+        f'<svg {SVG} viewBox="0 0 9 EVIL"/>',
+        f'<!DOCTYPE svg [<!ENTITY a "EVIL">]><svg {SVG} viewBox="0 0 9 9"><text>&a;</text></svg>',
+        f'<svg {SVG} viewBox="0 0 9 9">{"<g>" * 5000}<text>EVIL</text>{"</g>" * 5000}</svg>',
+        "<html><script>EVIL</script></html>",
+        "",
+    ],
+)
+def test_a_drawing_of_another_form_does_no_harm(run: Path, root: str):
+    (run / "graph.svg").write_text(root)
+    assert "EVIL" not in report(run).read_text()
+
+
+def test_a_drawing_of_fkd_comes_through_whole(run: Path):
+    goal = objective(weight=fkd.schedules.linear(1.0, 0.1, steps=10))
+    svg = fkd.draw(goal).svg
+    (run / "graph.svg").write_text(svg)
+    shown = report(run).read_text()
+    drawn = [e for e in ElementTree.fromstring(svg).iter() if "}g" not in e.tag]
+    card = shown[shown.index('<div class="drawing">') : shown.index("</svg></div>")]
+    for element in drawn:
+        name = element.tag.rsplit("}", 1)[-1]
+        if name == "svg" or name == "style" or element.get("class") == "paper":
+            continue
+        for key, value in element.attrib.items():
+            assert f'{key}="{html.escape(value, quote=False)}"' in card
+    assert card.count("<path ") == svg.count("<path ")
+    assert card.count("<text ") == svg.count("<text ")
+    assert dark_rules() in card
+
+
+def test_the_page_runs_its_own_script_only(run: Path):
+    text = report(run).read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="([^"]*)"', text)
+    (script,) = re.findall(r"<script>(.*?)</script>", text, re.DOTALL)
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert f"script-src 'sha256-{digest}'" in policy
+    assert "unsafe-inline" not in policy.split("script-src")[1]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": 1, "x": 1e400}',
+        '{"step": 1, "x": %s}' % (10**400),
+        '{"step": 9007199254740991, "x": 1}',
+        '{"step": 1, "time": 1e18, "x": 1}',
+        '{"step": 1, "time": null, "x": 1}',
+        '{"step": 1, "epoch": "one", "x": 1}',
+        '{"step": 1, "epoch": 1e308, "x": 1}',
+        '{"step": 1, "kind": "", "": 1, "/": 2, "//": 3}',
+        '{"step": 1, "kind": "loss", "loss/total": 1, "loss": 2}',
+        '{"step": 1, "x": true, "y": [1], "z": {"a": 1}}',
+        '{"step": 1, "loss/total": 1e308}\n{"step": 2, "loss/total": -1e308}',
+        '{"step": 1, "loss/total": 5e-324}\n{"step": 2, "loss/total": 1e-320}',
+        '{"step": 1, "x": 1e16}\n{"step": 2, "x": 10000000000000002}',
+        '{"step": 1, "\\ud800": 1, "</script><script>alert(1)</script>": 2}',
+        "[" * 100_000,
+        "\x00" * 1000,
+    ],
+)
+def test_a_strange_line_does_not_fail_the_page(run: Path, line: str):
+    with open(run / "metrics.jsonl", "a") as file:
+        file.write(line + "\n")
+    text = report(run).read_text()
+    assert "<script>alert" not in text
+    (run / "metrics.jsonl").write_text(line + "\n")
+    report(run)
+
+
+@pytest.mark.parametrize("kind", ["folder", "fifo", "deep"])
+@pytest.mark.parametrize(
+    "name", ["metrics.jsonl", "config.json", "check.txt", "graph.svg", "similarity.json"]
+)
+def test_a_file_of_another_kind_does_not_fail_the_page(run: Path, name: str, kind: str):
+    (run / name).unlink()
+    if kind == "folder":
+        (run / name).mkdir()
+    elif kind == "fifo":
+        os.mkfifo(run / name)
+    else:
+        (run / name).write_text('{"a": ' * 50_000 + "1" + "}" * 50_000)
+    report(run)
+    (run / "config.json").unlink() if (run / "config.json").is_file() else None
+
+
+def test_settings_that_are_nested_deep_are_cut(run: Path):
+    (run / "config.json").write_text('{"a": ' * 900 + "1" + "}" * 900)
+    report(run)
