@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -201,7 +201,8 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
             raise
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            problem = f"{kind}{_first_line(error)}{_adapter_hint(term, args)}"
+            hint = _record_hint(term, args) or _adapter_hint(term, args)
+            problem = f"{kind}{_first_line(error)}{hint}"
     shapes = [f"{r!r} -> {_shape(a)}" for r, a in zip(term.args, args, strict=True)]
     if term.where is not None:
         shapes.append(f"where={term.where!r} -> {_shape(run.values[place[term.where]])}")
@@ -261,6 +262,17 @@ def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:
         f"{name_of(term.loss)}: shapes {_shape(pair[0])} and {_shape(pair[1])} would be broadcast. "
         "Index, squeeze or expand one of them, so that they agree."
     )
+
+
+def _record_hint(term: Term, args: Sequence[Any]) -> str:
+    """What to write where a whole output was given instead of one of its values."""
+    for ref, value in zip(term.args, args, strict=True):
+        if isinstance(value, Mapping):
+            first = next(iter(value), "logits")
+            return f" {ref!r} is {describe(value)}. Take one: {ref!r}.{first}."
+        if isinstance(value, tuple | list):
+            return f" {ref!r} is {describe(value)}. Take one: {ref!r}[0]."
+    return ""
 
 
 def _adapter_hint(term: Term, args: Sequence[Any]) -> str:

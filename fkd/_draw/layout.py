@@ -54,17 +54,17 @@ class Layout:
 
 def layout(shown: Picture) -> Layout:
     """Places for all boxes."""
-    found = Layout()
+    result = Layout()
     for box_id, box in shown.boxes.items():
-        found.places[box_id] = Place(0.0, TOP, *_size(box))
-    _stack(shown, found)
+        result.places[box_id] = Place(0.0, TOP, *_size(box))
+    _stack(shown, result)
     for kind in ("model", "batch", "total"):
-        _centre(shown, found, kind)
-    _columns(shown, found)
-    _ports(shown, found)
-    bottoms = [p.y + p.height / 2 for p in found.places.values()]
-    found.height = max([*bottoms, *(bottom for _, _, bottom in found.panels)]) + MARGIN
-    return found
+        _centre(shown, result, kind)
+    _columns(shown, result)
+    _ports(shown, result)
+    bottoms = [p.y + p.height / 2 for p in result.places.values()]
+    result.height = max([*bottoms, *(bottom for _, _, bottom in result.panels)]) + MARGIN
+    return result
 
 
 def text_width(text: str, size: float, *, mono: bool) -> float:
@@ -99,24 +99,24 @@ def _size(box: Box) -> tuple[float, float]:
     return max(width, 110.0 if box.curve else 64.0), height - (8 if slim else 2)
 
 
-def _stack(shown: Picture, found: Layout) -> None:
+def _stack(shown: Picture, result: Layout) -> None:
     """One band below the other; the bands of one group on a common panel."""
     y, group, top = TOP, "", TOP
     for band in shown.bands:
         if band.group != group:
             if group:
-                found.panels.append((group, top, y - BAND_GAP + 12))
+                result.panels.append((group, top, y - BAND_GAP + 12))
                 y += 14
             group, top = band.group, y
             y += GROUP_HEAD if group else 0
-        y = _band(shown, found, band, y) + BAND_GAP
+        y = _band(shown, result, band, y) + BAND_GAP
     if group:
-        found.panels.append((group, top, y - BAND_GAP + 12))
+        result.panels.append((group, top, y - BAND_GAP + 12))
 
 
-def _band(shown: Picture, found: Layout, band: Band, top: float) -> float:
+def _band(shown: Picture, result: Layout, band: Band, top: float) -> float:
     """Place one band; gives its lower end."""
-    places = found.places
+    places = result.places
     sides = (places[band.loss].height, places[band.weight].height)
     columns = [band.leaves, *_by(band.adapters, lambda a: shown.depth[a])]
     stacks = [
@@ -158,7 +158,7 @@ def _spread(places: Sequence[Place], wanted: Sequence[float], gap: float, top: f
         lowest = place.y + place.height / 2 + gap
 
 
-def _centre(shown: Picture, found: Layout, kind: str) -> None:
+def _centre(shown: Picture, result: Layout, kind: str) -> None:
     """Models on their values; batch on the models, total on the weights."""
     ids = sorted(shown.of(kind), key=lambda i: shown.boxes[i].dashed)  # what is unused comes last
     wanted: list[float] = []
@@ -170,9 +170,9 @@ def _centre(shown: Picture, found: Layout, kind: str) -> None:
             ends = [
                 e for e in ends if shown.boxes[e].kind == ("value" if kind == "model" else "model")
             ]
-        middles = [found.places[e].y for e in ends]
+        middles = [result.places[e].y for e in ends]
         wanted.append((min(middles) + max(middles)) / 2 if middles else TOP)
-    places = [found.places[i] for i in ids]
+    places = [result.places[i] for i in ids]
     _spread(places, wanted, 30.0, TOP)
     # The stack as a whole, moved up by what pushing down has added, as far as there is room.
     excess = sum(p.y - w for p, w in zip(places, wanted, strict=True)) / max(len(places), 1)
@@ -181,7 +181,7 @@ def _centre(shown: Picture, found: Layout, kind: str) -> None:
         place.y -= min(max(excess, 0.0), room)
 
 
-def _columns(shown: Picture, found: Layout) -> None:
+def _columns(shown: Picture, result: Layout) -> None:
     """Left edges of the columns, with room between them for the lines."""
     depths = sorted({d for d in shown.depth.values()})
     models = len(shown.of("model"))
@@ -202,35 +202,35 @@ def _columns(shown: Picture, found: Layout) -> None:
         if not ids:
             continue
         assert head in COLUMNS
-        width = max(found.places[i].width for i in ids)
-        repeated = any(head == h for h, _, _ in found.columns)
-        found.columns.append(("" if repeated else head, x, width))
+        width = max(result.places[i].width for i in ids)
+        repeated = any(head == h for h, _, _ in result.columns)
+        result.columns.append(("" if repeated else head, x, width))
         for box_id in ids:
-            place = found.places[box_id]
+            place = result.places[box_id]
             stretched = shown.boxes[box_id].kind in ("loss", "model")
             place.x, place.width = x, width if stretched else place.width
         gap = 40.0 if head == "losses" else after.get(head, 64.0)
         x += width + gap
-    found.width = found.columns[-1][1] + found.columns[-1][2] + MARGIN
+    result.width = result.columns[-1][1] + result.columns[-1][2] + MARGIN
 
 
-def _ports(shown: Picture, found: Layout) -> None:
+def _ports(shown: Picture, result: Layout) -> None:
     """Lines into one box end side by side, in the order in which they come."""
-    for target, place in found.places.items():
+    for target, place in result.places.items():
         sources = [a for a, b in shown.lines if b == target]
-        sources.sort(key=lambda a: found.places[a].y)
+        sources.sort(key=lambda a: result.places[a].y)
         apart = (
             0.0
             if shown.boxes[target].kind == "total"
             else min(9.0, (place.height - 12) / max(len(sources) - 1, 1))
         )
         for i, source in enumerate(sources):
-            found.ports[source, target] = place.y + (i - (len(sources) - 1) / 2) * apart
+            result.ports[source, target] = place.y + (i - (len(sources) - 1) / 2) * apart
 
 
-def free_height(found: Layout, shown: Picture, start: float, left: float, right: float) -> float:
+def free_height(result: Layout, shown: Picture, start: float, left: float, right: float) -> float:
     """The height nearest to `start` at which no adapter stands between two edges."""
-    between = [found.places[i] for i in shown.of("adapter")]
+    between = [result.places[i] for i in shown.of("adapter")]
     blocks = [p for p in between if left < p.x + p.width and p.x < right]
     sides = [p.y + side * (p.height / 2 + 6) for p in blocks for side in (-1, 1)]
     free = [y for y in (start, *sides) if all(abs(y - p.y) > p.height / 2 + 3 for p in blocks)]

@@ -79,9 +79,9 @@ class Picture:
 
 def picture(objective: Objective) -> Picture:
     """The boxes and lines of an objective."""
-    found = Picture()
+    drawing = Picture()
     tints = _tints(objective)
-    found.boxes["batch"] = Box("batch", "batch", tint="batch", tooltip="what the loader yields")
+    drawing.boxes["batch"] = Box("batch", "batch", tint="batch", tooltip="what the loader yields")
     applied = {
         r.name
         for r in map(node, objective.program.plan.refs)
@@ -89,17 +89,17 @@ def picture(objective: Objective) -> Picture:
     }
     for name in objective.models:
         if name not in applied or name in objective.program.runs:
-            found.boxes[f"model:{name}"] = _model(objective, name, tints[name])
+            drawing.boxes[f"model:{name}"] = _model(objective, name, tints[name])
     for name in objective.program.runs:
-        found.connect("batch", f"model:{name}")
+        drawing.connect("batch", f"model:{name}")
     ids: dict[Ref, tuple[str, int]] = {}
     for name, term in objective.terms.items():
-        _add_term(found, objective, tints, ids, name, term)
-    found.boxes["total"] = Box("total", "total", ("sum of weight * mean",), tint="total")
-    for band in found.bands:
-        if not found.boxes[band.weight].dashed:
-            found.connect(band.weight, "total")
-    return found
+        _add_term(drawing, objective, tints, ids, name, term)
+    drawing.boxes["total"] = Box("total", "total", ("sum of weight * mean",), tint="total")
+    for band in drawing.bands:
+        if not drawing.boxes[band.weight].dashed:
+            drawing.connect(band.weight, "total")
+    return drawing
 
 
 def _tints(objective: Objective) -> dict[str, str]:
@@ -142,27 +142,27 @@ def short(count: int) -> str:
 
 
 def _add_term(
-    found: Picture, objective: Objective, tints: dict[str, str], ids: Drawn, name: str, term: Term
+    drawing: Picture, objective: Objective, tints: dict[str, str], ids: Drawn, name: str, term: Term
 ) -> None:
     new: list[str] = []
     inputs = [*term.args, *(v for v in term.kwargs.values() if isinstance(v, Ref))]
-    sources = [_add_ref(found, objective, tints, ids, ref, new) for ref in inputs]
+    sources = [_add_ref(drawing, objective, tints, ids, ref, new) for ref in inputs]
     loss, weight = f"loss:{name}", f"weight:{name}"
     group, _, rest = name.partition("/")
     knobs = [f"{k}={show(v)}" for k, v in term.kwargs.items() if not isinstance(v, Ref)]
     lines = [name_of(term.loss) + (f"({', '.join(knobs)})" if knobs else "")]
     lines += [] if term.where is None else [f"where {term.where!r}"]
     metric = term.weight is None
-    found.boxes[loss] = Box(
+    drawing.boxes[loss] = Box(
         "loss", rest or name, tuple(lines), "plain", f"{name}: {term!r}", metric
     )
-    found.boxes[weight] = _weight(term)
+    drawing.boxes[weight] = _weight(term)
     for source in sources:
-        found.connect(source, loss)
-    found.connect(loss, weight)
-    leaves = tuple(i for i in new if i not in found.depth)
-    adapters = tuple(i for i in new if i in found.depth)
-    found.bands.append(Band(group if rest else "", loss, weight, leaves, adapters))
+        drawing.connect(source, loss)
+    drawing.connect(loss, weight)
+    leaves = tuple(i for i in new if i not in drawing.depth)
+    adapters = tuple(i for i in new if i in drawing.depth)
+    drawing.bands.append(Band(group if rest else "", loss, weight, leaves, adapters))
 
 
 def _weight(term: Term) -> Box:
@@ -196,7 +196,7 @@ def _integers(value: Any) -> Iterator[int]:
 
 
 def _add_ref(
-    found: Picture,
+    drawing: Picture,
     objective: Objective,
     tints: dict[str, str],
     ids: Drawn,
@@ -205,27 +205,27 @@ def _add_ref(
 ) -> str:
     """The id of a ref's box; a new one, and those below it, are appended to `new`."""
     drawn, band = ids.get(ref, ("", -NEAR))
-    if len(found.bands) - band < NEAR:
+    if len(drawing.bands) - band < NEAR:
         return drawn
     called = _called(ref)
     if called is None:
         below: list[str] = []
     else:
-        below = [_add_ref(found, objective, tints, ids, c, new) for c in children(called)]
-    box = f"value:{len(found.boxes)}"
-    ids[ref] = box, len(found.bands)
+        below = [_add_ref(drawing, objective, tints, ids, c, new) for c in children(called)]
+    box = f"value:{len(drawing.boxes)}"
+    ids[ref] = box, len(drawing.bands)
     if called is None:
         names = _roots(ref, objective)
         tint = "plain" if len(names) != 1 else {"batch": "batch", **tints}[names[0]]
         shown = repr(ref).replace("<lambda>", "lambda ctx: ...")
-        found.boxes[box] = Box("value", shown, tint=tint, tooltip=shown)
+        drawing.boxes[box] = Box("value", shown, tint=tint, tooltip=shown)
         for name in names:
-            found.connect("batch" if name == "batch" else f"model:{name}", box)
+            drawing.connect("batch" if name == "batch" else f"model:{name}", box)
     else:
-        found.boxes[box] = _adapter(objective, tints, called, ref)
-        found.depth[box] = 1 + max((found.depth.get(b, 0) for b in below), default=0)
+        drawing.boxes[box] = _adapter(objective, tints, called, ref)
+        drawing.depth[box] = 1 + max((drawing.depth.get(b, 0) for b in below), default=0)
     for source in below:
-        found.connect(source, box)
+        drawing.connect(source, box)
     new.append(box)
     return box
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, TypeAlias
+from typing import Any, NoReturn, TypeAlias
 
 from torch import Tensor
 
@@ -37,6 +37,16 @@ class Term:
         if self.weight is None:
             return f"metric({', '.join(shown)})"
         return f"term({', '.join([*shown, f'weight={show(self.weight)}'])})"
+
+    def _arithmetic(self, other: Any) -> NoReturn:
+        raise TypeError(
+            "terms are not added or multiplied: the objective adds them up, "
+            "{'kd': fkd.term(...), 'ce': fkd.term(...)}, and the factor is the weight, "
+            "fkd.term(..., weight=0.5)."
+        )
+
+    __add__ = __radd__ = __sub__ = __rsub__ = _arithmetic
+    __mul__ = __rmul__ = __truediv__ = __rtruediv__ = _arithmetic
 
     @property
     def refs(self) -> tuple[Ref, ...]:

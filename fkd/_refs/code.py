@@ -151,8 +151,7 @@ class Ref(Syntax):
         """A ref to what a method of the value gives."""
         if name.endswith("_"):
             raise in_place(f"{self!r}.{name}", name)
-        given = arguments(name, args, kwargs)
-        return Ref(Method(self, name, *given))
+        return Ref(Method(self, name, *arguments(name, args, kwargs)))
 
     def __getattr__(self, name: str) -> Ref:
         if name.startswith("_"):

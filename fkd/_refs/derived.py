@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .._errors import RefError
 from ..schedules import Schedule
 from .code import Call as Call
 from .code import Constant, Node, Ref, filled, refs_in
@@ -36,7 +37,13 @@ class Function(Node):
         return None
 
     def compute(self, ctx: Context, *values: Any) -> Any:
-        return self.fn(ctx)
+        value = self.fn(ctx)
+        if isinstance(value, Ref):
+            raise RefError(
+                f"{self!r} returned {value!r}, a ref and not a value. Pass the ref itself, or "
+                f"give it the context: ({value!r})(ctx)."
+            )
+        return value
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -150,6 +157,8 @@ def _hint(value: Any) -> str:
         return "A schedule moves a weight or an option: temperature=fkd.schedules.linear(...)."
     if isinstance(value, type):
         return "It is a class. Pass a ref such as student.logits."
+    if isinstance(value, str):
+        return "It is a string: write refs without quotes, student.logits."
     if isinstance(value, bool):
         return operand_hint(value)
     if isinstance(value, numbers.Number):

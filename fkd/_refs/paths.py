@@ -20,6 +20,10 @@ METHODS = frozenset(n for n in dir(Tensor) if n[0] != "_" and callable(getattr(T
 """What is called of a tensor."""
 
 
+RESULTS = ("values", "indices", "sign", "logabsdet", "U", "S", "Vh", "Q", "R")
+"""What torch calls the parts of a result such as that of `torch.max(x, -1)`."""
+
+
 def pick(value: Any, key: Any, source: object, *, bare: str = "", offered: bool = False) -> Any:
     """One step of a path: a mapping's key, a field, or an index.
 
@@ -48,6 +52,8 @@ def pick(value: Any, key: Any, source: object, *, bare: str = "", offered: bool 
 def _named(value: Any, key: str, source: object, bare: str, offered: bool) -> Any:
     if isinstance(value, Mapping) and key in value:
         return value[key]
+    if isinstance(value, tuple) and key in RESULTS and hasattr(value, key):
+        return getattr(value, key)
     if key in _fields(value):
         return getattr(value, key)
     names = [str(k) for k in value] if isinstance(value, Mapping) else _fields(value)

@@ -198,7 +198,8 @@ class Syntax:
     def __bool__(self) -> bool:
         raise TypeError(
             f"{self!r} is a ref: Python cannot decide by it (if, and, or, not, a < b < c). Masks "
-            f"are combined by &, | and ~; a choice is torch.where(mask, a, b). {HAND_OVER}"
+            "are combined by &, | and ~; a choice is torch.where(mask, a, b) or "
+            f"torch.maximum(a, b). {HAND_OVER}"
         )
 
     def __len__(self) -> int:

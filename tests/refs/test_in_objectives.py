@@ -165,6 +165,9 @@ def test_a_drawing_shows_operations_as_code():
             lambda: term(mse, student.logits, teacher.logits, where=~batch.labels),
             r"batch\.labels == 0",
         ),
+        (lambda: term(kl, student.logits, lambda c: teacher.logits / 2), r"a ref and not a value"),
+        (lambda: term(kl, student, teacher), r"student is a mapping.*Take one: student\.hidden"),
+        (lambda: term(mse, student.logits.max(0), teacher.logits), r"max\(0\)\[0\]"),
         (lambda: term(kl, student.logits @ batch.x, teacher.logits), r"failed on a tensor"),
     ],
 )
@@ -178,6 +181,24 @@ def test_where_and_weight_take_comparisons_of_refs_alone():
         term(kl, student.logits, teacher.logits, where=student.labels == batch.labels)
     same = call(torch.eq, student.logits.argmax(-1), batch.labels)
     assert repr(term(kl, student.logits, teacher.logits, where=same)).endswith("weight=1.0)")
+
+
+def test_terms_are_not_added_or_multiplied():
+    one = term(kl, student.logits, teacher.logits)
+    for build in (lambda: 0.5 * one, lambda: one / 2, lambda: one + one, lambda: sum([one, one])):
+        with pytest.raises(TypeError, match=r"the factor is the weight"):
+            build()
+
+
+@pytest.mark.compile
+def test_the_values_of_a_maximum_have_names():
+    goal = Objective(
+        term(mse, student.logits.max(-1).values, torch.max(teacher.logits, -1)[0]),
+        student=trained(Net()), teacher=frozen(Net()),
+    )  # fmt: skip
+    values, parts = data(), goal.init()
+    loss = torch.compile(lambda p, v: goal(p, v)[0], fullgraph=True, backend="aot_eager")
+    assert torch.allclose(loss(parts, values), goal(parts, values)[0])
 
 
 @pytest.mark.plain  # the run-time type check refuses refs by its own words
