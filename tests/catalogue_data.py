@@ -77,6 +77,7 @@ COSTS: dict[str, str] = {
     "similarity_preserving": _BATCH,
     "correlation_congruence": _BATCH,
     "infonce": _BATCH,
+    "cos_nce": _BATCH,
     "irg_edge": _BATCH,
     "pkt": _BATCH,
     "cka": _BATCH,

@@ -118,6 +118,7 @@ from ._samples.cka import cka_rbf as cka_rbf
 from ._samples.irg import irg_edge as irg_edge
 from ._samples.irg import irg_transformation as irg_transformation
 from ._samples.neighbourhood import correlation_congruence as correlation_congruence
+from ._samples.neighbourhood import cos_nce as cos_nce
 from ._samples.neighbourhood import infonce as infonce
 from ._samples.neighbourhood import pkt as pkt
 from ._samples.ranking import hinge_ranking as hinge_ranking
@@ -173,6 +174,7 @@ __all__ = [
     "cka_rbf",
     "corrected_teacher",
     "correlation_congruence",
+    "cos_nce",
     "cosine",
     "counted_where",
     "crd",

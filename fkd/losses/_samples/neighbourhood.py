@@ -159,13 +159,7 @@ def infonce(
       arXiv:1807.03748.
     """
     positive("infonce", temperature=temperature)
-    student, teacher = rows("infonce", where, student_features, teacher_features)
-    if student.shape != teacher.shape:
-        raise ValueError(
-            f"infonce: student_features {tuple(student.shape)} and teacher_features "
-            f"{tuple(teacher.shape)} must have the same width. Map the student first, for example "
-            f"with fkd.trainable(torch.nn.Linear({student.shape[1]}, {teacher.shape[1]}))."
-        )
+    student, teacher = _same_width("infonce", where, student_features, teacher_features)
     scores = product(unit(student), unit(teacher).mT) / temperature
     matching = scores.diagonal()
     if where is not None:
@@ -173,3 +167,56 @@ def infonce(
         # A row of -inf alone has no finite gradient: keep the diagonal of excluded rows.
         scores = torch.diagonal_scatter(scores, matching)
     return keep(scores.logsumexp(-1) - matching, where)
+
+
+def cos_nce(
+    student_features: Float[Tensor, "batch ..."],
+    teacher_features: Float[Tensor, "batch ..."],
+    *,
+    where: Bool[Tensor, " batch"] | Int[Tensor, " batch"] | None = None,
+) -> Float[Tensor, " batch"]:
+    """Contrast by angles: near the teacher's vector of a sample, far from the others' (LRC-BERT).
+
+        g_ij = 1 - cos(s_i, t_j)
+        value_i = g_ii + 1/K * sum_{j != i} (2 - (g_ij - g_ii))
+
+    The K negatives are the teacher's vectors of the other samples of the batch; without any,
+    g_ii alone is left. 2 is the largest distance, so no margin is to be chosen.
+
+    Args:
+      student_features: `[batch, ...]`, flattened to `[batch, features]`.
+      teacher_features: `[batch, ...]`, with the same number of features.
+      where: `[batch]`, True where a sample counts. The others are no negatives.
+
+    Returns:
+      `[batch]`, one value per sample, in [0, 6].
+
+    Example:
+      >>> cos_nce(torch.eye(2), torch.eye(2))
+      tensor([1., 1.])
+
+    Reference:
+      Fu et al., LRC-BERT: Latent-representation Contrastive Knowledge Distillation for Natural
+      Language Understanding, arXiv:2012.07335.
+    """
+    student, teacher = _same_width("cos_nce", where, student_features, teacher_features)
+    distance = 1 - product(unit(student), unit(teacher).mT)
+    near = distance.diagonal()
+    weight, count = counted(where, student)
+    negatives = (count - weight).clamp(min=1.0)
+    others = weight - torch.diag_embed(weight)  # [anchor, negative]
+    far = ((2 - distance + near[:, None]) * others).sum(-1) / negatives
+    return keep(near + far, where)
+
+
+def _same_width(
+    loss: str, where: Tensor | None, student_features: Tensor, teacher_features: Tensor
+) -> tuple[Tensor, Tensor]:
+    student, teacher = rows(loss, where, student_features, teacher_features)
+    if student.shape != teacher.shape:
+        raise ValueError(
+            f"{loss}: student_features {tuple(student.shape)} and teacher_features "
+            f"{tuple(teacher.shape)} must have the same width. Map the student first, for example "
+            f"with fkd.trainable(torch.nn.Linear({student.shape[1]}, {teacher.shape[1]}))."
+        )
+    return student, teacher

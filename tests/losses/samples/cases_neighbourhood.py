@@ -7,7 +7,16 @@ from math import exp, factorial
 import numpy as np
 from scipy.special import log_softmax
 
-from fkd.losses import cka, cka_linear, cka_rbf, correlation_congruence, infonce, irg_edge, pkt
+from fkd.losses import (
+    cka,
+    cka_linear,
+    cka_rbf,
+    correlation_congruence,
+    cos_nce,
+    infonce,
+    irg_edge,
+    pkt,
+)
 
 from ..case import Case, pair
 from .cases_rkd import features, rows
@@ -51,6 +60,16 @@ def edge_reference(s, t):
 def infonce_reference(s, t, *, temperature=0.07):
     s, t = (rows(x) / np.linalg.norm(rows(x), axis=1, keepdims=True) for x in (s, t))
     return -np.diag(log_softmax(s @ t.T / temperature, axis=1))
+
+
+def cos_nce_reference(s, t):
+    s, t = (rows(x) / np.linalg.norm(rows(x), axis=1, keepdims=True) for x in (s, t))
+    out = np.zeros(len(s))
+    for i, anchor in enumerate(s):
+        near = 1 - anchor @ t[i]
+        far = [2 - ((1 - anchor @ t[j]) - near) for j in range(len(t)) if j != i]
+        out[i] = near + (np.mean(far) if far else 0.0)
+    return out
 
 
 def hsic(k, l):
@@ -109,6 +128,21 @@ CASES = [
         infonce_reference,
         zero_at_equality=False,
         note="the other samples remain candidates",
+    ),
+    relational(
+        cos_nce,
+        pair(5, 3),
+        cos_nce_reference,
+        zero_at_equality=False,
+        note="the other samples remain negatives",
+    ),
+    relational(
+        cos_nce,
+        pair(1, 3),
+        cos_nce_reference,
+        zero_at_equality=False,
+        note="no negatives",
+        name="cos_nce batch of one",
     ),
     relational(
         cka, WIDTHS, cka_reference, zero_at_equality=False, note="a similarity: 1 at equality"

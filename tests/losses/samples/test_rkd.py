@@ -11,6 +11,7 @@ from fkd.losses import (
     cka_linear,
     cka_rbf,
     correlation_congruence,
+    cos_nce,
     infonce,
     irg_edge,
     pkt,
@@ -169,3 +170,17 @@ def test_messages():
         cka(s, s, kernel="cosine")
     with pytest.raises(ValueError, match=r"torch\.nn\.Linear\(3, 2\)"):
         infonce(s, s[:, :2])
+
+
+def test_cos_nce_is_least_where_the_teacher_is_met_and_the_others_are_opposite():
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    close(cos_nce(x, 3 * x), torch.zeros(2))
+    close(cos_nce(-x, x), torch.full((2,), 6.0))
+    close(cos_nce(x[:1], x[:1]), torch.zeros(1))  # without negatives
+    close(cos_nce(torch.zeros(2, 2), x), torch.full((2,), 3.0))  # a zero vector has no angle
+
+
+@pytest.mark.plain
+def test_cos_nce_needs_one_width():
+    with pytest.raises(ValueError, match=r"^cos_nce: .*torch\.nn\.Linear\(3, 2\)"):
+        cos_nce(torch.ones(4, 3), torch.ones(4, 2))
