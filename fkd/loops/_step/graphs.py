@@ -128,10 +128,12 @@ class Graphs:
 def _still_finite(new: Any, old: Any) -> Tensor | bool:
     """Whether everything is finite that was: batch statistics after an outlier are not, and the
     constants of a mask never were."""
-    pairs = zip(optree.tree_leaves(new), optree.tree_leaves(old), strict=True)
-    checks = [
-        (torch.isfinite(a) | ~torch.isfinite(b)).all()
-        for a, b in pairs
-        if isinstance(a, Tensor) and a.is_floating_point() and a is not b
-    ]
+    checks: list[Tensor] = []
+
+    def compare(a: Any, b: Any) -> None:
+        if isinstance(a, Tensor) and a.is_floating_point() and a is not b:
+            checks.append((torch.isfinite(a) | ~torch.isfinite(b)).all())
+
+    # tree_map, since tree_leaves cannot be traced where a dict in the tree is empty.
+    optree.tree_map(compare, new, old)
     return torch.stack(checks).all() if checks else True
