@@ -23,9 +23,14 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     exec(compile(code, "README.md", "exec"), names)
     assert names["values"].shape == (8,)  # pyright: ignore
     assert (tmp_path / "objective.svg").exists()
-    event = names["event"]
-    assert event.kind == "end" and event.step == 30  # pyright: ignore
+    assert names["result"].state.step == 30  # pyright: ignore
+    assert (tmp_path / "small-bert" / "config.json").exists()
+
+
+@pytest.mark.parametrize("link", re.findall(r"\]\(([^)#]+)\)", README.read_text()))
+def test_links_lead_somewhere(link: str) -> None:
+    assert link.startswith("https://") or (README.parent / link).exists()
 
 
 def test_is_short() -> None:
-    assert len(README.read_text().splitlines()) <= 170
+    assert len(README.read_text().splitlines()) <= 200
