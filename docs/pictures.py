@@ -32,6 +32,7 @@ LEFT, WIDTH, ROW, LOW, HIGH = 190, 640, 34, 82.0, 90.0
 
 
 def bert(layers: int) -> torch.nn.Module:
+    """A BERT small enough to draw."""
     config = transformers.BertConfig(
         vocab_size=100, hidden_size=16, num_hidden_layers=layers, num_attention_heads=2,
         intermediate_size=16,
