@@ -10,8 +10,9 @@ INTRODUCTION = """\
 Every loss is a pure function of tensors: `loss(student_x, teacher_x, *, knobs, where=None)`. It
 returns one value per position, unreduced; a term of an objective takes the mean over the positions
 that count. p is the teacher's distribution, q the student's, T a temperature, s and t the features
-of student and teacher, n(x) = x / |x|. Half precision is computed in float32. All compile
-with `fullgraph=True` and work under `torch.func`.
+of student and teacher, n(x) = x / |x|. Half precision is computed in float32, inside
+`torch.autocast` as well, and float32 beside float64 in float64. All compile with `fullgraph=True`
+and work under `torch.func`, in reverse and in forward mode.
 
 A feature map is `[batch, channels, *space]` in every loss of feature maps: any axes of space, and
 a list of maps is a list of terms. Their `where` is `[batch]`, one True or False for every sample,

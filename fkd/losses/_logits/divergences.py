@@ -25,7 +25,8 @@ def alpha_divergence(
         p = softmax(teacher / T),  q = softmax(student / T)
 
     Equals `kl` at alpha = 1 and `reverse_kl` at alpha = 0 (the limits, exactly), four times the
-    squared Hellinger distance at 1/2, half of Pearson's chi-square at 2.
+    squared Hellinger distance at 1/2, half of Pearson's chi-square at 2. ABKD's divergence of two
+    numbers alpha and beta is this one where they sum to 1; elsewhere it is another.
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.

@@ -23,7 +23,8 @@ def kl(
         p = softmax(teacher / T),  q = softmax(student / T)
 
     The factor T^2 keeps gradients comparable across temperatures. Zero iff the two
-    distributions agree; a class with `teacher_logits = -inf` contributes 0.
+    distributions agree; a class with `teacher_logits = -inf` contributes 0. DeiT's soft
+    distillation takes the mean over the classes as well: this over their number.
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
@@ -134,7 +135,8 @@ def soft_cross_entropy(
         p = softmax(teacher / T),  q = softmax(student / T)
 
     Scaled by T^2 like `kl`, so kl = soft_cross_entropy - T^2 H(p): the same gradient for the
-    student. Implementations that leave T^2 out (TextBrewer, TinyBERT) are this over T^2.
+    student. Implementations that leave T^2 out (TextBrewer) are this over T^2; TinyBERT's also
+    takes the mean over the classes: this over T^2 and the size of the vocabulary.
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.

@@ -67,7 +67,8 @@ def skew_kl(
         p = softmax(teacher / T),  q = softmax(student / T)
 
     Finite where the student has no probability, and with a bounded gradient. Equals `kl` at
-    skew = 0 (use `kl` there: this one forms m, not log m) and 0 at skew = 1.
+    skew = 0 (use `kl` there: this one forms m, not log m) and 0 at skew = 1. DistiLLM's code has
+    -sum_v p_v log m_v, without the teacher's entropy: the same gradient for the student.
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.

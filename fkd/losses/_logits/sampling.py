@@ -118,7 +118,7 @@ def sample(
     log_r = F.log_softmax(proposal * log_p, dim=-1)
     cumulative = log_r.exp().cumsum(-1)
     total = cumulative[..., -1:]
-    # Below the total even where u * total rounds up: the class found then has r > 0.
+    # Below the total even where u * total rounds up: the class drawn then has r > 0.
     below = torch.minimum(
         uniform.to(total.dtype) * total, total * (1 - torch.finfo(total.dtype).eps)
     )

@@ -32,7 +32,8 @@ def top_k_kl(
 
     `tail` is a lower bound of `kl` and constrains the probability outside the k classes;
     `renormalize` ignores it; `truncate` is biased and may be negative. All equal `kl` if k is
-    the whole vocabulary.
+    the whole vocabulary. DistillKit's ZERO is `truncate` of renormalised log-probabilities,
+    `teacher_log_probs.log_softmax(-1)`.
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.

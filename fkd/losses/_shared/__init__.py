@@ -1,1 +1,1 @@
-"""Losses of your own."""
+"""What the losses share: masks, checks, products, geometry, softmax, labels."""

@@ -20,7 +20,10 @@ def root(square: Tensor) -> Tensor:
 
 
 def unit(x: Tensor) -> Tensor:
-    """`x / |x|` along the last axis; a zero vector stays zero, with a finite gradient."""
+    """`x / |x|` along the last axis: the one convention of all losses that compare directions.
+
+    A zero vector stays zero, and the derivative there is that of x itself: finite.
+    """
     length = norm(x).unsqueeze(-1)
     return x / torch.where(length > 0, length, 1.0)
 
@@ -51,8 +54,8 @@ def angle_cosines(x: Tensor, distance: Tensor) -> Tensor:
     """
     # <x_i - x_j, x_k - x_j> = g_ik - g_ij - g_jk + g_jj
     gram = product(x, x.mT)
-    own = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
-    products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + own
+    squares = gram.diagonal(dim1=-2, dim2=-1)[..., None, None]
+    products = gram.unsqueeze(-3) - gram.unsqueeze(-1) - gram.unsqueeze(-2) + squares
     sides = distance.unsqueeze(-1) * distance.unsqueeze(-2)
     return torch.where(sides > 0, products / torch.where(sides > 0, sides, 1.0), 0.0)
 

@@ -75,12 +75,12 @@ def torch_rows(
         cut = slice(start, start + size)
         block = None if teacher is None else teacher[cut].to(problem.dtype)
         block_labels = None if labels is None else labels[cut]
-        found = rows_of(problem, student[cut].to(problem.dtype), block)
+        shared = rows_of(problem, student[cut].to(problem.dtype), block)
         excluded = ~keep[cut, None]
-        columns = torch.stack(row_values(problem, found, block_labels), dim=-1)
+        columns = torch.stack(row_values(problem, shared, block_labels), dim=-1)
         parts.append(columns.masked_fill(excluded, 0.0))
         if with_gradient:
-            gradient = row_gradient(problem, found, block_labels).masked_fill_(excluded, 0.0)
+            gradient = row_gradient(problem, shared, block_labels).masked_fill_(excluded, 0.0)
             if size >= student.shape[0]:
                 return parts[0], gradient.to(student.dtype)
             student[cut] = gradient

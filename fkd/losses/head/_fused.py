@@ -55,13 +55,13 @@ def fused_rows(problem: Problem) -> RowFunction:
     divergence, student, teacher = problem.divergence, problem.student, problem.teacher
     kinds = [KINDS[atom.kind or ""] for atom in divergence.atoms]
     scale_t, cap_t = (None, None) if teacher is None else (teacher.scale, teacher.softcap)
-    given = [student.scale, student.softcap, scale_t, cap_t]
+    optional = [student.scale, student.softcap, scale_t, cap_t]
     weights = [weight for weight, _ in divergence.terms]
     params = [atom.params[0] if atom.params else 0.0 for atom in divergence.atoms]
     empty = [0.0] * (_SLOTS - len(kinds))
-    numbers = [problem.temperature, *(1.0 if x is None else x for x in given)]
+    numbers = [problem.temperature, *(1.0 if x is None else x for x in optional)]
     scalars = _stack([*numbers, *weights, *empty, *params, *empty], problem.keep.device)
-    columns, present = len(problem.columns), [x is not None for x in given]
+    columns, present = len(problem.columns), [x is not None for x in optional]
 
     def rows(
         problem: Problem,

@@ -186,5 +186,5 @@ def test_the_mean_of_distributions_is_over_all_positions() -> None:
     batch = {"x": x, "labels": labels}
     fkd.check(objective, batch)
     parts = objective.init()
-    loss, _ = objective(parts.trainable, parts.frozen, parts.buffers, batch, step=0)
+    loss, _ = objective(parts, batch, step=0)
     close(loss.detach(), cross_entropy(model(x), labels).mean().detach())
