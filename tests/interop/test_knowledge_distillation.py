@@ -472,9 +472,9 @@ def test_an_incomplete_item_says_what_it_lacks() -> None:
 def test_constants_that_change_with_every_batch_are_refused_only_when_compiled(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from fkd.interop.knowledge_distillation import _distiller
+    from fkd.interop.knowledge_distillation import _update
 
-    monkeypatch.setattr(_distiller, "_MOST_VARIANTS", 2)
+    monkeypatch.setattr(_update, "MOST_VARIANTS", 2)
 
     class Count:
         calls = 0
