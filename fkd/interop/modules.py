@@ -1,9 +1,17 @@
 """An objective in other people's training loops: gradients land in `module.parameters()`.
 
-    loss_fn = fkd.interop.modules.bind(objective)
-    loss, aux = loss_fn(batch, step)
-    loss.backward()
-    optimizer.step()
+    >>> net, large = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
+    >>> objective = fkd.Objective(
+    ...     {"kd": fkd.term(fkd.losses.kl, fkd.student.logits, fkd.teacher.logits)},
+    ...     student=fkd.trainable(net), teacher=fkd.frozen(large),
+    ... )
+    >>> loss_fn = fkd.interop.modules.bind(objective)
+    >>> optimizer = torch.optim.AdamW(loss_fn.parameters(), lr=1e-3)
+    >>> for step, batch in enumerate([torch.randn(2, 4), torch.randn(2, 4)]):
+    ...     loss, aux = loss_fn(batch, step)
+    ...     loss.backward()
+    ...     optimizer.step()
+    ...     optimizer.zero_grad()
 
 With an `ema` model one call more, after the optimizer's: `loss_fn.update_ema(step)`.
 
@@ -17,7 +25,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, TypeAlias, cast
 
 import optree
 import torch
@@ -31,14 +39,28 @@ from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars, TensorBatch
 from fkd.loops._compile import Shapes, compiled, options_of
 from fkd.loops._data.batch import normalised, signature
+from fkd.loops._state import device_of
 from fkd.loops._step.ema import move
 from fkd.loops._step.gradient import Gradients, differentiated
+
+Modes: TypeAlias = tuple[bool, ...]
+"""Whether each trainable model is in train mode."""
+
+Key: TypeAlias = tuple[str, Modes, torch.dtype | None]
+"""A function, the modes of the models, and the dtype of autocast."""
+
+Tensors: TypeAlias = dict[str, dict[str, Tensor]]
+"""`{model: {name: tensor}}`."""
 
 
 def bind(
     objective: Objective, *, compile: bool | Mapping[str, Any] = False, **modules: nn.Module
 ) -> Bound:
     """An objective as a module that gives the loss of a batch.
+
+    `torch.compile(bind(objective), fullgraph=True)` works, too, for a graph that holds more than
+    the objective. It is not checked then, so call it once before; and `step` is best left out or
+    counted in integers.
 
     Args:
       objective: terms and models.
@@ -102,13 +124,15 @@ class Bound(nn.Module):
         self.averages = nn.ModuleDict(
             {n: _Average(_followed(objective, n)) for n, m in objective.models.items() if m.of}
         )
-        leaves, self._loss_state_tree = optree.tree_flatten(cast(Any, parts.loss_state))
-        for i, leaf in enumerate(leaves):
-            self.register_buffer(f"loss_state_{i}", leaf)
-        self._loss_state_size = len(leaves)
+        leaves, tree = optree.tree_flatten(cast(Any, parts.loss_state))
+        names = [f"loss_state_{i}" for i in range(len(leaves))]
+        for name, leaf in zip(names, leaves, strict=True):
+            self.register_buffer(name, leaf)
+        self._loss_state_names: Any = optree.tree_unflatten(tree, names)
         self._options = options_of(compile)
-        self._functions: dict[Any, Callable[..., Any]] = {}
-        self._frozen: dict[torch.device, tuple[Any, Any]] = {}
+        self._functions: dict[Key, Callable[..., Any]] = {}
+        self._moded: dict[Modes, Objective] = {}
+        self._frozen: dict[torch.device, tuple[Tensors, Tensors]] = {}
         self._shapes = Shapes()
 
     def forward(self, batch: Batch, step: int = 0) -> tuple[Tensor, Aux]:
@@ -157,24 +181,30 @@ class Bound(nn.Module):
 
     def _run(self, fn: Callable[..., Any], batch: Batch, step: int) -> Any:
         parts = self._parts()
-        device = next(p.device for held in parts.trainable.values() for p in held.values())
-        batch = normalised(batch, device)
+        device = device_of(parts.trainable)
+        fields = normalised(batch, device)
         scalars = self.objective.scalars(step, device)
-        dtype = (
+        autocast = (
             torch.get_autocast_dtype(device.type)
             if torch.is_autocast_enabled(device.type)
             else None
         )
-        key = (fn.__name__, self._modes(), dtype)
-        shape = (signature(batch), key, torch.is_grad_enabled())
-        first = functools.partial(check, self.objective, batch)
+        modes = self._modes()
+        if torch.compiler.is_compiling():  # by the user: it is a part of a larger graph
+            self._prepare(modes)
+            with torch.autocast(device.type, enabled=False):
+                return fn(self._moded[modes], parts, scalars, fields, autocast=autocast)
+        key = (fn.__name__, modes, autocast)
+        shape = (signature(fields), key, torch.is_grad_enabled())
+        first = functools.partial(check, self.objective, fields)
         with torch.autocast(device.type, enabled=False), self._shapes.new(shape, first=first):
-            return self._function(fn, key)(parts, scalars, batch)
+            return self._function(fn, key)(parts, scalars, fields)
 
-    def _function(self, fn: Callable[..., Any], key: Any) -> Callable[..., Any]:
+    def _function(self, fn: Callable[..., Any], key: Key) -> Callable[..., Any]:
         _, modes, dtype = key
         if key not in self._functions:
-            objective = self._in_modes(modes)
+            self._prepare(modes)
+            objective = self._moded[modes]
 
             def run(parts: Parts, scalars: Scalars, batch: TensorBatch) -> Any:
                 return fn(objective, parts, scalars, batch, autocast=dtype)
@@ -182,56 +212,62 @@ class Bound(nn.Module):
             self._functions[key] = compiled(run, self._options, modules_of(objective.models))
         return self._functions[key]
 
-    def _modes(self) -> tuple[bool, ...]:
+    def _modes(self) -> Modes:
         """Which of the trainable models are in train mode."""
         kept = self.objective.models
         return tuple(m.training and kept[n].training for n, m in self.models.items())
 
-    def _in_modes(self, modes: tuple[bool, ...]) -> Objective:
-        chosen = dict(zip(self.models, modes, strict=True))
-        models = self.objective.models
-        moded = {n: replace(m, training=chosen.get(n, False)) for n, m in models.items()}
-        return Objective(self.objective.terms, **moded)
+    @torch.compiler.assume_constant_result
+    def _prepare(self, modes: Modes) -> None:
+        """Make the objective with its models in these modes; while tracing, outside the graph."""
+        if modes not in self._moded:
+            chosen = dict(zip(self.models, modes, strict=True))
+            models = self.objective.models
+            moded = {n: replace(m, training=chosen.get(n, False)) for n, m in models.items()}
+            self._moded[modes] = Objective(self.objective.terms, **moded)
 
     def _parts(self) -> Parts:
         """The modules' own tensors, as they are now."""
         models = {n: self.objective.models[n] for n in self.models}
         trainable = {n: trainable_parameters(m) for n, m in models.items()}
-        device = next(p.device for held in trainable.values() for p in held.values())
+        device = device_of(trainable)
         if device not in self._frozen:
             self._frozen[device] = self._frozen_on(device)
-        fixed, still = self._frozen[device]
-        fixed = fixed | {n: frozen_parameters(m) for n, m in models.items()}
+        frozen, buffers = self._frozen[device]
+        frozen = frozen | {n: frozen_parameters(m) for n, m in models.items()}
         # Copies, since the modules' own are written to before the backward pass.
-        held = still | {
+        buffers = buffers | {
             n: _buffers(m.module, lambda b: b.detach().clone()) for n, m in models.items()
         }
         for name, average in self.averages.items():
-            fixed[name], held[name] = cast(_Average, average).tensors()
-        states = [getattr(self, f"loss_state_{i}") for i in range(self._loss_state_size)]
-        loss_state = cast(dict[str, Any], optree.tree_unflatten(self._loss_state_tree, states))
-        return Parts(trainable, _filled(fixed), _filled(held), loss_state)
+            frozen[name], buffers[name] = cast(_Average, average).tensors()
+        loss_state: Any = optree.tree_map(lambda name: getattr(self, name), self._loss_state_names)
+        return Parts(trainable, _filled(frozen), _filled(buffers), loss_state)
 
-    def _frozen_on(self, device: torch.device) -> tuple[Any, Any]:
+    def _frozen_on(self, device: torch.device) -> tuple[Tensors, Tensors]:
+        """Parameters and buffers of the frozen models."""
         models = {n: m for n, m in self.objective.models.items() if m.kind == "frozen"}
-        fixed = {
-            n: {k: p.to(device) for k, p in frozen_parameters(m).items()} for n, m in models.items()
-        }
-        still = {n: _buffers(m.module, lambda b: b.detach().to(device)) for n, m in models.items()}
-        return fixed, still
+        return (
+            {
+                n: {k: p.to(device) for k, p in frozen_parameters(m).items()}
+                for n, m in models.items()
+            },
+            {n: _buffers(m.module, lambda b: b.detach().to(device)) for n, m in models.items()},
+        )
 
     @torch.no_grad()
     def _write(self, aux: Aux) -> None:
         """What a batch leaves behind: batch statistics, and the state of stateful losses."""
         for name, module in self.models.items():
-            found = aux.buffers.get(name, {})
+            after = aux.buffers.get(name, {})
             for key, buffer in module.named_buffers():
-                if module.training and key in found:
-                    buffer.copy_(found[key])
+                if module.training and key in after:
+                    buffer.copy_(after[key])
         if not any(self._modes()):
             return
-        for i, leaf in enumerate(optree.tree_leaves(cast(Any, aux.loss_state))):
-            getattr(self, f"loss_state_{i}").copy_(leaf)
+        names = optree.tree_leaves(self._loss_state_names)
+        for name, leaf in zip(names, optree.tree_leaves(cast(Any, aux.loss_state)), strict=True):
+            getattr(self, name).copy_(leaf)
 
 
 class _Average(nn.Module):
@@ -246,10 +282,9 @@ class _Average(nn.Module):
 
     def tensors(self) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
         """Parameters and buffers, by the names that the module has for them."""
-        held = dict(self.named_buffers())
-        names = self._parameter_names, self._buffer_names
-        parameters, buffers = ({n: held[_key(n)] for n in found} for found in names)
-        return parameters, buffers
+        averages = dict(self.named_buffers())
+        parameters = {n: averages[_key(n)] for n in self._parameter_names}
+        return parameters, {n: averages[_key(n)] for n in self._buffer_names}
 
     def follow(self, module: nn.Module, decay: float) -> None:
         """Move towards a module, by the rule of every EMA model."""
@@ -282,8 +317,8 @@ def _buffers(module: nn.Module | None, take: Callable[[Tensor], Tensor]) -> dict
     return {} if module is None else {n: take(b) for n, b in module.named_buffers()}
 
 
-def _filled(tree: Mapping[str, dict[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    return {name: held for name, held in tree.items() if held}
+def _filled(tree: Tensors) -> Tensors:
+    return {name: tensors for name, tensors in tree.items() if tensors}
 
 
 def _loss(

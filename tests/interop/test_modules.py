@@ -345,3 +345,53 @@ def test_one_compilation_for_a_whole_run() -> None:
     for step, fields in enumerate(setting.batches):
         loss_fn(fields, step)[0].backward()
     assert len(compiled) == 1
+
+
+@pytest.mark.compile
+@pytest.mark.parametrize("mode", ["train", "eval"])
+def test_a_bound_objective_can_be_a_part_of_the_users_own_graph(mode: str) -> None:
+    """Values, gradients and batch statistics are those of `bind(objective, compile=True)`."""
+    ours, theirs = Setting(), Setting()
+    bound, inside = bind(ours.objective, compile=COMPILE), bind(theirs.objective)
+    graphs: list[Any] = []
+
+    def counting(graph: Any, inputs: Any) -> Any:
+        graphs.append(graph)
+        return graph
+
+    whole = torch.compile(inside, backend=counting, fullgraph=True)
+    for setting in (ours, theirs):
+        getattr(setting.student, mode)()
+    for step, fields in enumerate(ours.batches * 3):
+        loss, aux = bound(fields, step)
+        loss.backward()
+        found, found_aux = whole(fields, step)
+        found.backward()
+        torch.testing.assert_close(found, loss)
+        torch.testing.assert_close(found_aux.terms, aux.terms)
+    grads = {n: p.grad for n, p in bound.named_parameters()}
+    torch.testing.assert_close({n: p.grad for n, p in inside.named_parameters()}, grads)
+    torch.testing.assert_close(tensors(theirs), tensors(ours))
+    assert len(graphs) <= 2
+
+
+@pytest.mark.compile
+def test_averages_and_states_of_losses_are_right_in_the_users_own_graph() -> None:
+    def trained(whole: bool) -> dict[str, Tensor]:
+        torch.manual_seed(0)
+        objective = fkd.Objective(
+            term(dino, student.logits, teacher.logits, state=dino_init(3)),
+            student=fkd.trainable(nn.Linear(4, 3)),
+            teacher=fkd.ema("student", decay=0.5),
+        )
+        bound = bind(objective)
+        call = torch.compile(bound, backend="aot_eager", fullgraph=True) if whole else bound
+        optimizer = torch.optim.SGD(bound.parameters(), lr=0.1)
+        for i in range(4):
+            call(torch.randn(8, 4))[0].backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            bound.update_ema(i)
+        return dict(bound.state_dict())
+
+    torch.testing.assert_close(trained(True), trained(False))

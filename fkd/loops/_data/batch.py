@@ -26,6 +26,8 @@ from fkd._types import Batch, TensorBatch
 
 from .packing import Packed
 
+_ARRAYS = (np.ndarray, np.generic)  # a tuple, since Dynamo cannot trace a union of these
+
 
 def normalised(batch: Batch, device: torch.device | None = None) -> TensorBatch:
     """The batch as tensors in dicts, tuples and lists, on a device.
@@ -61,7 +63,7 @@ def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
     if isinstance(batch, Tensor):
         # Not towards the host, which would read the copy before it is there.
         return batch if device is None else batch.to(device, non_blocking=device.type != "cpu")
-    if isinstance(batch, np.ndarray | np.generic):
+    if isinstance(batch, _ARRAYS):
         return torch.as_tensor(batch, device=device) if batch.dtype.kind in "biuf" else None
     if isinstance(batch, bool | int | float):
         return torch.tensor(batch, device=device)
