@@ -78,15 +78,14 @@ def train(
     step = fkd.loops.train_step(
         goal, optimizer, compile=args.compile, precision=args.precision, clip=args.clip, lr=rate
     )
-    kept, record = args.out / "student", args.out / "best.json"
-    seen: dict[str, Any] = {"value": -math.inf}
+    kept, checkpoints = args.out / "student", args.out / "checkpoints"
     events = fkd.loops.fit(
         step, step.init(args.seed, device=args.device), data.train, epochs=args.epochs, steps=steps,
         dev=None if dev is None else dev.batches.all(), metrics={} if dev is None else dev.metrics,
         best="loss/total" if dev is None else best,
         evaluate_every=None if dev is None else args.evaluate_every,
         log_dir=args.out / "log", log_every=args.log_every, tensorboard=args.tensorboard,
-        checkpoint_dir=args.out / "checkpoints", keep_last=1, resume=args.resume,
+        checkpoint_dir=checkpoints, keep_last=1, resume=args.resume,
         progress=sys.stderr.isatty(), config=_plain(args),
     )  # fmt: skip
     start = time.perf_counter()
@@ -94,22 +93,22 @@ def train(
         if event.kind == "start":
             print(event.message)
             begun = event.step
-            if begun and record.exists():
-                seen = json.loads(record.read_text())
         if event.kind == "log":
             print(f"step {event.step}/{steps}  loss {event.values['loss/total']:.4f}", flush=True)
         if event.kind == "evaluate":
             print(f"step {event.step}  dev {best} {event.values[best]:.4f}", flush=True)
-            if args.keep == "best" and event.values[best] > seen["value"]:
-                seen = {"value": event.values[best], "step": event.step}
-                fkd.loops.export(goal, event.state, "student", kept)
-                record.write_text(json.dumps(seen))
         if event.kind != "end":
             seconds = time.perf_counter() - start
-    if dev is None or args.keep == "last":
-        fkd.loops.export(goal, event.state, "student", kept)
+    # From the checkpoint, so that a run that was killed at any moment hands over the same one.
+    found = fkd.loops.best(checkpoints) if dev is not None and args.keep == "best" else None
+    state = event.state if found is None else fkd.loops.restore(step, found)
+    fkd.loops.export(goal, state, "student", kept)
     tokenizer.save_pretrained(kept)
-    done = {"steps": event.step, "seconds": round(seconds, 1), "best_step": seen.get("step")}
+    done = {
+        "steps": event.step,
+        "seconds": round(seconds, 1),
+        "best_step": None if found is None else state.step,
+    }
     if begun:
         done["resumed_at"] = begun
     return kept, done

@@ -12,6 +12,7 @@ import gzip
 import io
 import json
 import re
+import zlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -108,7 +109,7 @@ def decoded(path: str) -> str:
     data = Path(path).read_bytes()
     try:
         data = gzip.decompress(data) if path.endswith(".gz") else data
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise DataError(f"{path}: not a gzip file, or not a whole one ({error}).") from None
     try:
         return data.decode("utf-8-sig")
@@ -233,6 +234,8 @@ def _json_rows(path: str) -> Found:
             values = json.loads(text)
         except json.JSONDecodeError as error:
             raise DataError(f"{path}:{error.lineno}: not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:  # a number too long, lists too deep
+            raise DataError(f"{path}: not JSON that can be read ({error}).") from None
         lines = [(f"{path}: item {i}", value) for i, value in enumerate(values)]
         parse = _same
     else:
@@ -244,6 +247,9 @@ def _json_rows(path: str) -> Found:
             value = parse(line)
         except json.JSONDecodeError as error:
             yield place, f"not JSON ({error.msg})"
+            continue
+        except (ValueError, RecursionError) as error:
+            yield place, f"not JSON that can be read ({error})"
             continue
         yield place, _flat(value) if isinstance(value, dict) else f"no object: {str(value)[:40]!r}"
 

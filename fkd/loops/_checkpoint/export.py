@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
 from pathlib import Path
 
 import torch
@@ -15,6 +16,7 @@ from fkd._errors import listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
 
+from .._files import discard, make_folder, sync_folder
 from .._state import State
 
 
@@ -29,7 +31,9 @@ def export(
     """A trained model by itself, in eval mode; written to a directory if one is given.
 
     A transformers model is written by `save_pretrained` and loads with `from_pretrained`;
-    any other as `model.safetensors`, its state dict. Nothing of the teacher is written.
+    any other as `model.safetensors`, its state dict. Nothing of the teacher is written. A process
+    that is killed meanwhile leaves a new folder absent, and each file of an old one whole.
+    The best student of a run: `export(objective, restore(step, best("run")), "student", "out")`.
 
     Args:
       objective: as trained.
@@ -61,8 +65,21 @@ def export(
     module = _filled(objective, name, tensors)
     if directory is None:
         return module
-    folder = Path(directory)
-    folder.mkdir(parents=True, exist_ok=True)
+    for adapter in adapters:
+        _check_file_name(adapter)
+    with _whole(Path(directory)) as folder:
+        _write(objective, state, module, tensors, folder, adapters)
+    return module
+
+
+def _write(
+    objective: Objective,
+    state: State,
+    module: nn.Module,
+    tensors: dict[str, Tensor],
+    folder: Path,
+    adapters: Sequence[str],
+) -> None:
     library = interop(module)
     if library is not None:
         library.save_pretrained(module, tensors, folder)
@@ -71,7 +88,42 @@ def export(
     for adapter in adapters:
         filled = _filled(objective, adapter, _tensors(state, adapter))
         _save(filled, folder / f"{adapter}.safetensors")
-    return module
+
+
+def _check_file_name(name: str) -> None:
+    if name in ("", "model") or name.startswith(".") or set(name) & set("/\\:\0"):
+        raise ValueError(
+            f"export: adapters has {name!r}, which cannot be the name of a file of its own in the "
+            "folder. Give the model another name in the objective."
+        )
+
+
+@contextlib.contextmanager
+def _whole(folder: Path) -> Generator[Path]:
+    """A folder to write to, whose files appear in `folder` when all are written: a new folder at
+    once, files of an old one each at once. Links are replaced, not followed."""
+    folder = folder.resolve()
+    make_folder(folder.parent)
+    beside = folder.with_name(f".writing-{folder.name}")
+    discard(beside)
+    try:
+        beside.mkdir()
+        yield beside
+        for path in (p for p in beside.rglob("*") if p.is_file()):
+            with open(path, "rb+") as file:
+                os.fsync(file.fileno())
+        sync_folder(beside)
+        if not folder.exists():
+            beside.rename(folder)
+        else:
+            for path in beside.iterdir():
+                if path.is_dir():
+                    discard(folder / path.name)
+                os.replace(path, folder / path.name)
+            sync_folder(folder)
+        sync_folder(folder.parent)
+    finally:
+        discard(beside)
 
 
 def _tensors(state: State, name: str) -> dict[str, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -21,8 +21,6 @@ from .window import Window
 
 _log = logging.getLogger("fkd")
 
-P = TypeVar("P")
-
 _ANY = Of("a value", lambda x: True)
 _ROW = Of("a tensor with one axis", lambda x: isinstance(x, Tensor) and x.ndim == 1)
 _RUN = {
@@ -33,7 +31,7 @@ _RUN = {
 }
 
 
-class Resumed(NamedTuple, Generic[P]):
+class Resumed(NamedTuple):
     """A run as a checkpoint left it.
 
     Attributes:
@@ -44,7 +42,7 @@ class Resumed(NamedTuple, Generic[P]):
     """
 
     state: State
-    position: P
+    position: Any
     window: Window
     message: str
 
@@ -56,8 +54,8 @@ def go_on(
     *,
     fingerprint: Any,
     settings: dict[str, Any],
-    position: Callable[..., P],
-) -> Resumed[P] | None:
+    position: Callable[..., Any],
+) -> Resumed | None:
     """The run of the newest checkpoint that is whole and holds what belongs there.
 
     Args:
@@ -73,7 +71,7 @@ def go_on(
     """
     lines: list[str] = []
 
-    def parts(read: Checkpoint) -> tuple[State, P, Window]:
+    def parts(read: Checkpoint) -> tuple[State, Any, Window]:
         validate(read.tree, _RUN, "its tree")
         window = read.tree["window"]
         if any(len(row) != len(window["names"]) for row in window["rows"]):

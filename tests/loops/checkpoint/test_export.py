@@ -149,3 +149,49 @@ def test_a_faulty_batch_of_text_is_named():
     del data[2]["attention_mask"]
     with pytest.raises(LoopError, match=r"batch 2 of epoch 0 .*missing: batch\['attention_mask'\]"):
         list(fit(step, step.init(), data, epochs=1))
+
+
+@pytest.mark.parametrize("name", ["../../x", "a/b", "/x", "", ".", "..", "model", "a\\b"])
+def test_an_adapter_is_written_into_the_folder_or_refused(tmp_path, name):
+    objective = fkd.Objective(
+        {"ce": term(cross_entropy, fkd.module(name)(student.logits), batch["y"])},
+        **{"student": fkd.trainable(Net(6)), name: fkd.trainable(nn.Linear(3, 3))},
+    )
+    state = train_step(objective, adamw, compile=False).init()
+    with pytest.raises(ValueError, match="cannot be the name of a file"):
+        export(objective, state, "student", tmp_path / "a" / "b", adapters=[name])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_new_folder_is_whole_or_absent_and_links_are_not_followed(tmp_path, monkeypatch):
+    step, state = make()
+    real = fkd.loops._checkpoint.export._save
+
+    def fails(module: nn.Module, path: object) -> None:
+        real(module, path)
+        if "project" in str(path):
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr("fkd.loops._checkpoint.export._save", fails)
+    with pytest.raises(KeyboardInterrupt):
+        export(step.objective, state, "student", tmp_path / "out", adapters=["project"])
+    assert list(tmp_path.iterdir()) == []
+    export(step.objective, state, "student", tmp_path / "out")
+    (tmp_path / "precious").write_text("all of it")
+    (tmp_path / "out" / "model.safetensors").unlink()
+    (tmp_path / "out" / "model.safetensors").symlink_to(tmp_path / "precious")
+    (tmp_path / "out" / "notes").write_text("kept")
+    export(step.objective, state, "student", tmp_path / "out")
+    assert (tmp_path / "precious").read_text() == "all of it"
+    assert (tmp_path / "out" / "notes").read_text() == "kept"
+    assert set(load_file(tmp_path / "out" / "model.safetensors")) == set(Net(6).state_dict())
+
+
+def test_the_best_state_of_a_run_is_exported_from_its_checkpoint(tmp_path):
+    train(tmp_path / "run", epochs=3, dev=batches(2))
+    step, _ = make()
+    found = fkd.loops.best(tmp_path / "run", higher_is_better=False)
+    assert found is not None
+    kept = export(step.objective, fkd.loops.restore(step, found), "student", tmp_path / "out")
+    for name, value in load_file(tmp_path / "out" / "model.safetensors").items():
+        assert torch.equal(value, kept.state_dict()[name])
