@@ -6,6 +6,7 @@ from . import loops as loops
 from . import losses as losses
 from . import metrics as metrics
 from . import schedules as schedules
+from . import sources as sources
 from ._check.check import check as check
 from ._check.table import CheckReport as CheckReport
 from ._draw.draw import Drawing as Drawing
@@ -69,6 +70,7 @@ __all__ = [
     "module",
     "ref",
     "schedules",
+    "sources",
     "stop_gradient",
     "student",
     "teacher",

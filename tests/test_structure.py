@@ -61,7 +61,7 @@ def area(module: str) -> str:
     parts = module.split(".")
     if parts[0] != "fkd":
         return parts[0]
-    areas = ("losses", "loops", "interop", "adapters")
+    areas = ("losses", "loops", "interop", "adapters", "sources")
     return parts[1] if len(parts) > 1 and parts[1] in areas else "core"
 
 
@@ -70,6 +70,7 @@ INWARD = {
     "adapters": {"adapters", "losses"},
     "core": {"core"},
     "loops": {"loops", "core"},
+    "sources": {"sources", "loops", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
 }
 """What each area may import of fkd itself, `fkd._mean` apart, which every area may."""
@@ -79,6 +80,7 @@ OUTWARD = {
     "adapters": {"torch", "jaxtyping"},
     "core": {"torch", "jaxtyping", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
+    "sources": {"torch", "optree", "numpy", "tqdm"},
     "interop": {"torch", "jaxtyping", "optree", "safetensors"},
 }
 """What each area may import of other libraries."""
@@ -88,6 +90,7 @@ DOORS = {
     ("fkd", "", "losses"),
     ("fkd", "", "adapters"),
     ("fkd", "", "interop"),  # which imports nothing before one of its names is used
+    ("fkd", "", "sources"),
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
@@ -175,7 +178,7 @@ def test_rooms_import_only_from_floors_below(area_name):
     assert not wrong
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    areas = {"__init__", "adapters", "interop", "loops", "losses"}
+    areas = {"__init__", "adapters", "interop", "loops", "losses", "sources"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

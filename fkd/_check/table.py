@@ -9,6 +9,7 @@ from dataclasses import dataclass, fields
 from .._objective.apply import trainable_parameters
 from .._objective.objective import Objective
 from .._refs.refs import roots
+from .._refs.sourced import origins
 
 
 @dataclass(frozen=True)
@@ -56,7 +57,8 @@ def _cells(tag: str, texts: Sequence[str]) -> str:
 
 
 def model_lines(objective: Objective) -> Iterator[str]:
-    """One line for each model: what it is, its size, and what is taken from it."""
+    """One line for each model: what it is, its size, and what is taken from it; and one for each
+    value that a source gives instead of a model."""
     for name, model in objective.models.items():
         module = objective.program.model(name).module
         assert module is not None
@@ -68,3 +70,5 @@ def model_lines(objective: Objective) -> Iterator[str]:
             parameters += f", {moving:,} of them trainable"
         read = any(name in (roots(ref) or {name}) for ref in objective.program.plan.refs)
         yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"
+    for part in dict.fromkeys(p for ref in objective.program.plan.refs for p in origins(ref)):
+        yield f"{part.of!r}: read from the batch, where {part.source} writes it"

@@ -14,6 +14,7 @@ from .._objective.terms import Term, moves
 from .._refs.derived import Call, Function
 from .._refs.paths import name_of, show
 from .._refs.refs import Ref, children, node, roots, walk
+from .._refs.sourced import original, origins
 from ..schedules import Schedule
 
 NEAR = 6
@@ -217,8 +218,10 @@ def _add_ref(
     if called is None:
         names = _roots(ref, objective)
         tint = "plain" if len(names) != 1 else {"batch": "batch", **tints}[names[0]]
-        shown = repr(ref).replace("<lambda>", "lambda ctx: ...")
-        drawing.boxes[box] = Box("value", shown, tint=tint, tooltip=shown)
+        shown = repr(original(ref)).replace("<lambda>", "lambda ctx: ...")
+        lines = tuple(dict.fromkeys(f"from {part.source}" for part in origins(ref)))
+        tooltip = " ".join([shown, *lines])
+        drawing.boxes[box] = Box("value", shown, lines, tint=tint, tooltip=tooltip)
         for name in names:
             drawing.connect("batch" if name == "batch" else f"model:{name}", box)
     else:

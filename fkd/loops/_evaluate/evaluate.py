@@ -16,6 +16,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.terms import Term, metric
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
+from fkd._refs.sourced import original
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 from fkd.metrics import agreement, refuse_reserved
@@ -223,7 +224,7 @@ def _wide(mean: Mean) -> Mean:
 def _agreement(objective: Objective) -> Term | None:
     """The comparison of first choices, if a term compares the logits of two models."""
     for term in objective.terms.values():
-        paths = [output_path(ref) for ref in term.args[:2]]
+        paths = [output_path(original(ref)) for ref in term.args[:2]]
         roots = [p[0] for p in paths if p is not None and p[1][-1:] == ("logits",)]
         if len(roots) == 2 and "batch" not in roots and roots[0] != roots[1]:
             return metric(agreement, *term.args[:2], where=term.where)

@@ -1,0 +1,204 @@
+"""The same objective, with what its teacher says read from the batch."""
+
+from __future__ import annotations
+
+import dataclasses
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import optree
+import torch
+from torch import Tensor, nn
+
+from fkd._errors import listing
+from fkd._objective.apply import Model, frozen, parameter_names
+from fkd._objective.objective import Objective
+from fkd._objective.plan import Plan
+from fkd._objective.program import read_models
+from fkd._objective.terms import Term
+from fkd._refs.refs import Param, Ref, node, roots, walk
+from fkd._refs.sourced import Sourced, origins, replaced
+from fkd._types import Batch
+
+from ._errors import SourceError
+from ._frontier import named_by, opaque, read_refs
+from ._live import Teacher
+from ._source import Source
+
+
+def bind(objective: Objective, source: Source, *, compare: Batch | None = None) -> Objective:
+    """The same objective, in which what a source has is read from the batch.
+
+        kept = fkd.sources.cache(objective, loader, "cache")        # the teacher runs once
+        cheap = fkd.sources.bind(objective, kept)                   # the same terms without it
+        fit(train_step(cheap, optimizer), ..., kept.attach(loader), epochs=10)
+
+    The refs that the source knows are replaced by fields of the batch, wherever terms read them:
+    as arguments, options, masks or weights, whole or as a part of other refs. Frozen models that
+    nothing reads any more are gone: they are neither run, copied, nor needed in `init()`; drop the
+    module itself, and it leaves the memory. Of a frozen model that is read for parameters only
+    (`teacher.param("lm_head.weight")`, for a head that is applied beside the student), those
+    parameters alone are held.
+
+    `fkd.check` and `fkd.draw` say which values come from which source. An objective may also be
+    written without the teacher, which then exists as a source only.
+
+    Args:
+      objective: which stays as it is.
+      source: `fkd.sources.open(folder)`, or `fkd.sources.live(objective)`. What it does not have
+        stays as it was; bind again for a second source.
+      compare: a batch on which what the source gives is compared with what the teacher in the
+        objective says now.
+
+    Raises:
+      SourceError: no term reads what the source has; the source is of another teacher than the
+        one in the objective; or the two differ on the batch.
+
+    Warns:
+      UserWarning: a plain function of the context is read, which may read any model, so that
+        frozen models stay.
+
+    Example:
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits, temperature=2.0)},
+      ...     student=trainable(torch.nn.Linear(4, 3)), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> source = fkd.sources.live(objective)
+      >>> cheap = fkd.sources.bind(objective, source)
+      >>> list(cheap.models)
+      ['student']
+    """
+    verify = getattr(source, "verify_models", None)
+    if verify is not None:
+        verify(objective)
+    terms = {name: _bound(term, source) for name, term in objective.terms.items()}
+    if all(term is objective.terms[name] for name, term in terms.items()):
+        have = listing(getattr(source, "codes", ()))
+        read = [
+            repr(r)
+            for r in dict.fromkeys(read_refs(objective.terms))
+            if roots(r) != frozenset(["batch"])
+        ]
+        raise SourceError(
+            f"bind: no term reads what the source {source.name!r} has: {have}. "
+            f"The terms read {listing(read)}."
+        )
+    if compare is not None:
+        _compare(objective, source, terms, compare)
+    return Objective(terms, **_still_read(objective, terms))
+
+
+def _bound(term: Term, source: Source) -> Term:
+    """The term with refs that read the source; itself if it reads nothing that the source has."""
+
+    def swap(ref: Ref) -> Ref | None:
+        key = source.key(ref)
+        return None if key is None else Ref(Sourced(ref, source.name, key))
+
+    def option(value: Any) -> Any:
+        return replaced(value, swap) if isinstance(value, Ref) else value
+
+    bound = dataclasses.replace(
+        term,
+        args=tuple(map(option, term.args)),
+        kwargs={name: option(value) for name, value in term.kwargs.items()},
+        weight=option(term.weight),
+        where=option(term.where),
+    )
+    ours = {part for ref in bound.refs for part in origins(ref) if part.source == source.name}
+    return bound if ours else term
+
+
+def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Model]:
+    """The models without the frozen ones that nothing reads; those that are read for parameters
+    only hold nothing else."""
+    refs = list(dict.fromkeys(part for ref in read_refs(terms) for part in walk(ref)))
+    read = read_models(Plan(refs), objective.models)
+    functions = opaque(refs)
+    held = [n for n, m in objective.models.items() if m.kind == "frozen"]
+    if functions and held:
+        warnings.warn(
+            f"bind: {functions[0]!r} is a plain function of the context, which may read any "
+            f"model, so {listing(held)} stays and is run. Write it as a ref instead: "
+            "batch.labels != -100, or fkd.call(fn, batch.labels).",
+            stacklevel=3,
+        )
+    models: dict[str, Model] = {}
+    for name, model in objective.models.items():
+        if model.kind != "frozen":
+            models[name] = model
+        elif name in read:
+            uses = [part for part in map(node, refs) if name in named_by(part)]
+            wanted = [part.parameter for part in uses if isinstance(part, Param)]
+            alone = wanted and len(wanted) == len(uses) and not functions
+            models[name] = _parameters(model, wanted) if alone else model
+    return models
+
+
+class Parameters(nn.Module):
+    """Some parameters of a model, under the names that they have there."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        for name, tensor in tensors.items():
+            holder: nn.Module = self
+            *path, last = name.split(".")
+            for part in path:
+                if part not in dict(holder.named_children()):
+                    holder.add_module(part, nn.Module())
+                holder = holder.get_submodule(part)
+            holder.register_parameter(last, nn.Parameter(tensor.detach(), requires_grad=False))
+
+
+def _parameters(model: Model, names: list[str]) -> Model:
+    assert model.module is not None
+    first = parameter_names(model.module)
+    tensors = dict(model.module.named_parameters())
+    return frozen(Parameters({n: tensors[first[n]] for n in dict.fromkeys(names) if n in first}))
+
+
+def _compare(objective: Objective, source: Source, terms: Mapping[str, Term], batch: Batch) -> None:
+    """Compare what a source gives for a batch with what the models say.
+
+    Raises:
+      SourceError: a value differs by more than the dtype in which it is kept explains.
+    """
+    parts = {part.key: part.of for ref in read_refs(terms) for part in origins(ref)
+             if part.source == source.name}  # fmt: skip
+    theirs = source.values(batch)
+    ours = dict(zip(parts, Teacher(objective, parts.values())(batch), strict=True))
+    like = getattr(source, "like", None)
+    ours = ours if like is None else like(batch, ours)
+    for key, ref in parts.items():
+        pair = optree.tree_leaves(ours[key]), optree.tree_leaves(theirs[key])
+        for one, other in zip(*pair, strict=True):
+            if tuple(one.shape) != tuple(other.shape):
+                raise SourceError(
+                    f"bind: {ref!r} is {tuple(other.shape)} in the source {source.name!r}, and "
+                    f"{tuple(one.shape)} by the models of the objective."
+                )
+            off = relative_difference(other, one)
+            rounding = getattr(source, "rounding", lambda key: 0.0)(key)
+            if not off <= TOLERANCE + rounding:
+                raise SourceError(
+                    f"bind: {ref!r} differs by {off:.2g} (relative) between the source "
+                    f"{source.name!r} and the models of the objective, on the batch to compare. "
+                    "The source is of another teacher, of other inputs, or of another precision: "
+                    "make it anew with this objective."
+                )
+
+
+TOLERANCE = 1e-3
+"""How much two values of one teacher may differ, of batches of other sizes and on other devices."""
+
+
+def relative_difference(one: Tensor, other: Tensor) -> float:
+    """The norm of the difference by the norm of the other; entries that are equal (infinities,
+    too) do not count."""
+    a, b = one.detach().cpu().double(), other.detach().cpu().double()
+    different = ~((a == b) | (a.isnan() & b.isnan()))
+    if not bool(different.any()):
+        return 0.0
+    size = torch.where(b.isfinite(), b, 0.0).norm()
+    return float((a - b)[different].norm() / size.clamp_min(torch.finfo(torch.float32).tiny))

@@ -1,0 +1,15 @@
+"""What can go wrong with a source."""
+
+from __future__ import annotations
+
+
+class SourceError(ValueError):
+    """A source cannot be made, read, or used here; the message says why."""
+
+
+class DamagedSourceError(SourceError):
+    """A source on the disk is not, byte for byte, what was written; names the file."""
+
+
+class MissError(SourceError, LookupError):
+    """A source does not have the values of a sample; names the sample."""

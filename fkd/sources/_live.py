@@ -1,0 +1,177 @@
+"""The teacher itself as a source: its forward pass, beside the step and not inside it."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from fkd._errors import ObjectiveError
+from fkd._objective.objective import Objective
+from fkd._objective.plan import Plan
+from fkd._objective.problems import read_problems
+from fkd._objective.program import Parts, Program, make_program, read_models
+from fkd._refs.refs import Ref
+from fkd._trees import map_tensors
+from fkd._types import Batch, TensorBatch
+from fkd.loops._compile import compiled, options_of, unlimited_recompilation
+from fkd.loops._data.batch import normalised
+from fkd.loops._random import fold_in, seeded
+
+from ._errors import SourceError
+from ._frontier import frontier
+from ._source import attach
+
+Precision = Literal["fp32", "bf16"]
+
+
+class Teacher:
+    """The values of some refs for a batch: eval mode, no gradients, frozen models only.
+
+    Attributes:
+      refs: whose values it gives.
+      program: of these refs.
+      device: where it runs.
+    """
+
+    def __init__(
+        self,
+        objective: Objective,
+        refs: Iterable[Ref],
+        *,
+        compile: bool | Mapping[str, Any] = False,
+        precision: Precision = "fp32",
+        device: torch.device | str | None = None,
+    ) -> None:
+        self.refs = tuple(refs)
+        self.program = teacher_program(objective, self.refs)
+        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        parts = self.program.init()
+        if device is not None:
+            parts = map_tensors(lambda x: x.to(device), parts)
+        self._parts = parts._replace(frozen=_inference(parts.frozen, self.autocast))
+        tensors = [x for tree in parts[:2] for held in tree.values() for x in held.values()]
+        self.device = next((x.device for x in tensors), torch.device("cpu"))
+        self._forward = compiled(self._of_a_batch, options_of(compile))
+
+    def __call__(self, batch: Batch, index: int = 0) -> list[Any]:
+        """The value of every ref, on the device.
+
+        Args:
+          batch: as a loader yields it.
+          index: of the batch, for teachers that draw random numbers.
+        """
+        tensors = normalised(batch, self.device)
+        draws = seeded(fold_in(0, index), self.device)
+        with torch.no_grad(), draws, unlimited_recompilation():
+            return self._forward(self._parts, tensors)
+
+    def _of_a_batch(self, parts: Parts, batch: TensorBatch) -> list[Any]:
+        forward = self.program.context(parts, batch, autocast=self.autocast)
+        values = self.program.values(forward.context)
+        return [values[self.program.plan.place[ref]] for ref in self.refs]
+
+
+def teacher_program(objective: Objective, refs: Sequence[Ref]) -> Program:
+    """The part of an objective that computes some refs, with the models that it needs.
+
+    Raises:
+      ObjectiveError: a ref does not fit the models.
+    """
+    plan = Plan(refs)
+    problems = read_problems({}, objective.models, plan.refs)
+    if problems:
+        raise ObjectiveError(problems)
+    return make_program(plan, read_models(plan, objective.models), training=False)
+
+
+def _inference(
+    frozen: dict[str, dict[str, Tensor]], dtype: torch.dtype | None
+) -> dict[str, dict[str, Tensor]]:
+    """Matrices in the precision in which they are multiplied anyway, as a step holds them."""
+    if dtype is None:
+        return frozen
+    return {
+        name: {
+            n: x.to(dtype) if x.ndim >= 2 and x.dtype is torch.float32 else x
+            for n, x in tensors.items()
+        }
+        for name, tensors in frozen.items()
+    }
+
+
+class Live:
+    """See `live`, which makes it."""
+
+    def __init__(self, objective: Objective, **options: Any) -> None:
+        refs = frontier(objective)
+        if not refs:
+            raise SourceError(
+                "live: the objective reads nothing of a frozen model's forward pass, so there is "
+                "nothing to take from elsewhere."
+            )
+        self.teacher = Teacher(objective, refs, **options)
+        self._keys = {ref: f"v{i}" for i, ref in enumerate(refs)}
+        named = hashlib.sha256("\n".join(self.codes).encode()).hexdigest()
+        self.name = f"live-{named[:8]}"
+
+    @functools.cached_property
+    def codes(self) -> list[str]:
+        """The refs whose values it gives, as code."""
+        return [repr(ref) for ref in self._keys]
+
+    def key(self, ref: Ref) -> str | None:
+        """Under which key it gives the value of a ref; None if it does not."""
+        return self._keys.get(ref)
+
+    def values(self, batch: Batch) -> dict[str, Any]:
+        """The values for a batch by key."""
+        return dict(zip(self._keys.values(), self.teacher(batch), strict=True))
+
+    def attach(self, loader: Any) -> Any:
+        """The loader, with the values in its batches; see `Kept.attach`."""
+        return attach(self, loader)
+
+    def __repr__(self) -> str:
+        return f"<source {self.name!r}: {', '.join(self.codes)}, computed for each batch>"
+
+
+def live(
+    objective: Objective,
+    *,
+    compile: bool | Mapping[str, Any] = False,
+    precision: Precision = "fp32",
+    device: torch.device | str | None = None,
+) -> Live:
+    """The teacher itself as a source: it runs where the loader runs, outside the step.
+
+        source = fkd.sources.live(objective, device="cuda:1")
+        step = train_step(fkd.sources.bind(objective, source), optimizer)
+        fit(step, step.init(), source.attach(loader), epochs=3)
+
+    The values are those of the objective, computed when a batch is drawn, so that the teacher
+    can have another device than the student. A batch is not computed ahead of the step.
+
+    Args:
+      objective: whose frontier it gives.
+      compile: as in `train_step`.
+      precision: as in `train_step`.
+      device: where the teacher runs; by default where its parameters are.
+
+    Raises:
+      SourceError: the objective reads nothing of a frozen model.
+      ObjectiveError: a ref does not fit the models.
+
+    Example:
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits, temperature=2.0)},
+      ...     student=trainable(torch.nn.Linear(4, 3)), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> fkd.sources.live(objective).codes
+      ['teacher.logits']
+    """
+    return Live(objective, compile=compile, precision=precision, device=device)
