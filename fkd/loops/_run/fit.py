@@ -70,7 +70,8 @@ def fit(arguments: Arguments) -> Iterator[Event]:
       save_every: steps between checkpoints; None: after every evaluation, and at the end of
         every epoch. An evaluation that is the best so far is always saved, and so is the end.
       keep_last, keep_best: how many checkpoints are kept.
-      resume: go on from the newest good checkpoint, if there is one.
+      resume: go on from the newest good checkpoint, if there is one. False moves the
+        checkpoints of an earlier run into a folder `earlier-1` beside the new ones.
       max_nonfinite: end the run after so many updates in a row that were left out. The run
         looks at its log points.
       callbacks: functions of an `Event`, called before it is yielded.
