@@ -54,14 +54,6 @@ def per_sample(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tens
     return fill(x, y, where=where)
 
 
-def equal_maps(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
-    """Two feature maps `[batch, channels, *space]` of one shape, checked and filled."""
-    filled = per_sample(loss, where, **pair)
-    same_space(loss, **pair)
-    same_channels(loss, **pair)
-    return filled
-
-
 def equal_samples(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:
     """Two tensors `[batch, ...]` of one shape, checked, filled and flattened."""
     filled = per_sample(loss, where, **pair)
