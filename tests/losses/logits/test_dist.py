@@ -93,5 +93,5 @@ def test_skd_direction_ignores_length_and_rotation() -> None:
 def test_messages() -> None:
     with pytest.raises(ValueError, match="dist_inter: student_logits"):
         dist_inter(torch.zeros(2, 3), torch.zeros(2, 4))
-    with pytest.raises(ValueError, match="dist_spatial: student_map"):
+    with pytest.raises(ValueError, match="dist_spatial: student_features"):
         dist_spatial(torch.zeros(2, 3, 4), torch.zeros(2, 3, 5))
