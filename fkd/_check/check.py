@@ -196,7 +196,7 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
             evaluated = evaluate(run.values, scalars, parts.loss_state.get(name))
             problem = _result_problem(term, evaluated)
             if problem is None:
-                return _weighted(run, name, term, evaluated)
+                return _weighted(run, term, evaluated)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
@@ -210,12 +210,12 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
     return None
 
 
-def _weighted(run: _Run, name: str, term: Term, evaluated: Evaluated) -> Evaluated:
+def _weighted(run: _Run, term: Term, evaluated: Evaluated) -> Evaluated:
     """With the weight of each position, where the weight is a ref to several numbers."""
     if not isinstance(term.weight, Ref):
         return evaluated
     weight = run.values[run.objective.program.plan.place[term.weight]]
-    return evaluated.weighted(name, weight) if getattr(weight, "ndim", 0) else evaluated
+    return evaluated.weighted(weight) if getattr(weight, "ndim", 0) else evaluated
 
 
 def _result_problem(term: Term, found: Evaluated) -> str | None:

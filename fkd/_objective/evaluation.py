@@ -67,7 +67,7 @@ class BoundTerms:
                 result = self.functions[name](values, scalars, state)
                 weight = self._weight(name, values, scalars)
                 if weight is not None and weight.ndim:  # one for each position
-                    result, weight = result.weighted(name, weight), weight.new_ones(())
+                    result, weight = result.weighted(weight), weight.new_ones(())
                 evaluation.means[name] = result.mean
             if term.state is not None:
                 evaluation.loss_state[name] = map_tensors(torch.detach, result.state)
@@ -114,13 +114,13 @@ class Evaluated(NamedTuple):
         # A relational loss gives one value for the batch; its mask has done its work inside.
         return mean(self.result, where=self.where if self.result.ndim else None)
 
-    def weighted(self, name: str, weight: Tensor) -> Evaluated:
+    def weighted(self, weight: Tensor) -> Evaluated:
         """With every value multiplied by the weight of its position (or example)."""
         shape = tuple(self.result.shape) if isinstance(self.result, Tensor) else None
         if shape is None or shape[: weight.ndim] != tuple(weight.shape):
             what = "a fkd.Mean" if shape is None else f"values of shape {shape}"
             raise ValueError(
-                f"term {name!r}: weight has shape {tuple(weight.shape)}, and the loss returned "
+                f"weight has shape {tuple(weight.shape)}, and the loss returned "
                 f"{what}. A weight is a scalar, or has one number for each value (or for each "
                 "leading axis of the values). Take its mean: fkd.call(torch.mean, weight)."
             )
