@@ -3,16 +3,19 @@
 In language-model data 30 to 70 % of the positions are prompt or padding. The loader knows which
 ones count, on the CPU, so their number becomes a shape and the device never has to say it:
 
-    targets = next_tokens(labels)                                     # in the collate function
+    targets = next_tokens(labels)  # in the collate function
     packed = pack(targets != -100, multiple=256)
-    made = {"input_ids": ids, "targets": targets, "packed": packed}
+    fields = {"input_ids": ids, "targets": targets, "packed": packed}
 
-    def rows(values):                                                 # in the objective
+    def rows(values):  # in the objective
         return fkd.call(take, values, batch.packed)
 
-    term(head_divergence, rows(student.hidden_states[-1]), student.param("lm_head.weight"),
-         rows(teacher.hidden_states[-1]), teacher.param("lm_head.weight"),
-         labels=rows(batch.targets), where=batch.packed.kept, divergence=...)
+    term(
+        head_divergence,
+        rows(student.hidden_states[-1]), student.param("lm_head.weight"),
+        rows(teacher.hidden_states[-1]), teacher.param("lm_head.weight"),
+        labels=rows(batch.targets), where=batch.packed.kept, divergence=divergence,
+    )
 """
 
 from __future__ import annotations

@@ -77,8 +77,8 @@ def score(
 ) -> Iterator[dict[str, Any]]:
     """Values of every batch, on the CPU: a teacher's logits to keep, losses to filter by.
 
-        for made in score(objective, state, loader, {"kl": objective.terms["kd"]}):
-            worst = made["kl"].argmax()
+        for scores in score(objective, state, loader, {"kl": objective.terms["kd"]}):
+            worst = scores["kl"].argmax()
 
     Eval mode, no gradients, batches in the order of epoch -1 (that of `evaluate`). Only the
     models that the values read are run (all of them for a plain function of the context);
