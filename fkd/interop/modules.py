@@ -66,7 +66,7 @@ def bind(
       objective: terms and models.
       compile: True, False, or options for `torch.compile`: forward passes and losses of all
         models, and their gradient, become one graph.
-      modules: modules to use instead of those that the objective was given, by name.
+      modules: modules to use instead of those of the objective, by name.
 
     Returns:
       `loss, aux = bound(batch, step)`; see `Bound`.

@@ -761,3 +761,34 @@ def test_the_named_losses_may_be_given_as_functions() -> None:
     plain_loop(by_name, [teacher], plain, loader(3), adam(plain))
     distill(config, teacher, student, loader(3), compile=False)
     agree(student, plain)
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError, KeyError, RuntimeError])
+def test_only_what_cannot_be_compiled_runs_eagerly(
+    monkeypatch: pytest.MonkeyPatch, error: type[Exception]
+) -> None:
+    """Everything else is seen, and the student stays as it was."""
+    from fkd.interop.modules import Bound
+
+    def failing(*_: Any) -> Any:
+        raise error("of the machine")
+
+    monkeypatch.setattr(Bound, "backward", failing)
+    config = [entry("layer2.hidden", "layer4.hidden", "mse")]
+    teacher, student = pair()
+    before = copy.deepcopy(student)
+    with pytest.raises(error, match="of the machine"):
+        distill(config, teacher, student, loader(2), compile=COMPILE)
+    agree(student, before, 0.0)
+
+
+@pytest.mark.compile
+def test_a_mistake_is_seen_as_one_and_not_as_something_for_the_eager_step() -> None:
+    def wrong(t: Tensor, s: Tensor, *_: Any) -> Tensor:
+        return t["no such key"]  # type: ignore[index]
+
+    config = [entry("layer2.hidden", "layer4.hidden", wrong)]
+    for compile in (False, COMPILE):
+        with warnings.catch_warnings(), pytest.raises((IndexError, TypeError)):
+            warnings.simplefilter("error")
+            distill(config, *pair(), loader(2), compile=compile)

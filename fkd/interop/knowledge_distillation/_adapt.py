@@ -1,4 +1,4 @@
-"""What the user's adaptors give and take: outputs as `{layer: {output: tensor}}`, inputs as
+"""What the user's adaptors return and take: outputs as `{layer: {output: tensor}}`, inputs as
 dicts or tuples."""
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class Adapted(nn.Module):
         self.adaptor = adaptor
         self.as_tuple = as_tuple
 
-    def forward(self, given: Any) -> Any:
+    def forward(self, arguments: Any) -> Any:
         """The adapted output.
 
         Args:
-          given: what the model is called with: keyword arguments (a dict), positional arguments
+          arguments: what the model is called with: keyword arguments (a dict), positional arguments
             (a tuple or list), or its one argument.
         """
-        output = call_with(self.model, given)
+        output = call_with(self.model, arguments)
         return adapted_by(self.adaptor, output, as_tuple=self.as_tuple)
 
 
@@ -59,11 +59,11 @@ def adapted_by(adaptor: OutputAdaptor | None, output: Any, *, as_tuple: bool) ->
     return output if adaptor is None else adaptor(output)
 
 
-def call_with(model: nn.Module, given: Any) -> Any:
+def call_with(model: nn.Module, arguments: Any) -> Any:
     """A model called with a dict of keyword arguments, a tuple of arguments, or one argument."""
-    if isinstance(given, Mapping):
-        return model(**given)
-    return model(*given) if isinstance(given, tuple | list) else model(given)
+    if isinstance(arguments, Mapping):
+        return model(**arguments)
+    return model(*arguments) if isinstance(arguments, tuple | list) else model(arguments)
 
 
 def plain_tuple(output: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -121,10 +121,10 @@ def picked(adaptor: OutputAdaptor, wanted: Wanted) -> OutputAdaptor:
 
     def pick(output: Any) -> dict[Any, dict[Any, Any]]:
         adapted = adaptor(output)
-        found: dict[Any, dict[Any, Any]] = {}
+        chosen: dict[Any, dict[Any, Any]] = {}
         for layer, name in wanted:
-            found.setdefault(layer, {})[name] = adapted[layer][name]
-        return found
+            chosen.setdefault(layer, {})[name] = adapted[layer][name]
+        return chosen
 
     return pick
 
@@ -162,14 +162,14 @@ class Layout:
         return equal and self.keys == other.keys and self.size == other.size
 
 
-def split(given: Any) -> tuple[dict[str, Any], Layout]:
+def split(arguments: Any) -> tuple[dict[str, Any], Layout]:
     """The tensors of an input by name (or position), and the rest."""
-    if isinstance(given, Mapping):
-        fields = {str(key): value for key, value in given.items()}
+    if isinstance(arguments, Mapping):
+        fields = {str(key): value for key, value in arguments.items()}
         keys: tuple[str, ...] | None = tuple(fields)
     else:
-        given = given if isinstance(given, tuple | list) else (given,)
-        fields, keys = {str(i): value for i, value in enumerate(given)}, None
+        arguments = arguments if isinstance(arguments, tuple | list) else (arguments,)
+        fields, keys = {str(i): value for i, value in enumerate(arguments)}, None
     tensors = {key: value for key, value in fields.items() if _has_tensor(value)}
     constants = {key: value for key, value in fields.items() if key not in tensors}
     return tensors, Layout(keys, constants, len(fields))

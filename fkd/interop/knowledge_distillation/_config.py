@@ -51,8 +51,8 @@ class Item:
     @property
     def fixed(self) -> tuple[Any, ...]:
         """All that a compiled step is compiled for: everything but the value of the weight."""
-        own = (self.kind, self.student, self.teacher, self.teacher_name, self.loss, self.args)
-        return (*own, self.label, type(self.weight))
+        fixed = (self.kind, self.student, self.teacher, self.teacher_name, self.loss, self.args)
+        return (*fixed, self.label, type(self.weight))
 
     @property
     def name(self) -> str:
@@ -104,32 +104,32 @@ def terms_from_config(
       >>> list(terms), terms["layer1.hidden<-layer4.hidden"].args[1:]
       (['layer1.hidden<-layer4.hidden'], (teacher.layer4.hidden, batch.attention_mask))
     """
-    given = dict.fromkeys(["student", *teachers], batch) | dict(inputs or {})
-    found: dict[str, Term] = {}
+    calls = dict.fromkeys(["student", *teachers], batch) | dict(inputs or {})
+    terms: dict[str, Term] = {}
     for item in parse(config, losses=losses, teachers=teachers):
         name = item.name
-        while name in found:
+        while name in terms:
             name += "'"
         mask = (masks or {}).get(item.teacher_name)
-        found[name] = _term(item, losses or {}, given, mask, whole_batch)
-    return found
+        terms[name] = _term(item, losses or {}, calls, mask, whole_batch)
+    return terms
 
 
 def _term(
     item: Item, losses: Losses, inputs: Mapping[str, Ref], mask: Ref | None, whole_batch: Ref
 ) -> Term:
     of_student = ref("student")[item.student[0]][item.student[1]]
-    own = losses.get(item.loss) if isinstance(item.loss, str) else item.loss
+    function = losses.get(item.loss) if isinstance(item.loss, str) else item.loss
     if item.teacher is None:
-        truth = _truth(item, own, inputs["student"], whole_batch)
-        if own is not None:
-            return term(as_label_loss(own, item.args), of_student, truth, weight=item.weight)
+        truth = _truth(item, function, inputs["student"], whole_batch)
+        if function is not None:
+            return term(as_label_loss(function, item.args), of_student, truth, weight=item.weight)
         loss = label_cross_entropy if item.loss == "cross_entropy" else NAMED[str(item.loss)]
         return term(loss, of_student, truth, weight=item.weight, **item.args)
     of_teacher = ref(item.teacher_name)[item.teacher[0]][item.teacher[1]]
-    if own is not None:
+    if function is not None:
         both = (inputs["student"], inputs[item.teacher_name])
-        loss = as_teacher_loss(own, item.args)
+        loss = as_teacher_loss(function, item.args)
         return term(loss, of_student, of_teacher, *both, weight=item.weight)
     args = [of_student, of_teacher]
     if item.loss in MASKED:
@@ -137,12 +137,14 @@ def _term(
     return term(NAMED[str(item.loss)], *args, weight=item.weight, **item.args)
 
 
-def _truth(item: Item, own: Any, student_input: Ref, whole_batch: Ref) -> Ref:
+def _truth(
+    item: Item, function: Callable[..., Any] | None, student_input: Ref, whole_batch: Ref
+) -> Ref:
     """Labels: from the batch by a function, or the student's input (whole, for a function of
     the user, which reads from it what it needs)."""
     if item.label is not None:
         return call(item.label, whole_batch)
-    return student_input["labels"] if own is None else student_input
+    return student_input["labels"] if function is None else student_input
 
 
 def parse(
@@ -244,24 +246,24 @@ def check_outputs(items: Sequence[Item], outputs: Mapping[str, Any]) -> None:
     for i, item in enumerate(items):
         problems += _unknown(f"distill_config[{i}]: student", item.student, outputs["student"])
         if item.teacher is not None:
-            given = outputs[item.teacher_name]
-            problems += _unknown(f"distill_config[{i}]: teacher", item.teacher, given)
+            taught = outputs[item.teacher_name]
+            problems += _unknown(f"distill_config[{i}]: teacher", item.teacher, taught)
     if problems:
         raise ValueError("\n".join(dict.fromkeys(problems)))
 
 
 def _unknown(whose: str, wanted: tuple[Any, Any], adapted: Any) -> list[str]:
     place, _, role = whose.rpartition(" ")
-    given, where = adapted, ""
+    value, where = adapted, ""
     for key, name in zip((f"{role}_layer_name", f"{role}_layer_output_name"), wanted, strict=True):
         try:
-            given = given[name]
+            value = value[name]
         except Exception:
-            names = _names_in(given)
+            names = _names_in(value)
             if names is None:
                 what = where or f"what {role}_output_adaptor gave"
                 return [
-                    f"{place} {key} is {name!r}, but {what} is {describe(given)}; a dict "
+                    f"{place} {key} is {name!r}, but {what} is {describe(value)}; a dict "
                     "{layer: {output: tensor}} is expected."
                 ]
             return [
@@ -269,14 +271,14 @@ def _unknown(whose: str, wanted: tuple[Any, Any], adapted: Any) -> list[str]:
                 f"{nearest(str(name), names)}Available: {listing(names, limit=100)}."
             ]
         where = f"layer {name!r}"
-    if isinstance(given, Tensor | Mapping | list | tuple):
+    if isinstance(value, Tensor | Mapping | list | tuple):
         return []
-    return [f"{place} {role} output {wanted[0]}.{wanted[1]} is {describe(given)}, not a tensor."]
+    return [f"{place} {role} output {wanted[0]}.{wanted[1]} is {describe(value)}, not a tensor."]
 
 
-def _names_in(given: Any) -> list[str] | None:
-    if isinstance(given, Mapping):
-        return [str(k) for k in given]
-    if isinstance(given, list | tuple) or (isinstance(given, Tensor) and given.ndim):
-        return [str(i) for i in range(len(given))]
+def _names_in(value: Any) -> list[str] | None:
+    if isinstance(value, Mapping):
+        return [str(k) for k in value]
+    if isinstance(value, list | tuple) or (isinstance(value, Tensor) and value.ndim):
+        return [str(i) for i in range(len(value))]
     return None

@@ -31,7 +31,7 @@ class Evaluator(abc.ABC):
         """Look at the models as they are after a step.
 
         Args:
-          teacher_model: the teacher, or the teachers as the distiller was given them.
+          teacher_model: the `teacher_model` of the distiller: one teacher, or several.
           student_model: the student, updated. Whatever mode it is left in, training goes on
             in train mode.
           dev_data: the `dev_dataloader` of the distiller.

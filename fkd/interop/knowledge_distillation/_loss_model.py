@@ -1,4 +1,4 @@
-"""The config with its adaptors, as the loss that a distiller is given."""
+"""The config with its adaptors, as the loss that a distiller takes."""
 
 from __future__ import annotations
 
@@ -65,14 +65,14 @@ class MultiLayerBasedDistillationLoss(nn.Module):
           student_input_data: what the student was called with; labels are read from it.
         """
         inputs = {"student": student_input_data, "teacher": teacher_input_data}
-        given = {"student": student_output, "teacher": teacher_output}
+        raw = {"student": student_output, "teacher": teacher_output}
         adaptors = {
             "student": _one(self.student_output_adaptor),
             "teacher": _one(self.teacher_output_adaptor),
         }
         items = parse(self.distill_config, losses=self.own_losses)
         adapted = {
-            n: adapted_by(a, given[n], as_tuple=form_of(a, given[n], whose=n))
+            n: adapted_by(a, raw[n], as_tuple=form_of(a, raw[n], whose=n))
             for n, a in adaptors.items()
         }
         check_outputs(items, adapted)

@@ -38,7 +38,7 @@ class PlainTerms:
 
 def leaves(loss: Tensor) -> list[Tensor]:
     """The tensors into which `loss.backward()` would accumulate a gradient."""
-    found: dict[int, Tensor] = {}
+    reached: dict[int, Tensor] = {}
     seen: set[Any] = set()
     waiting: list[Any] = [loss.grad_fn]
     while waiting:
@@ -47,6 +47,6 @@ def leaves(loss: Tensor) -> list[Tensor]:
             continue
         seen.add(node)
         if hasattr(node, "variable"):
-            found[id(node.variable)] = node.variable
+            reached[id(node.variable)] = node.variable
         waiting += [following for following, _ in node.next_functions]
-    return list(found.values())
+    return list(reached.values())
