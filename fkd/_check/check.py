@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
+import threading
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -69,9 +70,15 @@ def check(objective: Objective, batch: Batch) -> CheckReport:
     objective.raise_problems()
     try:
         return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))
-    except (DataDependentOutputException, DynamicOutputShapeException):
-        # The forward pass looks at values, which fake tensors do not have: run it for real.
-        return _dry_run(objective, batch, None)
+    except (DataDependentOutputException, DynamicOutputShapeException, _OnlyFake):
+        # The forward pass looks at values, which fake tensors do not have, or an operation knows
+        # no fake tensors: run it for real.
+        with torch.random.fork_rng(devices=[]):
+            return _dry_run(objective, batch, None)
+
+
+class _OnlyFake(Exception):
+    """A model fails on fake tensors; it may run all the same."""
 
 
 @dataclass
@@ -95,6 +102,8 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     run = _Run(objective, map_tensors(fake, batch), [])
     with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
         ctx = _forward(run, parts).context
+        if run.failed and mode is not None:
+            raise _OnlyFake
         run.values = objective.program.values(ctx, attempt=functools.partial(_attempt, run))
         found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
         if not run.problems:
@@ -111,12 +120,16 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
     """Without torch's own log of what fails on fake tensors: that is reported here."""
-    log = logging.getLogger("torch._subclasses.fake_tensor")
-    before, log.disabled = log.disabled, True
+    log, own = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+
+    def of_others(record: logging.LogRecord) -> bool:
+        return record.thread != own
+
+    log.addFilter(of_others)
     try:
         yield
     finally:
-        log.disabled = before
+        log.removeFilter(of_others)
 
 
 def _forward(run: _Run, parts: Parts) -> Pass:

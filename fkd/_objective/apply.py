@@ -366,7 +366,8 @@ def interop(module: nn.Module) -> ModuleType | None:
     The one door from the core to `fkd.interop`, opened only for such modules, so that the core
     never imports transformers for the sake of others.
     """
-    if any(c.__module__.partition(".")[0] == "transformers" for c in type(module).__mro__):
+    modules = (c for c in type(module).__mro__ if issubclass(c, nn.Module))  # no mixins
+    if any(c.__module__.partition(".")[0] == "transformers" for c in modules):
         from ..interop import transformers
 
         return transformers
@@ -376,6 +377,24 @@ def interop(module: nn.Module) -> ModuleType | None:
 def has_attention_captures(module: nn.Module) -> bool:
     """Whether attention maps, queries, keys and values of its layers can be asked for."""
     return _host(module)[0] is not None
+
+
+def layer_drop(model: Model) -> str | None:
+    """The setting by which a model leaves out whole layers at random while it trains."""
+    library, inner, _ = _host(model.module or nn.Identity())
+    trains = model.kind == "trainable" and model.training
+    return library.layer_drop(inner) if library is not None and trains else None
+
+
+def not_traceable(models: Mapping[str, Model]) -> list[str]:
+    """Why models that train cannot be compiled as one graph, as far as their library knows."""
+    training = {n: m for n, m in models.items() if m.kind == "trainable" and m.training}
+    return [
+        f"model {name!r}: {why}"
+        for name, module in modules_of(training).items()
+        if (library := _host(module)[0]) is not None
+        for why in library.not_traceable(module)
+    ]
 
 
 def predicts_the_next_token(module: nn.Module) -> bool:

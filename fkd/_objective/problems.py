@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,9 +13,11 @@ from torch import Tensor, nn
 from .._errors import listing, nearest
 from .._refs.derived import Call
 from .._refs.paths import name_of
-from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, walk
-from .apply import Model, has_attention_captures, trainable_parameters
+from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, output_path, walk
+from .apply import Model, has_attention_captures, layer_drop, trainable_parameters
 from .terms import Term, moves, value_at
+
+_NUMBER = re.compile(r"(^|\.)\d+(\.|$)")
 
 
 def static_problems(
@@ -220,14 +223,16 @@ def _number(
 
 def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Iterator[str]:
     part = node(ref)
+    yield from _left_out(ref, known)
     name = _root_of(part)
     if name is None or name == "batch":
         return
     if name not in models:
         hint = nearest(name, models)
+        kind = "trainable" if isinstance(part, Call) else "frozen"
         yield (
             f"{ref!r} refers to {name!r}, and the objective has no such model. {hint}"
-            f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.frozen(module))."
+            f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.{kind}(module))."
         )
         return
     model = known.get(name)
@@ -247,6 +252,23 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         yield (
             f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
             f"Take the output of the submodule: {name}.tap('...')."
+        )
+
+
+def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
+    """What one layer gives, of a model that leaves out layers at random."""
+    part, path = node(ref), output_path(ref)
+    name = _root_of(part)
+    layer = isinstance(part, Capture) or (isinstance(part, Tap) and _NUMBER.search(part.module))
+    if path is not None and len(path[1]) == 2 and isinstance(path[1][1], int):
+        name, layer = path[0], str(path[1][0]).endswith(("hidden_states", "attentions"))
+    model = known.get(name or "")
+    drop = layer_drop(model) if layer and model is not None else None
+    if drop is not None:
+        yield (
+            f"{ref!r}: model {name!r} leaves out whole layers at random while it trains ({drop}), "
+            "so that this one is missing in some steps. Set the layerdrop settings of its config "
+            "to 0 before it is made."
         )
 
 

@@ -19,6 +19,7 @@ from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 
 from ._cannot_compile import compile_error
+from ._errors import CompileError
 
 _LOG = logging.getLogger(__name__)
 _NO_RECOMPUTATION = "does not support RNG ops in recompute regions"
@@ -119,6 +120,19 @@ def _first_plan(graph: Callable[..., Any], args: Any, kwargs: Any) -> Any:
     )
     with functorch_config.patch(remat_using_tags_for_fwd_loss_bwd_graph=False):
         return graph(*args, **kwargs)
+
+
+def refuse_to_compile(reasons: Sequence[str], options: Mapping[str, Any] | None) -> None:
+    """Raise what is known not to compile as one graph, before it is tried.
+
+    Raises:
+      CompileError: there are reasons, and one graph is wanted.
+    """
+    if reasons and options is not None and options.get("fullgraph", True):
+        raise CompileError(
+            f"torch.compile cannot compile this step: {'; '.join(reasons)}. Or run it without: "
+            "train_step(..., compile=False)."
+        )
 
 
 def captures_graphs(options: Mapping[str, Any] | None) -> bool:

@@ -32,6 +32,8 @@ Nothing here is imported before a model of transformers is met.
 
 from ._capture import Prepared as Prepared
 from ._capture import prepare as prepare
+from ._chance import layer_drop as layer_drop
+from ._chance import not_traceable as not_traceable
 from ._collect import install_output_hooks as install_output_hooks
 from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal

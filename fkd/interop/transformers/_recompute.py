@@ -10,6 +10,8 @@ from torch import nn
 from torch.utils import checkpoint as recompute
 from torch.utils.checkpoint import CheckpointPolicy
 
+from ._sites import names_used
+
 
 def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
     """Let the layers that recompute do so by torch's non-reentrant checkpointing.
@@ -24,10 +26,14 @@ def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
       traced: the copy is run while a graph is traced.
     """
     for module in model.modules():
+        changed: Any = module
+        if getattr(module, "_requires_grad", False) is True:
+            changed._requires_grad = False  # which is there for the reentrant kind only
+        if traced and _only_marks(module):
+            changed.gradient_checkpointing = False
         chosen: Any = getattr(module, "_gradient_checkpointing_func", None)
         if not getattr(module, "gradient_checkpointing", False) or chosen is None:
             continue
-        changed: Any = module
         options = dict(getattr(chosen, "keywords", {}))
         fn = getattr(chosen, "func", recompute.checkpoint)
         options["use_reentrant"] = False
@@ -38,6 +44,13 @@ def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
             fn = recompute.checkpoint
             options.setdefault("context_fn", _keeping_random)
         changed._gradient_checkpointing_func = functools.partial(fn, **options)
+
+
+def _only_marks(module: nn.Module) -> bool:
+    """Whether a module does not recompute, and only marks its biases for layers that do (T5)."""
+    recomputing = getattr(module, "gradient_checkpointing", False)
+    used = names_used(type(module)) if recomputing else ()
+    return "requires_grad" in used and "_gradient_checkpointing_func" not in used
 
 
 def _is_watched(layer: nn.Module) -> bool:

@@ -97,16 +97,16 @@ def computes_attention(module: nn.Module) -> bool:
     if "att" not in type(module).__name__.lower() or uses_interface(module):
         return False
     own = any(isinstance(child, nn.Softmax) for child in module.children())
-    return own or bool(_names_used(type(module)) & _SOFTMAX)
+    return own or bool(names_used(type(module)) & _SOFTMAX)
 
 
 def applies_rotary(module: nn.Module) -> bool:
     """Whether queries and keys are rotated after they are projected."""
-    return any("rotary" in n or "rope" in n for n in _names_used(type(module)))
+    return any("rotary" in n or "rope" in n for n in names_used(type(module)))
 
 
 @functools.cache
-def _names_used(cls: type) -> frozenset[str]:
+def names_used(cls: type) -> frozenset[str]:
     """The names in the code of a class, and of the functions of its file that it calls."""
     found: set[str] = set()
     for base in cls.__mro__:

@@ -9,12 +9,12 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._objective.apply import modules_of
+from fkd._objective.apply import modules_of, not_traceable
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Scalars, TensorBatch
 
-from .._compile import compiled
+from .._compile import compiled, refuse_to_compile
 from .gradient import Gradients, differentiated, norms_of, total_norm
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -60,6 +60,7 @@ class Graphs:
         self.autocast = autocast
         self.clip = clip
         modules = modules_of(objective.models)
+        refuse_to_compile(not_traceable(objective.models), options)
         self.whole = compiled(self._whole, options, modules)
         self.part = compiled(self._part, options, modules)
         self.counts = compiled(self._counts, options, modules)
