@@ -324,15 +324,11 @@ def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[s
         library, inner, direct = _host(module)
         if library is not None and direct:
             return (), library.default_inputs(inner, batch)
-        return (), _accepted(module, batch)
+        accepted = inspect.signature(module.forward).parameters
+        return (), {str(k): v for k, v in batch.items() if k in accepted}
     if isinstance(batch, (tuple, list)):
         return batch[: _positional(module)], {}
     return (batch,), {}
-
-
-def _accepted(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any]:
-    parameters = inspect.signature(module.forward).parameters
-    return {str(k): v for k, v in batch.items() if k in parameters}
 
 
 def _positional(module: nn.Module) -> int:
