@@ -51,6 +51,8 @@ __all__ = [
     "install_output_hooks",
     "is_causal",
     "is_transformers",
+    "layer_drop",
+    "not_traceable",
     "outputs",
     "prepare",
     "save_pretrained",
