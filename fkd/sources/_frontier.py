@@ -43,7 +43,14 @@ def frontier(objective: Objective) -> tuple[Ref, ...]:
     largest: dict[Ref, None] = {}
     for ref in read_refs(objective.terms):
         largest.update(dict.fromkeys(_largest(ref, frozen)))
-    return tuple(ref for ref in largest if not _follows(ref, set(largest) - {ref}, frozen))
+    return reduced(largest, frozen)
+
+
+def reduced(refs: Iterable[Ref], frozen: set[str], *, first: int = 0) -> tuple[Ref, ...]:
+    """The refs without those that can be computed from others of them; the first so many stay."""
+    every = list(dict.fromkeys(refs))
+    rest = (r for r in every[first:] if not _follows(r, set(every) - {r}, frozen))
+    return (*every[:first], *rest)
 
 
 def read_refs(terms: Mapping[str, Term]) -> Iterator[Ref]:

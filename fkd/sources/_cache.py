@@ -1,0 +1,243 @@
+"""Run a teacher once, and keep on the disk what it says of every sample."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from fkd._errors import listing
+from fkd._objective.objective import Objective
+from fkd._refs.refs import Ref, walk
+from fkd._types import Batch
+from fkd.loops._checkpoint.lock import lock
+from fkd.loops._checkpoint.tensors import NAMES
+from fkd.loops._data.epochs import Loader, epoch_batches
+from fkd.loops._files import make_folder
+from fkd.loops._log.progress import open_progress
+
+from ._build import Build
+from ._errors import SourceError
+from ._frontier import frontier, is_fixed, needs_forward, read_refs, reduced
+from ._header import VERSION, Header
+from ._identity import describe_model, identity, short
+from ._kept import Kept
+from ._live import Precision, Teacher
+from ._probe import Found, probe
+
+
+class Exact(NamedTuple):
+    """Every number of a value; see `exact`."""
+
+    dtype: torch.dtype | None
+
+
+def exact(dtype: torch.dtype | None = None) -> Exact:
+    """Keep every number of a value, in a dtype; the terms get it in the dtype of the teacher.
+
+    In the teacher's own dtype nothing is lost, to the bit. `torch.bfloat16` keeps 8 bits of each
+    number (a relative error of at most 0.4 %), `torch.float8_e4m3fn` 4 bits (6 %) up to 448.
+    Integers (`torch.uint16` for the ids of a vocabulary, say) have to fit, and numbers must not
+    become infinite: that is an error when the cache is made.
+
+    Args:
+      dtype: None: as the teacher gives it.
+
+    Example:
+      >>> fkd.sources.exact(torch.bfloat16)
+      Exact(dtype=torch.bfloat16)
+    """
+    if dtype is not None and dtype not in NAMES:
+        names = listing(map(str, NAMES), limit=20)
+        raise SourceError(f"exact: {dtype} cannot be kept. Choose one of {names}.")
+    return Exact(dtype)
+
+
+def cache(
+    objective: Objective,
+    loader: Loader,
+    folder: str | os.PathLike[str],
+    *,
+    keep: Mapping[Ref, Exact] | None = None,
+    key: str | None = None,
+    mask: str | None = "attention_mask",
+    compile: bool | Mapping[str, Any] = False,
+    precision: Precision = "fp32",
+    device: torch.device | str | None = None,
+    about: Mapping[str, Any] | None = None,
+    shard_bytes: int = 1 << 28,
+    progress: bool = True,
+) -> Kept:
+    """Run the teacher of an objective once over a loader, and keep what the terms read of it.
+
+        kept = fkd.sources.cache(objective, loader, "cache", key="index")
+        cheap = fkd.sources.bind(objective, kept)
+        fit(train_step(cheap, optimizer), ..., kept.attach(loader), epochs=10)
+
+    Kept is the frontier of the objective, in the dtypes of the teacher. What is not by sample (a
+    matrix between the samples of a batch, positions that are packed) is computed in the step, and
+    what it is computed from is kept. The objective needs no student.
+
+    A sample is found again by what the teacher reads of it, and may stand in any batch, in any
+    order, beside any padding (with `mask`). With `key`, it is found by that field, and what the
+    teacher reads is compared. A sample that comes twice is kept once.
+
+    A call that was interrupted goes on when it is made again, with the same bytes in the end. The
+    folder has `header.json` and safetensors files; each is whole or not there, and has checksums.
+
+    Not there yet: what keeps less than all numbers (top-k, samples), several processes, two
+    lengths in one batch (encoder and decoder), whole rows of several lengths.
+
+    Args:
+      objective: whose teacher runs. All its random numbers are those of eval mode.
+      loader: every sample once, as for `fit`: batches are dicts of fields. Epoch -1 of seed 0.
+      folder: of the cache.
+      keep: how a ref is kept, for those that are not kept in the dtype of the teacher. A ref
+        (`teacher.logits`) may stand for others that are computed from it.
+      key: field of the batch with an integer or a text for each sample.
+      mask: field that is 1 where a sample has a token, by which padding is left out; where the
+        batches have none, or None: whole rows, which then all have one length.
+      compile, precision, device: of the teacher, as in `train_step`. The bits are those of a step
+        with the same options.
+      about: JSON to write into the header (the tokenizer, the template); on the next call it has
+        to be the same.
+      shard_bytes: size of a file.
+      progress: show a progress bar.
+
+    Returns:
+      The cache, as `open(folder)` gives it.
+
+    Raises:
+      SourceError: nothing can be kept; a value is not by sample; the folder has a cache of
+        another teacher or of other values; a term reads padding; a number does not fit its dtype.
+      DamagedSourceError: the header is not what was written.
+      CheckpointError: another process holds the folder.
+
+    Example:
+      >>> import tempfile
+      >>> objective = Objective(
+      ...     {"kd": term(kl, student.logits, teacher.logits, temperature=2.0)},
+      ...     student=trainable(torch.nn.Linear(4, 3)), teacher=frozen(torch.nn.Linear(4, 3)),
+      ... )
+      >>> loader = [{"input": torch.randn(2, 4)} for _ in range(3)]
+      >>> with tempfile.TemporaryDirectory() as folder:
+      ...     kept = fkd.sources.cache(objective, loader, folder, progress=False)
+      ...     len(kept), kept.codes
+      (6, ['teacher.logits'])
+    """
+    wanted, dtypes = _wanted(objective, keep or {})
+    teacher = functools.partial(Teacher, objective, precision=precision, device=device)
+    folder = Path(folder)
+    make_folder(folder)
+    with lock(folder), contextlib.closing(_Progress(loader, progress)) as shown:
+        build: Build | None = None
+        for index, batch in enumerate(epoch_batches(loader, 0, -1)):
+            if build is None:
+                found = _found(objective, wanted, dtypes, batch, key, mask, teacher)
+                header = _header(objective, found, precision, about or {})
+                run = teacher(found.refs, compile=compile)
+                build = Build(objective, found, run, folder, header, shard_bytes)
+            build.add(batch, index)
+            shown.advance(index + 1)
+        if build is None:
+            raise SourceError("cache: the loader gave no batch. It is empty, or was used before.")
+        build.finish()
+    return Kept(folder)
+
+
+def _wanted(
+    objective: Objective, keep: Mapping[Ref, Any]
+) -> tuple[tuple[Ref, ...], dict[Ref, torch.dtype | None]]:
+    """What should be kept, and the dtypes that were asked for."""
+    models = objective.models.items()
+    frozen = {name for name, model in models if getattr(model, "kind", "") == "frozen"}
+    known = {part for ref in read_refs(objective.terms) for part in walk(ref)}
+    for ref, how in keep.items():
+        if not isinstance(how, Exact):
+            raise SourceError(
+                f"cache: keep[{ref!r}] is {how!r}; fkd.sources.exact(dtype) is expected."
+            )
+        if ref not in known or not is_fixed(ref, frozen) or not needs_forward(ref, frozen):
+            raise SourceError(
+                f"cache: keep has {ref!r}, which is not a value of a frozen model that the terms "
+                f"read. The frontier is {listing(map(repr, frontier(objective)))}."
+            )
+    wanted = reduced([*keep, *frontier(objective)], frozen, first=len(keep))
+    if not wanted:
+        raise SourceError("cache: no term reads the forward pass of a frozen model.")
+    return wanted, {ref: how.dtype for ref, how in keep.items()}
+
+
+def _found(
+    objective: Objective,
+    wanted: Sequence[Ref],
+    dtypes: Mapping[Ref, torch.dtype | None],
+    batch: Batch,
+    key: str | None,
+    mask: str | None,
+    teacher: Any,
+) -> Found:
+    """What is kept, in the dtypes that were asked for."""
+    if not isinstance(batch, Mapping):
+        raise SourceError(
+            f"cache: a batch is a {type(batch).__name__}; a dict of fields is expected. Name the "
+            "parts in the loader's collate_fn."
+        )
+    there = mask if mask in batch else None
+    found = probe(objective, wanted, frozenset(dtypes), batch, key, there, teacher)
+    forms = list(found.forms)
+    for ref, structure in zip(found.refs, found.structures, strict=True):
+        dtype = dtypes.get(ref)
+        if dtype is not None:
+            numbers = [i for i in range(len(forms)) if i in _numbers(structure)]
+            for i in numbers:
+                forms[i] = forms[i]._replace(dtype=dtype)
+    return Found(found.refs, found.reading, found.structures, forms)
+
+
+def _numbers(structure: Any) -> set[int]:
+    if isinstance(structure, int):
+        return {structure}
+    items: Iterable[Any] = structure.values() if isinstance(structure, dict) else structure[1:]
+    return {i for item in items for i in _numbers(item)}
+
+
+def _header(objective: Objective, found: Found, precision: str, about: Mapping[str, Any]) -> Header:
+    codes = zip(found.refs, found.structures, strict=True)
+    refs = [{"code": repr(r), "identity": identity(r), "structure": s} for r, s in codes]
+    program = Teacher(objective, found.refs).program
+    content: dict[str, Any] = {
+        "refs": refs,
+        "forms": [form.to_json() for form in found.forms],
+        "models": {name: describe_model(model) for name, model in program.models.items()},
+        "precision": precision,
+        "about": dict(about),
+    }
+    name = "cache-" + short([content, found.reading])
+    versions = {"format": str(VERSION), "torch": torch.__version__}
+    return Header(name=name, reading=found.reading, versions=versions, shards=[], complete=False,
+                  **content)  # fmt: skip
+
+
+class _Progress:
+    """A bar over the batches of a loader, or nothing."""
+
+    def __init__(self, loader: Loader, show: bool) -> None:
+        sized: Any = loader
+        total = len(sized) if hasattr(loader, "__len__") else None
+        self._bar = open_progress(total=total) if show else None
+
+    def advance(self, count: int) -> None:
+        """So many batches are done."""
+        if self._bar is not None:
+            self._bar.advance(count)
+
+    def close(self) -> None:
+        """Leave the bar as it is."""
+        if self._bar is not None:
+            self._bar.close()

@@ -1,0 +1,124 @@
+"""The header of a cache: JSON that carries its own checksum."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fkd.loops._checkpoint.schema import BOOL, COUNT, JSON, NUMBER, TEXT, Of, maybe, validate
+from fkd.loops._checkpoint.tree import DTYPES
+from fkd.loops._errors import DamagedError
+from fkd.loops._files import open_regular, replace_file
+
+from ._errors import DamagedSourceError, SourceError
+from ._rows import Reading
+from ._store import Shard
+
+NAME = "header.json"
+VERSION = 1
+_FORMAT = "fkd source"
+_HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "header": ', b"}\n"
+_DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
+_FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [maybe(COUNT)], "fill": NUMBER}
+_SCHEMA = {
+    "name": TEXT,
+    "refs": [{"code": TEXT, "identity": TEXT, "structure": JSON}],
+    "forms": [_FORM],
+    "models": JSON,
+    "reading": {"fields": [TEXT], "key": maybe(TEXT), "mask": maybe(TEXT)},
+    "precision": TEXT,
+    "about": JSON,
+    "versions": JSON,
+    "shards": [
+        {
+            "file": TEXT,
+            "samples": COUNT,
+            "size": COUNT,
+            "sha256": TEXT,
+            "index_size": COUNT,
+            "index_sha256": TEXT,
+        }
+    ],
+    "complete": BOOL,
+}
+
+
+class Header(NamedTuple):
+    """What a cache says of itself.
+
+    Attributes:
+      name: of the source.
+      refs: what is kept: code, identity, and the structure of each value over the forms.
+      forms: of the tensors, in their order.
+      models: of the teacher, see `describe_model`.
+      reading: how samples are recognised.
+      precision: in which the teacher ran.
+      about: what the user says of it.
+      versions: of fkd's format and of torch, when it was begun.
+      shards: in the order in which they were written.
+      complete: whether the loader came to its end.
+    """
+
+    name: str
+    refs: list[dict[str, Any]]
+    forms: list[dict[str, Any]]
+    models: dict[str, Any]
+    reading: Reading
+    precision: str
+    about: Any
+    versions: dict[str, str]
+    shards: list[Shard]
+    complete: bool
+
+
+def write_header(folder: Path, header: Header) -> None:
+    """Write the header instead of the one that is there: readers see the old or the new."""
+    content = {
+        **header._asdict(),
+        "reading": header.reading._asdict(),
+        "shards": [shard._asdict() for shard in header.shards],
+    }
+    text = json.dumps({"format": _FORMAT, "version": VERSION, **content}, allow_nan=False)
+    body = text.encode()
+    sha256 = hashlib.sha256(body).hexdigest().encode()
+    replace_file(folder / NAME, _HEAD + sha256 + _MIDDLE + body + _TAIL)
+
+
+def read_header(folder: Path) -> Header | None:
+    """The header of a folder; None if there is none.
+
+    Raises:
+      DamagedSourceError: a byte of it is not what was written.
+      SourceError: a later version wrote it, or it cannot be read.
+    """
+    path = folder / NAME
+    try:
+        with open_regular(path) as file:
+            raw = file.read()
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise SourceError(f"{path} cannot be read: {error.strerror or error}.") from error
+    start = len(_HEAD) + 64 + len(_MIDDLE)
+    body = raw[start : -len(_TAIL)]
+    if raw != _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL:
+        raise DamagedSourceError(f"{path} is damaged: its checksum does not fit. {_AGAIN}")
+    content = json.loads(body)
+    if content.pop("format", None) != _FORMAT or content.pop("version", None) != VERSION:
+        raise SourceError(
+            f"{path} is not of a format that this release of fkd reads ({_FORMAT!r}, version "
+            f"{VERSION}). Update fkd, or use another folder."
+        )
+    try:
+        validate(content, _SCHEMA, "it")
+    except DamagedError as error:
+        raise DamagedSourceError(f"{path} is damaged: {error}. {_AGAIN}") from error
+    reading = content.pop("reading")
+    content["shards"] = [Shard(**shard) for shard in content["shards"]]
+    fields = tuple(reading["fields"])
+    return Header(reading=Reading(fields, reading["key"], reading["mask"]), **content)
+
+
+_AGAIN = "Delete the folder, and make the cache again."

@@ -1,0 +1,148 @@
+"""What a ref and a model are, in words that another process understands and can compare."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from fkd._objective.apply import Model
+from fkd._refs.refs import Ref, node
+
+from ._errors import SourceError
+
+_LIBRARIES = ("torch", "fkd", "builtins", "operator", "math", "_operator", "transformers")
+"""Whose functions are what their name says; of all others the text counts."""
+
+
+def identity(ref: Ref) -> str:
+    """A digest of what a ref computes: two refs that have one are the same in every process.
+
+    A function counts by its name and its text, a tensor by its values.
+
+    Raises:
+      SourceError: a part of it cannot be told from others in another process.
+    """
+    try:
+        return _digest(_told(ref))
+    except TypeError as error:
+        raise SourceError(
+            f"{ref!r} cannot be kept, since another process could not tell what it is: {error}. "
+            "Use functions that are defined in a file, and numbers, text and tensors."
+        ) from None
+
+
+def describe_model(model: Model) -> dict[str, Any]:
+    """A model as JSON: its class, its structure, and a digest of each of its tensors."""
+    module = model.module
+    assert isinstance(module, nn.Module)
+    tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    return {
+        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "structure": _digest(repr(module)),
+        "inputs": None if model.inputs is None else _digest(_function(model.inputs)),
+        "outputs": None if model.outputs is None else _digest(_function(model.outputs)),
+        "tensors": {name: _tensor(x) for name, x in tensors.items()},
+    }
+
+
+def _digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _tensor(x: Tensor) -> str:
+    flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+    raw: Any = flat.numpy()
+    values = hashlib.sha256(memoryview(raw)).hexdigest()[:16]
+    return f"{str(x.dtype).removeprefix('torch.')} {list(x.shape)} {values}"
+
+
+def _told(value: Any) -> str:
+    if isinstance(value, Ref):
+        part: Any = node(value)
+        fields = [f"{f.name}={_told(getattr(part, f.name))}" for f in dataclasses.fields(part)]
+        return f"{type(part).__name__}({', '.join(fields)})"
+    if isinstance(value, Tensor):
+        return f"tensor({_tensor(value)})"
+    if value is None or value is Ellipsis or isinstance(value, bool | int | float | str | bytes):
+        return repr(value)
+    if isinstance(value, torch.dtype | torch.device):
+        return repr(value)
+    if isinstance(value, slice):
+        return f"slice({_told((value.start, value.stop, value.step))})"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{_told(k)}: {_told(v)}" for k, v in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        return f"{type(value).__name__}({', '.join(map(_told, value))})"
+    if callable(value):
+        return _function(value)
+    raise TypeError(f"it holds a {type(value).__name__}")
+
+
+def _function(fn: Any) -> str:
+    if isinstance(fn, functools.partial):
+        return f"partial({_function(fn.func)}, {_told(fn.args)}, {_told(fn.keywords)})"
+    name = f"{getattr(fn, '__module__', None)}.{getattr(fn, '__qualname__', '')}"
+    if name.partition(".")[0] in _LIBRARIES or getattr(fn, "__module__", "") is None:
+        return name if "<" not in name else f"{name} {_text(fn)}"
+    if not inspect.isfunction(fn):
+        if isinstance(fn, type) or inspect.isbuiltin(fn):
+            return name
+        raise TypeError(f"it calls a {type(fn).__name__}")
+    closed = [_told(cell.cell_contents) for cell in fn.__closure__ or ()]
+    defaults = (fn.__defaults__, fn.__kwdefaults__)
+    return f"{name} {_text(fn)} {closed} {_told(defaults)}"
+
+
+def _text(fn: Any) -> str:
+    try:
+        return _digest(inspect.getsource(fn))
+    except (OSError, TypeError):
+        code = getattr(fn, "__code__", None)
+        if code is None:
+            raise TypeError("it calls a function without a text") from None
+        constants = [c for c in code.co_consts if not inspect.iscode(c)]
+        return _digest(repr((code.co_code, code.co_names, constants)))
+
+
+def structure_of(tree: Any, leaves: list[Tensor]) -> Any:
+    """Nested dicts, lists and tuples of tensors as JSON; the tensors are appended to `leaves`.
+
+    Raises:
+      TypeError: there is something else in it.
+    """
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return len(leaves) - 1
+    if type(tree) in (list, tuple):
+        return [type(tree).__name__, *(structure_of(x, leaves) for x in tree)]
+    if isinstance(tree, dict) and all(isinstance(k, str) for k in tree):
+        return {k: structure_of(x, leaves) for k, x in tree.items()}
+    raise TypeError(type(tree).__name__)
+
+
+def rebuilt(structure: Any, leaves: Sequence[Any] | Mapping[int, Any]) -> Any:
+    """The tree of a structure.
+
+    Example:
+      >>> rebuilt({"a": 0, "b": ["tuple", 1]}, ["x", "y"])
+      {'a': 'x', 'b': ('y',)}
+    """
+    if isinstance(structure, int):
+        return leaves[structure]
+    if isinstance(structure, dict):
+        return {k: rebuilt(x, leaves) for k, x in structure.items()}
+    items = [rebuilt(x, leaves) for x in structure[1:]]
+    return tuple(items) if structure[0] == "tuple" else items
+
+
+def short(value: Any) -> str:
+    """The digest of something that is JSON."""
+    return _digest(json.dumps(value, sort_keys=True))[:8]
