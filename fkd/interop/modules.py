@@ -58,9 +58,9 @@ def bind(
 ) -> Bound:
     """An objective as a module that gives the loss of a batch.
 
-    `torch.compile(bind(objective), fullgraph=True)` works, too, for a graph that holds more than
-    the objective. It is not checked then, so call it once before; and `step` is best left out or
-    counted in integers.
+    `torch.compile(bind(objective), fullgraph=True)` works as well, for a graph that holds more than
+    the objective, and so does `torch.export.export(bind(objective), (batch,))`. These do not check
+    the objective; `fkd.check(objective, batch)` does.
 
     Args:
       objective: terms and models.

@@ -17,7 +17,7 @@ import fkd
 from fkd import batch, module, student, teacher, term
 from fkd.interop.modules import bind
 from fkd.loops import train_step
-from fkd.losses import cross_entropy, dino, dino_init, head, kl, mse
+from fkd.losses import attention_kl, cross_entropy, dino, dino_init, head, kl, mse
 
 COMPILE = {"backend": "aot_eager"}
 
@@ -395,3 +395,51 @@ def test_averages_and_states_of_losses_are_right_in_the_users_own_graph() -> Non
         return dict(bound.state_dict())
 
     torch.testing.assert_close(trained(True), trained(False))
+
+
+@pytest.mark.compile
+def test_a_bound_objective_is_exported_with_value_and_gradient() -> None:
+    ours, theirs = Setting(), Setting()
+    bound = bind(ours.objective)
+    exported = torch.export.export(bind(theirs.objective), (theirs.batches[0],)).module()
+    fields = ours.batches[1]  # not the one that was traced
+    loss, aux = bound(fields)
+    loss.backward()
+    found, found_aux = exported(fields)
+    found.backward()
+    torch.testing.assert_close((found, found_aux.terms), (loss, aux.terms))
+    grads = {n: p.grad for n, p in bound.named_parameters()}
+    torch.testing.assert_close({n: p.grad for n, p in exported.named_parameters()}, grads)
+
+
+@pytest.mark.compile
+def test_a_transformers_model_is_a_part_of_the_users_own_graph() -> None:
+    from transformers import BertConfig, BertForSequenceClassification
+
+    sizes: Any = dict(
+        hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=50,
+        max_position_embeddings=8, hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
+    )  # fmt: skip
+    fields = {
+        "input_ids": torch.randint(50, (2, 8)),
+        "attention_mask": torch.ones(2, 8, dtype=torch.long),
+    }
+
+    def gradients(whole: bool) -> Any:
+        torch.manual_seed(0)
+        small, large = (
+            BertForSequenceClassification(BertConfig(num_hidden_layers=n, **sizes)) for n in (1, 2)
+        )
+        terms = {
+            "kd": term(kl, student.logits, teacher.logits),
+            "hidden": term(mse, student.hidden_states[1], teacher.hidden_states[2]),
+            "attention": term(attention_kl, student.attention(0), teacher.attention(1)),
+        }
+        objective = fkd.Objective(terms, student=fkd.trainable(small), teacher=fkd.frozen(large))
+        bound = bind(objective)
+        call = torch.compile(bound, backend="aot_eager", fullgraph=True) if whole else bound
+        loss, _ = call(fields)
+        loss.backward()
+        return loss.detach(), {n: p.grad for n, p in bound.named_parameters()}
+
+    torch.testing.assert_close(gradients(True), gradients(False))
