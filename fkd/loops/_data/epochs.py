@@ -2,78 +2,133 @@
 
 from __future__ import annotations
 
-import contextlib
-import random
-from collections.abc import Callable, Generator, Iterable, Iterator
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
-import numpy as np
 import torch
+from torch.utils.data import DataLoader
 
 from fkd._types import Batch
 
 from .._errors import LoopError
 from .._random import fold_in, seeded
+from .position import (
+    CPU,
+    NumberedLoader,
+    Stateful,
+    by_index,
+    draws_by_itself,
+    indexed,
+    shorter,
+    stateful,
+)
 
 Loader: TypeAlias = Iterable[Batch] | Callable[[int], Iterable[Batch]]
-"""A `DataLoader`, a list, any iterable that can be iterated anew for every epoch; or a function
+"""A `DataLoader`, a list, any iterable that can be iterated again for every epoch; or a function
 of a seed (another one for every epoch) that gives the batches of an epoch."""
 
-_CPU = torch.device("cpu")
+Told: TypeAlias = Callable[[int, int], None]
+"""`told(batches, of)`: how many batches before the place are drawn again so far."""
+
+
+class Epochs:
+    """The batches of a run, of any epoch and from any place in it.
+
+    The global generators of torch, Python and NumPy are seeded from (seed, epoch, number of the
+    batch) while a batch is made, also in the workers of a `DataLoader` over a dataset with
+    indices, and are afterwards as they were; those that a sampler or loader owns are seeded from
+    (seed, epoch) when the epoch begins. So shuffling and augmentation are the same in a run that
+    was resumed. What has a generator of its own and keeps it from one epoch to the next (NumPy's
+    `default_rng` in a dataset, an iterable dataset in `persistent_workers`) is out of reach: its
+    numbers depend on all that was drawn before.
+
+    Args:
+      loader: see `Loader`.
+      seed: of the run.
+      told: is told how many batches are drawn again, where that is needed.
+    """
+
+    def __init__(self, loader: Loader, seed: int, *, told: Told | None = None) -> None:
+        self.loader, self._seed, self._told = loader, seed, told
+        self._numbered: tuple[object, NumberedLoader] | None = None
+        self._stateful: Stateful | None = None
+
+    def batches(
+        self, epoch: int, *, skip: int = 0, place: dict[str, Any] | None = None
+    ) -> Iterator[Batch]:
+        """The batches of an epoch, from number `skip` on.
+
+        Args:
+          epoch: its number.
+          skip: how many batches are used already.
+          place: what `place` said then.
+
+        Raises:
+          LoopError: the epoch ends before `skip`.
+        """
+        own = fold_in(self._seed, epoch)
+        with seeded(fold_in(own, 0), CPU):
+            loader: Any = self.loader
+            if callable(loader) and not isinstance(loader, Iterable):
+                loader = loader(own)
+            _tell_epoch(loader, own, epoch)
+            batches, begin = self._from(loader, own, skip, place)
+        index = begin
+        try:
+            for index in itertools.count(begin):
+                with seeded(fold_in(own, index + 1), CPU):
+                    try:
+                        batch = next(batches)
+                    except StopIteration:
+                        break
+                if index >= skip:
+                    yield batch
+                elif self._told is not None:
+                    self._told(index + 1, skip)
+        finally:
+            self._stateful = None
+        if index < skip:
+            raise LoopError(shorter(index, skip))
+
+    def place(self) -> dict[str, Any] | None:
+        """Where the loader is, between two batches; None if it cannot say."""
+        return None if self._stateful is None else self._stateful.state_dict()
+
+    def _from(
+        self, loader: Any, seed: int, skip: int, place: dict[str, Any] | None
+    ) -> tuple[Iterator[Batch], int]:
+        """The batches from a number on, and that number."""
+        self._stateful = stateful(loader)
+        if self._stateful is not None:
+            if skip == 0 or place is None:
+                return iter(loader), 0
+            self._stateful.load_state_dict(place)
+            return iter(loader), skip
+        if not by_index(loader):
+            return iter(loader), 0
+        begin = 0 if draws_by_itself(loader) else skip
+        if not isinstance(loader, DataLoader):
+            return indexed(loader, begin), begin
+        if self._numbered is None or self._numbered[0] is not loader:
+            self._numbered = loader, NumberedLoader(loader)
+        return self._numbered[1].from_batch(seed, begin), begin
 
 
 def epoch_batches(loader: Loader, seed: int, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
-    """The batches of an epoch, from number `skip` on.
-
-    The global generators of torch, Python and NumPy are seeded from (seed, epoch, number of the
-    batch) before a batch is made; those that a sampler or loader owns, from (seed, epoch) when
-    the epoch begins. So shuffling and augmentation are the same in a run that was resumed.
-    Batches before `skip` are made and dropped.
-
-    The generator of torch is put back after each batch. Those of Python and NumPy are not, so
-    that a model that draws from them draws the same after a resume; `fit` puts them back at its
-    end. What has a generator of its own and keeps it from one epoch to the next (NumPy's
-    `default_rng` in a dataset, a `DataLoader` with `persistent_workers=True`) is out of reach:
-    its numbers depend on all that was drawn before.
-
-    Raises:
-      LoopError: the epoch ends before `skip`.
-    """
-    own = fold_in(seed, epoch)
-    if callable(loader) and not isinstance(loader, Iterable):
-        loader = loader(own)
-    _tell_epoch(loader, own, epoch)
-    index = 0
-    with _all_seeded(fold_in(own, 0)):
-        batches = iter(loader)
-    while True:
-        with _all_seeded(fold_in(own, index + 1)):
-            try:
-                made = next(batches)
-            except StopIteration:
-                break
-        if index >= skip:
-            yield made
-        index += 1
-    if index < skip:
-        raise LoopError(
-            f"the loader gave {index} batches, and the run was at batch {skip} of the epoch when "
-            "it was saved. Give it the same data."
-        )
-
-
-@contextlib.contextmanager
-def _all_seeded(seed: int) -> Generator[None]:
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    with seeded(seed, _CPU):
-        yield
+    """The batches of one epoch, from number `skip` on; see `Epochs`."""
+    return Epochs(loader, seed).batches(epoch, skip=skip)
 
 
 def _tell_epoch(loader: Any, seed: int, epoch: int) -> None:
-    """Seed the generators that a loader or its samplers own, and tell samplers the epoch."""
-    samplers = [loader, getattr(loader, "sampler", None), getattr(loader, "batch_sampler", None)]
-    for owner in samplers:
+    """Seed the generators that a loader, its samplers or its dataset own, and tell them the
+    epoch."""
+    batch_sampler = getattr(loader, "batch_sampler", None)
+    owners = [
+        *(loader, getattr(loader, "sampler", None), batch_sampler),
+        *(getattr(batch_sampler, "sampler", None), getattr(loader, "dataset", None)),
+    ]
+    for owner in {id(x): x for x in owners if x is not None}.values():
         generator = getattr(owner, "generator", None)
         if isinstance(generator, torch.Generator):
             generator.manual_seed(seed)

@@ -38,6 +38,10 @@ class Bar:
         """A line above the bar."""
         self._bar.write(text, file=self._bar.fp)
 
+    def note(self, text: str) -> None:
+        """A passing word at the end of the bar."""
+        self._bar.set_postfix_str(text)
+
     def close(self) -> None:
         """Leave the bar as it is, on a line of its own."""
         self._bar.close()
@@ -77,6 +81,10 @@ class Lines:
     def message(self, text: str) -> None:
         """A line."""
         print(text, file=self._stream, flush=True)
+
+    def note(self, text: str) -> None:
+        """A line."""
+        self.message(text)
 
     def close(self) -> None:
         """How far it came and how long it took."""

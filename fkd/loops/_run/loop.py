@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import contextlib
-import random
+import logging
 import warnings
 from collections.abc import Generator, Iterator
 
-import numpy as np
+import torch
 
 from fkd._errors import ObjectiveError
-from fkd._types import Batch
+from fkd._types import Batch, TensorBatch
 
 from .._checkpoint.lock import lock
-from .._data.batch import examples_in, normalised, signature, structure_change, tokens_in
-from .._data.epochs import Loader, epoch_batches
+from .._data.batch import (
+    Signature,
+    examples_in,
+    normalised,
+    signature,
+    structure_change,
+    tokens_in,
+)
 from .._data.prefetch import Move, mover
 from .._errors import LoopError, NonFiniteError
+from .._random import fold_in, seeded
 from .._state import device_of
 from .events import Event
 from .options import Arguments
 from .session import Run, describe, evaluation, finish, log_point, save_after, save_point, start
 from .signals import Interrupted, StillWaiting, listening
+
+_log = logging.getLogger("fkd")
+_PREPARING = 1 << 33  # folded into the seed of a step: the seed of `prepare`
 
 
 class Events(Iterator[Event]):
@@ -57,18 +67,17 @@ class Events(Iterator[Event]):
 
 
 def _events(arguments: Arguments) -> Generator[Event]:
-    loader, options = arguments.loader, arguments.options
+    options = arguments.options
     with contextlib.ExitStack() as stack:
         folders = [f.resolve() for f in (options.checkpoints, options.logs) if f is not None]
         for folder in dict.fromkeys(folders):  # one folder may be given in two spellings
             stack.enter_context(lock(folder))
-        stack.enter_context(_host_generators_kept())
         run, where = start(arguments, stack)
         del arguments  # and with it the state that the steps use up
         run.stop = stack.enter_context(listening())
         try:
             yield run.event("start", message=where)
-            yield from _epochs(run, loader, mover(device_of(run.state.trainable)))
+            yield from _epochs(run, mover(device_of(run.state.trainable)))
             yield from finish(run)
         except NonFiniteError:
             raise  # saved already
@@ -80,16 +89,19 @@ def _events(arguments: Arguments) -> Generator[Event]:
             raise
 
 
-def _epochs(run: Run, loader: Loader, move: Move) -> Iterator[Event]:
+def _epochs(run: Run, move: Move) -> Iterator[Event]:
     while not run.ended:
-        for batch in _batches(run, loader):
-            _advance(run, batch, move)
-            yield from _after_step(run)
+        began, first = run.at.index, run.state.step
+        for batch in _batches(run):
+            if _advance(run, batch, move):
+                yield from _after_step(run)
             if run.ended:
+                run.place = run.train.place() if run.train is not None else None
                 return
-        if run.at.index == 0:
+        if run.at.index == 0 or (began == 0 and run.state.step == first):
+            what = "no batch" if run.at.index == 0 else "only batches without examples"
             raise LoopError(
-                f"the loader gave no batch in epoch {run.at.epoch}. It is empty, or an iterator "
+                f"the loader gave {what} in epoch {run.at.epoch}. It is empty, or an iterator "
                 "that can be used only once: pass a DataLoader, a list, or a function that makes "
                 "the batches of an epoch (its argument is a seed)."
             )
@@ -97,9 +109,11 @@ def _epochs(run: Run, loader: Loader, move: Move) -> Iterator[Event]:
         yield from _after_epoch(run)
 
 
-def _batches(run: Run, loader: Loader) -> Iterator[Batch]:
+def _batches(run: Run) -> Iterator[Batch]:
     """The batches of the epoch from here on; an error in making one names it."""
-    batches = epoch_batches(loader, run.state.seed, run.at.epoch, skip=run.at.index)
+    assert run.train is not None
+    batches = run.train.batches(run.at.epoch, skip=run.at.index, place=run.place)
+    run.place = None  # that of the checkpoint is used once
     while True:
         try:
             with run.stop.waiting():
@@ -118,28 +132,62 @@ def _batches(run: Run, loader: Loader) -> Iterator[Batch]:
         yield batch
 
 
-def _advance(run: Run, batch: Batch, move: Move) -> None:
-    """One step. The device is still at the one before, when the batch is made and copied."""
-    tensors = normalised(batch)
+def _advance(run: Run, batch: Batch, move: Move) -> bool:
+    """One step; False for a batch without examples, which is left out. The device is still at the
+    step before, when the batch is made and copied."""
+    tensors = _tensors(run, batch)
+    examples = examples_in(tensors)
+    if examples == 0:
+        _log.warning("%s has no examples and is left out", run.where)
+        run.at = run.at._replace(index=run.at.index + 1)
+        return False
     now = signature(tensors)
-    if run.first is not None and now != run.first:
-        change = structure_change(run.first, now)
-        if change is not None:
-            raise LoopError(f"{run.where}: its structure is not that of the first batch: {change}.")
     try:
         if run.first is None:
             run.first = now
             describe(run, tensors)
-        run.state, metrics = run.step(run.state, move(tensors))
+        with _compiling(run, now):
+            run.state, metrics = run.step.advance(run.state, move(tensors))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:
         raise LoopError(f"{run.where}: the step failed: {error}") from error
     run.at = run.at._replace(index=run.at.index + 1)
     run.window.add(metrics)
-    run.throughput = run.throughput.add(examples=examples_in(tensors), tokens=tokens_in(tensors))
-    if run.log is not None:
-        run.log.advance(run.state.step)
+    run.throughput = run.throughput.add(examples=examples, tokens=tokens_in(tensors))
+    run.display.advance(run.state.step)
+    return True
+
+
+def _tensors(run: Run, batch: Batch) -> TensorBatch:
+    """The batch as the user prepares it, normalised, of the structure of the first one."""
+    prepare, state = run.options.prepare, run.state
+    if prepare is not None:
+        seed = fold_in(fold_in(state.seed, state.step), _PREPARING)
+        try:
+            with seeded(seed, device_of(state.trainable)), torch.no_grad():
+                batch = prepare(state, batch)
+        except Exception as error:
+            raise LoopError(f"{run.where}: prepare failed: {error!r}") from error
+    try:
+        tensors = normalised(batch)
+    except ValueError as error:
+        raise LoopError(f"{run.where}: {error}") from error
+    if run.first is not None:
+        now = signature(tensors)
+        change = None if now == run.first else structure_change(run.first, now)
+        if change is not None:
+            raise LoopError(f"{run.where}: its structure is not that of the first batch: {change}.")
+    return tensors
+
+
+def _compiling(run: Run, shape: Signature) -> contextlib.AbstractContextManager[None]:
+    """Say so while a step compiles, which it does for every new shape."""
+    new = shape not in run.shapes and run.step.options is not None
+    run.shapes.add(shape)
+    if not new:
+        return contextlib.nullcontext()
+    return run.display.waiting("compiling the step", done="compiled the step")
 
 
 def _after_step(run: Run) -> Iterator[Event]:
@@ -168,14 +216,3 @@ def _leave(run: Run) -> Iterator[Event]:
     yield from save_point(run)
     assert run.stop.signal is not None
     raise Interrupted(run.stop.signal)
-
-
-@contextlib.contextmanager
-def _host_generators_kept() -> Generator[None]:
-    """Python's and NumPy's generators as they were, afterwards."""
-    python, numpy = random.getstate(), np.random.get_state()
-    try:
-        yield
-    finally:
-        random.setstate(python)
-        np.random.set_state(numpy)

@@ -28,6 +28,7 @@ _RUN = {
     "position": Each(_ANY),
     "window": {"names": [TEXT], "rows": [_ROW]},
     "settings": Each(_ANY),
+    "loader?": _ANY,
 }
 
 
@@ -38,12 +39,14 @@ class Resumed(NamedTuple):
       state: of the run.
       position: its place in the data, and its best evaluation.
       window: the metrics since its last log point.
+      loader: what the loader said of its place; None if it could not say.
       message: where it goes on, and what a person should know about that.
     """
 
     state: State
     position: Any
     window: Window
+    loader: dict[str, Any] | None
     message: str
 
 
@@ -92,7 +95,7 @@ def go_on(
         words.append(unusable(directory, nonfinite_in(newest.tree["state"])))
     for line in words[1 + len(newest.skipped) :]:
         _log.warning("%s: %s", directory, line)
-    return Resumed(state, place, window, "; ".join(words))
+    return Resumed(state, place, window, newest.tree.get("loader"), "; ".join(words))
 
 
 def unusable(directory: Path | None, places: list[str]) -> str:

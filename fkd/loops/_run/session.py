@@ -18,13 +18,16 @@ from fkd._types import TensorBatch
 from .._checkpoint.checkpoint import save
 from .._checkpoint.folder import set_aside
 from .._checkpoint.lock import ensure_held
+from .._checkpoint.tree import encode
 from .._data.batch import Signature
-from .._data.epochs import Loader, epoch_batches
+from .._data.epochs import Epochs, Loader
 from .._errors import LoopError, NonFiniteError
 from .._evaluate.evaluate import Evaluator
 from .._log.log import Log, Throughput, open_log
 from .._state import State
 from .._step.train_step import TrainStep
+from .display import Display, open_display
+from .dry_run import try_evaluation
 from .events import Event
 from .options import Arguments, Options
 from .resume import fingerprint, nonfinite_in, to_tree
@@ -32,6 +35,7 @@ from .resumed import go_on, unusable
 from .settings import settings
 from .signals import Stop
 from .similarity_map import save_similarity
+from .totals import position_of, total_steps
 from .window import Window
 
 _log = logging.getLogger("fkd")
@@ -75,6 +79,12 @@ class Run:
     compilations: int = 0
     compile_seconds: float = 0.0
     first: Signature | None = None
+    train: Epochs | None = None
+    dev: Epochs | None = None
+    place: dict[str, Any] | None = None
+    can_keep_place: bool = True
+    display: Display = field(default_factory=Display)
+    shapes: set[Signature] = field(default_factory=set[Signature])
     saved_at: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()  # what of the state was not finite at its beginning
@@ -91,6 +101,16 @@ class Run:
         for callback in self.options.callbacks:
             callback(event)
         return event
+
+    def replaying(self, batches: int, of: int) -> None:
+        """Show that batches before the place are drawn again."""
+        self.display.replaying(batches, of)
+
+    def wrote(self, values: Mapping[str, float], kind: Literal["train", "eval"]) -> None:
+        """Log the values of now, and show them."""
+        if self.log is not None:
+            self.log.write(values, step=self.state.step, kind=kind, epoch=self.at.epoch)
+        self.display.write(values, step=self.state.step, kind=kind)
 
     @property
     def ended(self) -> str:
@@ -130,7 +150,15 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
     run.settings = settings(step, run.state, arguments.loader)
     run.infinite = frozenset(nonfinite_in(to_tree(step.objective, run.state)))
     came_from, aside = _resume(run)
+    if not came_from:
+        run.at = run.at._replace(**position_of(run.state.step, options, arguments.loader))
+    run.train = Epochs(arguments.loader, run.state.seed, told=run.replaying)
+    run.dev = None if options.dev is None else Epochs(options.dev, run.state.seed)
     _open(run, arguments.loader, stack, resumed=bool(came_from))
+    if came_from:
+        run.display.message(came_from)
+    if run.dev is not None and not run.ended:
+        try_evaluation(step, run.state, run.dev, options.metrics)
     return run, came_from or f"from the beginning{aside}"
 
 
@@ -148,8 +176,7 @@ def log_point(run: Run) -> Iterator[Event]:
         values["compile_s"] = run.step.compile_seconds
     run.throughput = Throughput(now)
     run.compilations, run.compile_seconds = run.step.compilations, run.step.compile_seconds
-    if run.log is not None:
-        run.log.write(values, step=run.state.step, kind="train", epoch=run.at.epoch)
+    run.wrote(values, "train")
     yield run.event("log", values)
     for finite in found.finite:
         run.at = run.at._replace(nonfinite=0 if finite else run.at.nonfinite + 1)
@@ -190,16 +217,14 @@ def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
 def evaluation(run: Run) -> Iterator[Event]:
     """Evaluate on the dev set, and remember the best."""
     options = run.options
-    if options.dev is None or run.evaluator is None or run.at.evaluated_at == run.state.step:
+    if run.dev is None or run.evaluator is None or run.at.evaluated_at == run.state.step:
         return
-    with _paused(run):
-        values = run.evaluator(run.state, epoch_batches(options.dev, run.state.seed, -1))
+    with _paused(run), run.display.waiting("evaluating"):
+        values = run.evaluator(run.state, run.dev.batches(-1))
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
     better = _remember(run, values[options.best])
-    if run.log is not None:
-        named = {f"eval/{name}": v for name, v in values.items()}
-        run.log.write(named, step=run.state.step, kind="eval", epoch=run.at.epoch)
+    run.wrote({f"eval/{name}": v for name, v in values.items()}, "eval")
     if better or options.save_every is None:
         yield from save_point(run, metric=values[options.best])
     yield run.event("evaluate", values)
@@ -233,6 +258,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
                 "position": run.at._asdict(),
                 "window": run.window.to_tree(),
                 "settings": run.settings,
+                "loader": _place(run),
             },
             step=step,
             fingerprint=run.fingerprint,
@@ -244,6 +270,23 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
         )
     run.saved_at = step
     yield run.event("save", message=f"saved {path.name}", path=path)
+
+
+def _place(run: Run) -> dict[str, Any] | None:
+    """What the loader says of its place, if it can and a checkpoint can hold it."""
+    place = None if run.train is None else run.train.place()
+    place = run.place if place is None else place
+    try:
+        encode(place)
+    except TypeError as error:
+        if run.can_keep_place:
+            _log.warning(
+                "the loader's state_dict() cannot be kept, so that a resumed run draws the "
+                "batches before its place again: %s",
+                error,
+            )
+        run.can_keep_place, place = False, None
+    return place
 
 
 def save_after(run: Run, error: BaseException) -> None:
@@ -311,22 +354,26 @@ def _resume(run: Run) -> tuple[str, str]:
     )
     if resumed is None:
         return "", ""
-    run.state, run.at, run.window, message = resumed
+    run.state, run.at, run.window = resumed.state, resumed.position, resumed.window
+    run.place = resumed.loader
     run.saved_at = run.state.step
-    return message, ""
+    return resumed.message, ""
 
 
 def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
     options = run.options
+    total = total_steps(options, loader)
+    shown = open_display(shown=options.progress, total=total, initial=run.state.step)
+    run.display = shown
+    stack.callback(shown.close)
     if options.logs is None:
         return
     run.log = stack.enter_context(
         open_log(
             options.logs,
             tensorboard=options.with_tensorboard,
-            progress=options.progress,
+            progress=False,
             resume_step=run.state.step if resumed else None,
-            total_steps=_total_steps(options, loader),
         )
     )
     plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
@@ -341,13 +388,3 @@ def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: boo
     run.log.hyperparameters(
         {**chosen, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
     )
-
-
-def _total_steps(options: Options, loader: Any) -> int | None:
-    """The end of the run, if it is known before."""
-    try:
-        length = len(loader)
-    except TypeError:  # an iterable, or a DataLoader of one, that does not know its length
-        length = None
-    by_epochs = options.epochs * length if options.epochs and length else None
-    return min(filter(None, (options.steps, by_epochs)), default=None)

@@ -94,8 +94,11 @@ class TrainStep:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
           ValueError: the schedule of the learning rate gives a number that is not finite.
         """
+        return self.advance(state, normalised(batch, device_of(state.trainable)))
+
+    def advance(self, state: State, batch: TensorBatch) -> tuple[State, Metrics]:
+        """The same for a batch that is normalised and on the device already, as in `fit`."""
         device = device_of(state.trainable)
-        batch = normalised(batch, device)
         scalars = self.objective.scalars(state.step, device)
         factor = self._factor(state)
         handles = self._handles.of(state)
