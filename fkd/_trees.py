@@ -24,3 +24,14 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
         return value
 
     return optree.tree_map(leaf, tree, none_is_leaf=True)
+
+
+def sizes(tree: Mapping[str, Any]) -> str:
+    """What a tree holds, in a few words for a `repr`: `{student: 12 tensors of 3,410 numbers}`."""
+    return "{" + ", ".join(f"{name}: {_size(part)}" for name, part in tree.items()) + "}"
+
+
+def _size(tree: Any) -> str:
+    leaves: list[Any] = optree.tree_leaves(tree)
+    tensors = [x for x in leaves if isinstance(x, Tensor)]
+    return f"{len(tensors)} tensors of {sum(x.numel() for x in tensors):,} numbers"

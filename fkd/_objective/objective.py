@@ -12,7 +12,7 @@ from torch import Tensor
 from .._errors import ObjectiveError
 from .._mean import Mean
 from .._refs.refs import Ref
-from .._trees import map_tensors
+from .._trees import map_tensors, sizes
 from .._types import Batch, Scalars
 from .apply import Model
 from .evaluation import BoundTerms, Evaluation
@@ -37,6 +37,10 @@ class Aux(NamedTuple):
     weights: dict[str, Tensor]
     buffers: dict[str, dict[str, Tensor]]
     loss_state: dict[str, Any]
+
+    def __repr__(self) -> str:
+        states = f"buffers={sizes(self.buffers)}, loss_state={sizes(self.loss_state)}"
+        return f"Aux(terms={self.terms}, weights={self.weights}, {states})"
 
 
 class Objective:

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._errors import ObjectiveError
 from .._refs.derived import Call, Function
 from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
+from .._trees import sizes
 from .._types import Batch, Params
 from .apply import (
     Apply,
@@ -42,6 +43,10 @@ class Parts(NamedTuple):
     buffers: dict[str, dict[str, Tensor]]
     loss_state: dict[str, Any]
 
+    def __repr__(self) -> str:
+        shown = (f"{name}={sizes(tree)}" for name, tree in self._asdict().items())
+        return f"Parts({', '.join(shown)})"
+
 
 @dataclass(frozen=True, eq=False)
 class Program:
@@ -70,6 +75,10 @@ class Program:
     models: Mapping[str, Model]
     applies: Mapping[str, Apply]
     adapters: frozenset[str] = frozenset()
+
+    def __repr__(self) -> str:
+        models = ", ".join(f"{name}={model}" for name, model in self.models.items())
+        return f"Program({len(self.plan.refs)} refs, {models})"
 
     @property
     def runs(self) -> tuple[str, ...]:

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from fkd._objective.program import Parts
+from fkd._trees import sizes
 from fkd._types import Params
 
 
@@ -35,6 +36,13 @@ class State(NamedTuple):
     skipped: Tensor
     step: int
     seed: int
+
+    def __repr__(self) -> str:
+        trees = {n: sizes(getattr(self, n)) for n in ("trainable", "frozen", "buffers")}
+        trees["optimizer"] = f"of {len(self.optimizer)} parameters"
+        trees["loss_state"] = sizes(self.loss_state)
+        shown = ", ".join(f"{name}={text}" for name, text in trees.items())
+        return f"State(step={self.step}, seed={self.seed}, {shown})"
 
     @property
     def parts(self) -> Parts:
