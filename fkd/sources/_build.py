@@ -20,7 +20,7 @@ from fkd.loops._state import device_of
 
 from ._errors import SourceError
 from ._header import Header, read_header, write_header
-from ._identity import structure_of
+from ._identity import rebuilt, structure_of
 from ._kept import Kept, refuse_difference, replaced_padding
 from ._live import Teacher
 from ._probe import Found
@@ -166,12 +166,14 @@ def _expect_unread_padding(
     goal = objective.evaluating()
     parts = goal.init()
     where = device_of(parts.trainable)
-    forms = iter(found.forms)
     live = [map_tensors(lambda x: x.to(where), value) for value in values]
-    kept = [
-        map_tensors(lambda x: replaced_padding(_own_dtype(next(forms)), x, samples).to(where), v)
-        for v in live
+    leaves: list[Tensor] = []
+    structures = [structure_of(value, leaves) for value in live]
+    placed = [
+        replaced_padding(_own_dtype(form), x, samples).to(where)
+        for form, x in zip(found.forms, leaves, strict=True)
     ]
+    kept = [rebuilt(structure, placed) for structure in structures]
     with torch.no_grad():
         ctx = goal.program.context(parts, normalised(batch, where)).context
         means = [

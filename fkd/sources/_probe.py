@@ -208,7 +208,7 @@ def _structure(ref: Ref, view: _View, forms: list[Form]) -> Any:
             f"is a {type(view.live).__name__} with a {error}, and tensors in dicts, lists and "
             "tuples can be kept. Let the terms read its parts: teacher.logits."
         ) from None
-    others = [optree.tree_leaves(tree) for tree in (view.mixed, view.long, view.short)]
+    others = [_leaves(tree) for tree in (view.mixed, view.long, view.short)]
     made = [
         _form(view, x, others[0][i], *(other[i] if other else None for other in others[1:]))
         for i, x in enumerate(live)
@@ -216,6 +216,14 @@ def _structure(ref: Ref, view: _View, forms: list[Form]) -> Any:
     first = len(forms)
     forms += made
     return optree.tree_map(lambda i: i + first if isinstance(i, int) else i, structure)
+
+
+def _leaves(tree: Any) -> list[Tensor]:
+    """The tensors of a value in the order of `structure_of`; none of a value that is not there."""
+    leaves: list[Tensor] = []
+    if tree is not None:
+        structure_of(tree, leaves)
+    return leaves
 
 
 def _form(view: _View, live: Tensor, mixed: Tensor, long: Any, short: Any) -> Form:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from fkd._refs.refs import Ref
@@ -57,15 +57,19 @@ class AttachedLoader:
     def __iter__(self) -> Iterator[Batch]:
         return (attached(self.source, batch) for batch in self.loader)
 
-    def __len__(self) -> int:
-        sized: Any = self.loader
-        return len(sized)
-
     def __getattr__(self, name: str) -> Any:
         # sampler, batch_sampler, generator, set_epoch: the loop seeds the order through them.
         if name.startswith("_") or name == "loader":
             raise AttributeError(name)
         return getattr(self.loader, name)
+
+
+class SizedLoader(AttachedLoader):
+    """Likewise for a loader that knows how many batches it has."""
+
+    def __len__(self) -> int:
+        sized: Any = self.loader
+        return len(sized)
 
 
 class AttachedFunction:
@@ -91,5 +95,6 @@ class AttachedCollate:
 def attach(source: Source, loader: Loader) -> Loader:
     """A loader whose batches have the values of a source, each time it is iterated."""
     if isinstance(loader, Iterable):
-        return AttachedLoader(source, loader)
+        kind = SizedLoader if isinstance(loader, Sized) else AttachedLoader
+        return kind(source, loader)
     return AttachedFunction(source, loader)

@@ -340,6 +340,41 @@ def test_what_does_not_fit_its_dtype_is_refused(tmp_path):
               progress=False)  # fmt: skip
 
 
+def named_parts(x):
+    return {"wide": torch.cat([x, x], -1), "by sample": (x.mean(dim=(1, 2)), [x])}
+
+
+def test_values_that_are_trees(tmp_path):
+    parts = call(named_parts, teacher.hidden_states[1])
+    objective = goal(
+        a=term(mse, student.hidden_states[1], parts["by sample"][1][0]),
+        b=term(mse, call(named_parts, student.hidden_states[1]).wide, parts["wide"]),
+        c=term(tree_loss, student.hidden_states[1], parts),
+    )
+    kept = cache(objective, loader(rows()), tmp_path, progress=False)
+    assert kept.codes == ["call(named_parts, teacher.hidden_states[1])"]
+    one = collated(rows(), range(4))
+    [attached] = kept.attach([one])
+    assert_same(objective, bind(objective, kept, compare=one), one, attached)
+
+
+def tree_loss(x, parts):
+    return (x - parts["by sample"][1][0]).square() + parts["wide"].mean()
+
+
+def test_a_loader_of_unknown_length_and_a_function_of_a_seed(tmp_path):
+    class Endless:
+        def __iter__(self):
+            return iter(loader(rows()))
+
+    kept = cache(goal(), loader(rows()), tmp_path, progress=False)
+    step = train_step(bind(goal(), kept), lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
+    for data in (Endless(), lambda seed: loader(rows())):
+        run(step, step.init(), kept.attach(data), steps=7, progress=True)
+    assert not hasattr(kept.attach(Endless()), "__len__")
+    assert len(kept.attach(loader(rows()))) == 5
+
+
 @pytest.mark.plain
 def test_wrong_arguments_are_refused(tmp_path):
     objective = goal()
