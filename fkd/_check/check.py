@@ -97,7 +97,7 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     parts = objective.parts(
         copied=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
     )
-    for leaf in (p for held in parts.trainable.values() for p in held.values()):
+    for leaf in (p for params in parts.trainable.values() for p in params.values()):
         leaf.requires_grad_(leaf.is_floating_point())
     run = _Run(objective, map_tensors(fake, batch), [])
     with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
@@ -105,15 +105,15 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
         if run.failed and mode is not None:
             raise _OnlyFake
         run.values = objective.program.values(ctx, attempt=functools.partial(_attempt, run))
-        found = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
+        evaluations = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
         if not run.problems:
-            means = {name: e.mean for name, e in found.items() if e is not None}
+            means = {name: e.mean for name, e in evaluations.items() if e is not None}
             run.problems += unreached(objective, parts, means)
     if not run.problems:
         run.problems += unshifted_labels(objective, batch)
     if run.problems:
         raise ObjectiveError(list(dict.fromkeys(run.problems)))
-    rows = [_row(run, name, found[name], batch) for name in objective.terms]
+    rows = [_row(run, name, evaluations[name], batch) for name in objective.terms]
     return CheckReport(tuple(rows), tuple(model_lines(objective)))
 
 
@@ -151,7 +151,9 @@ def _forward_problem(run: _Run, name: str, error: Exception) -> str:
     model = run.objective.program.model(name)
     try:
         args, kwargs = call_arguments(model, run.batch)
-        given = listing([*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())])
+        received = listing(
+            [*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())]
+        )
     except Exception as adaptor_error:
         return (
             f"model {name!r}: inputs={name_of(model.inputs)} failed on the batch "
@@ -159,7 +161,7 @@ def _forward_problem(run: _Run, name: str, error: Exception) -> str:
         )
     adaptor = "Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
     return (
-        f"model {name!r}: its forward failed when given {given}; the batch is "
+        f"model {name!r}: its forward failed when given {received}; the batch is "
         f"{describe(run.batch)}. {type(error).__name__}: {_first_line(error)} "
         + (adaptor if model.inputs is None else "")
     )
@@ -184,14 +186,14 @@ def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) ->
     named = isinstance(error, ValueError) and isinstance(node(ref), Item)
     if named or isinstance(error, RefError):
         return where + str(error)
-    given = f" on {', '.join(map(describe, below))}" if below else ""
+    inputs = f" on {', '.join(map(describe, below))}" if below else ""
     hint = ""
     if isinstance(node(ref), Function):
         hint = (
             " ctx['student'] is all that the model returned; a part of it is best read by its "
             "ref, student.logits(ctx)."
         )
-    return f"{where}{ref!r} failed{given}: {type(error).__name__}: {_first_line(error)}{hint}"
+    return f"{where}{ref!r} failed{inputs}: {type(error).__name__}: {_first_line(error)}{hint}"
 
 
 def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:
@@ -231,14 +233,14 @@ def _weighted(run: _Run, term: Term, evaluated: Evaluated) -> Evaluated:
     return evaluated.weighted(weight) if getattr(weight, "ndim", 0) else evaluated
 
 
-def _result_problem(term: Term, found: Evaluated) -> str | None:
-    if isinstance(found.result, Tensor):
-        _ = found.mean  # a mask of another shape than the values is refused here
+def _result_problem(term: Term, evaluated: Evaluated) -> str | None:
+    if isinstance(evaluated.result, Tensor):
+        _ = evaluated.mean  # a mask of another shape than the values is refused here
         return None
-    if hasattr(found.result, "total") and hasattr(found.result, "count"):
+    if hasattr(evaluated.result, "total") and hasattr(evaluated.result, "count"):
         return None
     return (
-        f"{name_of(term.loss)} returned {describe(found.result)}; a tensor with one value for "
+        f"{name_of(term.loss)} returned {describe(evaluated.result)}; a tensor with one value for "
         "each position, or a fkd.Mean, is expected."
     )
 
@@ -308,7 +310,7 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     )
 
 
-def _row(run: _Run, name: str, found: Evaluated | None, batch: Batch) -> Row:
+def _row(run: _Run, name: str, evaluated: Evaluated | None, batch: Batch) -> Row:
     term = run.objective.terms[name]
     assert found is not None
     shapes = [_shape(run.values[run.objective.program.plan.place[ref]]) for ref in term.args]
@@ -318,18 +320,18 @@ def _row(run: _Run, name: str, found: Evaluated | None, batch: Batch) -> Row:
         student=shapes[0] if shapes else "",
         teacher=", ".join(shapes[1:]),
         weight="metric" if term.weight is None else show(term.weight),
-        positions=_positions(run.objective, term, found, batch),
+        positions=_positions(run.objective, term, evaluated, batch),
     )
 
 
-def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch) -> str:
+def _positions(objective: Objective, term: Term, evaluated: Evaluated, batch: Batch) -> str:
     """How many positions count; of the real batch, where masks and labels come from it."""
-    if not isinstance(found.result, Tensor):
+    if not isinstance(evaluated.result, Tensor):
         return "own count"
-    if found.result.ndim == 0:
+    if evaluated.result.ndim == 0:
         return "whole batch"
-    if found.where is None:
-        return str(found.result.numel())
+    if evaluated.where is None:
+        return str(evaluated.result.numel())
     of_batch = [r for r in objective.program.plan.refs if roots(r) == frozenset(["batch"])]
     plan = Plan(of_batch)
     values = plan.compute(Context({"batch": batch}))
@@ -341,9 +343,9 @@ def _positions(objective: Objective, term: Term, found: Evaluated, batch: Batch)
             masks.append(counted([known.get(ref) for ref in term.args], term.kwargs))
     except Exception:
         return "up to the models"  # a mask that a model computes
-    masks = [m for m in (of_values(m, found.result) for m in masks) if m is not None]
-    count = int(torch.stack([m.expand(found.result.shape) for m in masks]).all(0).sum())
-    return f"{count} of {found.result.numel()}"
+    masks = [m for m in (of_values(m, evaluated.result) for m in masks) if m is not None]
+    count = int(torch.stack([m.expand(evaluated.result.shape) for m in masks]).all(0).sum())
+    return f"{count} of {evaluated.result.numel()}"
 
 
 def _shape(value: Any) -> str:

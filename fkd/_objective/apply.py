@@ -314,10 +314,10 @@ def parameter_names(copied: nn.Module) -> dict[str, str]:
 def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The positional and keyword arguments of a model's forward, from the batch."""
     if model.inputs is not None:
-        given = model.inputs(batch)
-        if isinstance(given, Mapping):
-            return (), given
-        return (given, {}) if isinstance(given, (tuple, list)) else ((given,), {})
+        inputs = model.inputs(batch)
+        if isinstance(inputs, Mapping):
+            return (), inputs
+        return (inputs, {}) if isinstance(inputs, (tuple, list)) else ((inputs,), {})
     module = model.module
     assert module is not None
     if isinstance(batch, Mapping):

@@ -215,8 +215,8 @@ def counted_positions(fn: Callable[..., Any]) -> Positions | None:
     wanted = list(inspect.signature(rule).parameters)
 
     def positions(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Tensor:
-        given = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
-        return rule(**{name: given[name] for name in wanted})
+        arguments = {**defaults, **dict(zip(positional, args, strict=False)), **kwargs}
+        return rule(**{name: arguments[name] for name in wanted})
 
     return positions
 

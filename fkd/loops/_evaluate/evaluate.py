@@ -24,7 +24,7 @@ from fkd.metrics import agreement, refuse_reserved
 from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
 from .._state import State
-from .score import Forward
+from .score import Forward, autocast_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -181,7 +181,7 @@ def evaluate(
     """Terms and metrics over a whole loader, without gradients, in eval mode.
 
     Totals and counts are merged over batches and divided once, so that a ragged last batch
-    weighs what it should.
+    weighs what it should. The state of a bf16 run is evaluated as it was trained.
 
     Args:
       objective: as trained.
@@ -196,7 +196,13 @@ def evaluate(
       student and teacher have the same first choice, is there if a term compares logits.
     """
     batches = epoch_batches(loader, state.seed, -1)
-    return Evaluator(objective, metrics, compile=options_of(compile))(state, batches)
+    evaluator = Evaluator(
+        objective,
+        metrics,
+        compile=options_of(compile),
+        autocast=autocast_of(objective, state),
+    )
+    return evaluator(state, batches)
 
 
 def _as_term(given: Metric) -> Term:

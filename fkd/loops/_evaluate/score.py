@@ -66,6 +66,19 @@ class Forward(Generic[Knobs]):
         return self.read(self.program.values(forward.context), knobs, parts.loss_state)
 
 
+def autocast_of(objective: Objective, state: State) -> torch.dtype | None:
+    """The dtype in which a state's teachers are held, if it is not that of their modules: then
+    the state is that of a run under autocast, which is the only way in which they fit."""
+    for name, params in state.frozen.items():
+        model = objective.models[name]
+        originals = {} if model.module is None else dict(model.module.named_parameters())
+        if model.kind == "frozen":
+            for key, p in params.items():
+                if p.dtype is not originals[key].dtype:
+                    return p.dtype
+    return None
+
+
 def score(
     objective: Objective,
     state: State,
@@ -73,7 +86,7 @@ def score(
     values: Mapping[str, Any],
     *,
     compile: bool | Mapping[str, Any] = False,
-    precision: Literal["fp32", "bf16"] = "fp32",
+    precision: Literal["fp32", "bf16"] | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Values of every batch, on the CPU: a teacher's logits to keep, losses to filter by.
 
@@ -93,7 +106,7 @@ def score(
         they are averaged: one for each position, at the knobs of `state.step`, without its
         weight.
       compile: as in `train_step`.
-      precision: "bf16" runs the models under autocast.
+      precision: "bf16" runs the models under autocast; None: as the state was trained.
 
     Returns:
       An iterator over `{name: value}`, one for each batch. A batch is drawn and computed when
@@ -133,6 +146,8 @@ def score(
         return kept
 
     autocast = torch.bfloat16 if precision == "bf16" else None
+    if precision is None:
+        autocast = autocast_of(objective, state)
     forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
     scored = forward(state, epoch_batches(loader, state.seed, -1))
     return (map_tensors(lambda x: x.detach().cpu(), kept) for kept in scored)

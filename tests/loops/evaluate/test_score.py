@@ -13,7 +13,7 @@ import fkd
 from fkd import batch, student, teacher, term
 from fkd.loops import evaluate, score
 from fkd.losses import kl, mse
-from tests.models import same_bits
+from tests.models import MLP, same_bits, tokens
 
 from ..training import Net, batches, make
 
@@ -181,3 +181,23 @@ def test_bf16_runs_the_models_in_half_precision():
     step, state = make()
     made = next(score(step.objective, state, batches(), {"x": student.logits}, precision="bf16"))
     assert made["x"].dtype is torch.bfloat16
+
+
+def test_the_state_of_a_bf16_run_is_evaluated_as_it_was_trained():
+    objective = fkd.Objective(
+        {"kd": fkd.term(kl, fkd.student.logits, fkd.teacher.logits)},
+        student=fkd.trainable(MLP()),
+        teacher=fkd.frozen(MLP(12, 3)),
+    )
+    step = fkd.loops.train_step(
+        objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False, precision="bf16"
+    )
+    state, data = step.init(), [tokens()]
+    values = fkd.loops.evaluate(objective, state, data)
+    wide = fkd.loops.train_step(objective, torch.optim.SGD, compile=False).init()
+    expected = fkd.loops.evaluate(objective, wide, data)
+    assert values["loss/kd"] == pytest.approx(expected["loss/kd"], rel=0.05)
+    (scores,) = fkd.loops.score(objective, state, data, {"teacher": fkd.teacher.logits})
+    (exact,) = fkd.loops.score(objective, wide, data, {"teacher": fkd.teacher.logits})
+    assert scores["teacher"].dtype is torch.bfloat16 and exact["teacher"].dtype is torch.float32
+    torch.testing.assert_close(scores["teacher"].float(), exact["teacher"], rtol=0.05, atol=0.05)
