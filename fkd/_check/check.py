@@ -312,7 +312,7 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
 
 def _row(run: _Run, name: str, evaluated: Evaluated | None, batch: Batch) -> Row:
     term = run.objective.terms[name]
-    assert found is not None
+    assert evaluated is not None
     shapes = [_shape(run.values[run.objective.program.plan.place[ref]]) for ref in term.args]
     return Row(
         term=name,
