@@ -416,6 +416,20 @@ def test_every_trainable_leaf_gets_a_gradient_or_is_named():
     assert not set(kept.init().trainable["student"]) & set(lost)
 
 
+@pytest.mark.plain
+def test_a_width_that_differs_gets_one_hint():
+    objective = Objective(
+        term(mse, student.logits, teacher.logits),
+        student=trainable(nn.Linear(6, 4)),
+        teacher=frozen(nn.Linear(6, 5)),
+    )
+    with pytest.raises(ObjectiveError) as caught:
+        check(objective, torch.randn(2, 6))
+    (problem,) = caught.value.problems
+    assert problem.count("torch.nn.Linear(4, 5)") == 1 == problem.count("fkd.trainable")
+    assert "fkd.module('project')(student.logits)" in problem
+
+
 def test_a_copy_is_not_shared():
     net = MLP()
     objective = Objective(logits(), student=trainable(net), teacher=frozen(copy.deepcopy(net)))

@@ -18,21 +18,17 @@ def paired(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, 
     floating(loss, **pair)
     (a, x), (b, y) = pair.items()
     if x.shape != y.shape:
-        raise ValueError(
+        error = ValueError(
             f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same shape."
-            + _adapter_hint(a, x, y)
         )
+        if x.ndim and x.shape[:-1] == y.shape[:-1]:  # `check` says it in terms of the objective
+            error.add_note(
+                f"Only the last axis differs; map {a} first, for example with "
+                f"torch.nn.Linear({x.shape[-1]}, {y.shape[-1]})."
+            )
+        raise error
     covers(loss, where, x.shape[:-1])
     return fill(x, y, where=where)
-
-
-def _adapter_hint(name: str, x: Tensor, y: Tensor) -> str:
-    if x.shape[:-1] != y.shape[:-1] or x.ndim == 0:
-        return ""
-    return (
-        f" Only the last axis differs; map {name} first, for example with "
-        f"fkd.trainable(torch.nn.Linear({x.shape[-1]}, {y.shape[-1]}))."
-    )
 
 
 def per_sample(loss: str, where: Tensor | None, /, **pair: Tensor) -> tuple[Tensor, ...]:

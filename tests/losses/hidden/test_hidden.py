@@ -85,7 +85,7 @@ def test_cosine_is_accurate_near_equality():
 @pytest.mark.plain
 @pytest.mark.parametrize("loss", ALL)
 def test_other_width_suggests_an_adapter(loss):
-    with pytest.raises(ValueError, match=r"fkd\.trainable\(torch\.nn\.Linear\(312, 768\)\)"):
+    with pytest.raises(ValueError, match=r"map \w+ first.*torch\.nn\.Linear\(312, 768\)"):
         loss(torch.ones(2, 312), torch.ones(2, 768))
 
 
@@ -93,7 +93,7 @@ def test_other_width_suggests_an_adapter(loss):
 def test_other_length_is_refused_without_an_adapter():
     with pytest.raises(ValueError, match=r"\(2, 3, 8\) and .* \(2, 1, 8\)") as error:
         mse(torch.ones(2, 3, 8), torch.ones(2, 1, 8))
-    assert "Linear" not in str(error.value)
+    assert "Linear" not in str([error.value, *getattr(error.value, "__notes__", [])])
 
 
 @pytest.mark.plain
