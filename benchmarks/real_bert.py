@@ -61,7 +61,7 @@ RECIPES: dict[str, dict[str, str]] = {
         "teacher": f"{CPU} --finetune --epochs 3 --lr 5e-5 {LAST}",
         "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 5 --lr 4e-4 {LAST}",
         "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 5e-5 {LAST}",
-        # Two layers are few: they may learn the words anew, and take twice the epochs.
+        # Two layers are few: they may learn the words again, and take twice the epochs.
         "2-distilled": f"{CPU} --dropout 0 {TERMS} --student-layers 2 --epochs 10 --lr 4e-4 {LAST}",
         "2-labels": f"{CPU} --labels-only --student-layers 2 --epochs 3 --lr 5e-5 {LAST}",
     },

@@ -146,11 +146,11 @@ def prepared(args: Namespace, task: Task, large: nn.Module) -> tuple[nn.Module, 
 
 
 def command(args: Namespace, task: Task) -> dict[str, Any]:
-    """`run`, with what a user can mend as a message."""
+    """`run`, with what a user can fix as a message."""
     try:
         return run(args, task)
     except fkd.loops.CheckpointError as error:
-        raise SystemExit(f"error: {error}\nTo begin anew in this folder: --no-resume.") from None
+        raise SystemExit(f"error: {error}\nTo start again in this folder: --no-resume.") from None
     except fkd.loops.LoopError as error:
         raise SystemExit(f"error: {error}") from error
     except (DataError, OSError, fkd.ObjectiveError) as error:

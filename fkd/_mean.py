@@ -25,7 +25,7 @@ class Mean(NamedTuple):
     """
 
     total: Tensor
-    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count is no loss
+    count: Tensor  # pyright: ignore[reportIncompatibleMethodOverride]  # tuple.count is another thing
 
     @property
     def value(self) -> Tensor:

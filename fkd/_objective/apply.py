@@ -191,7 +191,7 @@ class _Pure:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Applied:
-        # Cloned, since modules update buffers in place; what they assign anew is written back
+        # Cloned, since modules update buffers in place; what they assign is written back
         # into the dict by functional_call itself.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
         if torch.compiler.is_compiling():

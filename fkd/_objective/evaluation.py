@@ -180,7 +180,7 @@ def of_values(where: Tensor | None, result: Any) -> Tensor | None:
 
 
 def blank(x: Any, where: Tensor) -> Any:
-    """Zeros in the place of what does not count, for a loss that knows nothing of masks."""
+    """Zeros instead of what does not count, for a loss that knows nothing of masks."""
     fits = isinstance(x, Tensor) and x.shape[: where.ndim] == where.shape
     if not fits or not x.is_floating_point():
         return x

@@ -138,7 +138,7 @@ def refuse_to_compile(reasons: Sequence[str], options: Mapping[str, Any] | None)
 def captures_graphs(options: Mapping[str, Any] | None) -> bool:
     """Whether functions that are compiled so are captured as CUDA graphs, on such a device.
 
-    Every call then begins anew: what any earlier call of any such function has returned is
+    Every call then starts afresh: what any earlier call of any such function has returned is
     overwritten, and has to be copied if it is still needed.
     """
     if options is None:

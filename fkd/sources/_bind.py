@@ -185,7 +185,7 @@ def _compare(objective: Objective, source: Source, terms: Mapping[str, Term], ba
                     f"bind: {ref!r} differs by {off:.2g} (relative) between the source "
                     f"{source.name!r} and the models of the objective, on the batch to compare. "
                     "The source is of another teacher, of other inputs, or of another precision: "
-                    "make it anew with this objective."
+                    "make it again with this objective."
                 )
 
 

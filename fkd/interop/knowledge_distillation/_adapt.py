@@ -138,7 +138,7 @@ class Layout:
 
     Attributes:
       keys: the names of the fields; None if they are positions.
-      constants: the fields that hold no tensor, by name or position.
+      constants: the fields that do not hold a tensor, by name or position.
       size: the number of fields.
     """
 

@@ -56,7 +56,7 @@ class Watch(TorchFunctionMode):
 
     Args:
       seen: is written to.
-      until_softmax: raise `Reached` at the first softmax, in the place of its result.
+      until_softmax: raise `Reached` at the first softmax, instead of its result.
     """
 
     def __init__(self, seen: Seen, *, until_softmax: bool = False) -> None:

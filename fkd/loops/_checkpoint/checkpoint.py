@@ -136,7 +136,7 @@ def save(
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
-    """Whether no tensor holds nan or inf."""
+    """Whether all tensors are free of nan and inf."""
     return all(
         bool(x.isfinite().all())
         for x in tensors.values()

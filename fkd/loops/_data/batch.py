@@ -151,7 +151,7 @@ def examples_in(batch: TensorBatch) -> int:
 
 
 def tokens_in(batch: TensorBatch) -> int:
-    """How many tokens a batch holds, so far as the host knows: those of its attention mask, or
+    """How many tokens a batch holds, as far as the host knows: those of its attention mask, or
     the places of its `input_ids`; 0 if it has neither."""
     matrices = [(place, x) for place, x in leaves(batch) if x.ndim >= 2]
     for place, x in matrices:

@@ -37,7 +37,7 @@ class Packed(NamedTuple):
     Attributes:
       positions: `[parts, capacity]`, where in its part (flattened, `row * length + column`) each
         packed row comes from; no place is there twice.
-      kept: `[parts, capacity]`, True for positions that count, False for what fills up.
+      kept: `[parts, capacity]`, True for positions that count, False for padding.
       mask: `[rows, length]`, the positions that count, unpacked.
     """
 
@@ -123,7 +123,7 @@ def take(
       packed: from `pack`.
 
     Returns:
-      `[parts, capacity, *features]`. What fills up is an arbitrary other row.
+      `[parts, capacity, *features]`. Padding is an arbitrary other row.
 
     Example:
       >>> packed = pack(torch.tensor([[False, True, True], [True, False, False]]), multiple=2)

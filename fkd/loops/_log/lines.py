@@ -75,7 +75,7 @@ class JsonLines:
                 line = line[os.write(self._descriptor, line) :]
 
     def close(self) -> None:
-        """Sync the file to the disk, so far as the disk takes it, and close it."""
+        """Sync the file to the disk, as far as the disk takes it, and close it."""
         try:
             os.fsync(self._descriptor)
         except OSError as error:

@@ -77,7 +77,7 @@ def report(
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    """The log, so far as it can be read; a page about what else is there is of use, too."""
+    """The log, as far as it can be read; a page about what else is there is of use, too."""
     if not path.exists():
         return []
     try:

@@ -39,7 +39,7 @@ def fit(arguments: Arguments) -> Iterator[Event]:
 
     Args:
       step: from `train_step`.
-      state: from `step.init(seed)`; used up.
+      state: from `step.init(seed)`. It is updated in place, so do not use it again.
       loader: batches, iterated again for every epoch: a `DataLoader`, a list, any iterable, or a
         function of a seed that makes the batches of an epoch.
       epochs: how many passes over the loader in all.

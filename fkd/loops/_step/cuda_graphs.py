@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 
 def mark_static(tensors: Iterable[Tensor]) -> None:
-    """Say that these stay where they are. Where they do not, a graph is captured anew."""
+    """Say that these stay where they are. Where they do not, a graph is captured again."""
     for x in tensors:
         torch._dynamo.mark_static_address(x)  # pyright: ignore[reportPrivateUsage, reportPrivateImportUsage]
 

@@ -88,7 +88,7 @@ class TrainStep:
         )
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
-        """One step. The given state is used up: its tensors are updated in place.
+        """One step. The tensors of the given state are updated in place: go on with the new one.
 
         Raises:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.

@@ -37,7 +37,7 @@ def fgd_weight(
       foreground: alpha of the paper. 5e-5 for two-stage detectors there, 1e-3 for one-stage.
       background: beta, half of alpha in the paper.
       convention: "paper", or "code" for boxes with that row and column.
-      valid: `[batch, box]`, True for boxes that are no padding.
+      valid: `[batch, box]`, True for boxes that are not padding.
 
     Returns:
       `[batch, height, width]`, non-negative.

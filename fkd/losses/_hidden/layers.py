@@ -99,7 +99,7 @@ def rail(
 
         l = sum_i | s_i / |s_i| - t_j / |t_j| |^2,   j = layers[i]
 
-    The choice is an argument, drawn anew for every epoch or step, in ascending order:
+    The choice is an argument, drawn again for every epoch or step, in ascending order:
     `torch.randperm(12)[:4].sort().values`. The paper takes means over the tokens and maps every
     layer by a linear layer of its own first (the layer-wise variant). Its concatenated variant
     is `pkd` of one linear layer on all student layers and one on the chosen teacher layers.

@@ -75,7 +75,7 @@ def in_batch_kl(
         in_batch_kl_i = sum_j p_ij (log p_ij - log q_ij)
         p_i = softmax_j(cos(teacher_query_i, teacher_document_j) / T),  q_i of the student
 
-    Multiple negatives, with the teacher's scores in the place of labels. Relational. Not
+    Multiple negatives, with the teacher's scores instead of labels. Relational. Not
     multiplied by T^2, since T is the scale of the scores. A vector of zeros has cosines of 0.
 
     Args:

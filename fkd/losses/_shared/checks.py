@@ -191,7 +191,7 @@ def floating(loss: str, **tensors: Tensor) -> None:
         if not x.is_floating_point():
             raise ValueError(
                 f"{loss}: {name} has dtype {x.dtype}; floating point is expected. "
-                "Were labels or token ids passed in the place of logits?"
+                "Were labels or token ids passed instead of logits?"
             )
 
 
@@ -219,7 +219,7 @@ def between(
 
 
 def whole(loss: str, least: int, /, **numbers: float | Tensor) -> None:
-    """Refuse Python numbers that are no whole number from `least` on."""
+    """Refuse Python numbers that are not a whole number from `least` on."""
     for name, x in numbers.items():
         if isinstance(x, (int, float)) and (x % 1 or not x >= least):
             raise ValueError(f"{loss}: {name} {x}; a whole number, {least} or more, is expected.")

@@ -26,7 +26,7 @@ class Atom:
 
     Attributes:
       name: how it prints, and its key among the metrics.
-      rule: summand and slope; None for a loss that is no sum over the vocabulary.
+      rule: summand and slope; None for a loss that is not a sum over the vocabulary.
       params: the numbers of the formula.
       square: whether the value carries the factor T^2 of a softened distribution.
       kind: which branch of the fused kernel computes it; None if the kernel has none.
