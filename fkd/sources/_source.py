@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sized
+import functools
+from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
 from fkd._types import Batch
-from fkd.loops._data.epochs import Loader
+from fkd.loops._data.epochs import Loader, Mapped
 
 
 @runtime_checkable
@@ -45,21 +46,18 @@ def attached(source: Source, batch: Batch) -> dict[str, Any]:
     return {**batch, FIELD + source.name: dict(source.values(batch))}
 
 
-class AttachedLoader:
+class AttachedLoader(Mapped):
     """The batches of a loader with the values of a source; see `Kept.attach`.
 
     It stands for the loader: what a loop tells the loader's samplers (seed, epoch) reaches them.
     """
 
     def __init__(self, source: Source, loader: Iterable[Batch]) -> None:
-        self.source, self.loader = source, loader
-
-    def __iter__(self) -> Iterator[Batch]:
-        return (attached(self.source, batch) for batch in self.loader)
+        super().__init__(functools.partial(attached, source), loader)
 
     def __getattr__(self, name: str) -> Any:
         # sampler, batch_sampler, generator, set_epoch: the loop seeds the order through them.
-        if name.startswith("_") or name == "loader":
+        if name.startswith("_") or name in ("fn", "loader"):
             raise AttributeError(name)
         return getattr(self.loader, name)
 
@@ -78,8 +76,8 @@ class AttachedFunction:
     def __init__(self, source: Source, loader: Callable[[int], Iterable[Batch]]) -> None:
         self.source, self.loader = source, loader
 
-    def __call__(self, seed: int) -> Iterator[Batch]:
-        return (attached(self.source, batch) for batch in self.loader(seed))
+    def __call__(self, seed: int) -> Iterable[Batch]:
+        return AttachedLoader(self.source, self.loader(seed))
 
 
 class AttachedCollate:

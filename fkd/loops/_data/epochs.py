@@ -32,6 +32,17 @@ Told: TypeAlias = Callable[[int, int], None]
 """`told(batches, of)`: how many batches before the place are drawn again so far."""
 
 
+class Mapped:
+    """A loader with a function applied to each of its batches: the same order, and the same
+    place in an epoch, as of the loader itself."""
+
+    def __init__(self, fn: Callable[[Batch], Batch], loader: Iterable[Batch]) -> None:
+        self.fn, self.loader = fn, loader
+
+    def __iter__(self) -> Iterator[Batch]:
+        return map(self.fn, self.loader)
+
+
 class Epochs:
     """The batches of a run, of any epoch and from any place in it.
 
@@ -72,6 +83,7 @@ class Epochs:
             loader: Any = self.loader
             if callable(loader) and not isinstance(loader, Iterable):
                 loader = loader(own)
+            loader, functions = _unwrapped(loader)
             _tell_epoch(loader, own, epoch)
             batches, begin = self._from(loader, own, skip, place)
         index = begin
@@ -83,6 +95,8 @@ class Epochs:
                     except StopIteration:
                         break
                 if index >= skip:
+                    for fn in functions:
+                        batch = fn(batch)
                     yield batch
                 elif self._told is not None:
                     self._told(index + 1, skip)
@@ -118,6 +132,15 @@ class Epochs:
 def epoch_batches(loader: Loader, seed: int, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
     """The batches of one epoch, from number `skip` on; see `Epochs`."""
     return Epochs(loader, seed).batches(epoch, skip=skip)
+
+
+def _unwrapped(loader: Any) -> tuple[Any, list[Callable[[Batch], Batch]]]:
+    """The loader inside of `Mapped` ones, and their functions, innermost first."""
+    functions: list[Callable[[Batch], Batch]] = []
+    while isinstance(loader, Mapped):
+        functions.insert(0, loader.fn)
+        loader = loader.loader
+    return loader, functions
 
 
 def _tell_epoch(loader: Any, seed: int, epoch: int) -> None:

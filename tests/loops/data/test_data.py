@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fkd.loops import LoopError
-from fkd.loops._data.epochs import epoch_batches
+from fkd.loops._data.epochs import Mapped, epoch_batches
 
 from ..training import LOADERS, batches
 
@@ -60,3 +60,24 @@ def test_an_epoch_that_has_become_shorter_is_said_so():
     assert list(epoch_batches(batches(), 0, 0, skip=5)) == []
     with pytest.raises(LoopError, match="gave 5 batches, and the run was at batch 6"):
         list(epoch_batches(batches(), 0, 0, skip=6))
+
+
+@pytest.mark.parametrize("skip", [0, 3])
+def test_a_loader_with_a_function_has_the_order_and_the_place_of_the_loader(skip):
+    rows = torch.arange(20)
+    plain = torch.utils.data.DataLoader(rows, batch_size=4, shuffle=True)
+    expected = [2 * x + 1 for x in epoch_batches(plain, 3, 1)]
+    seen: list[torch.Tensor] = []
+
+    def doubled(x: torch.Tensor) -> torch.Tensor:
+        seen.append(x)
+        return 2 * x
+
+    for loader in (
+        Mapped(lambda x: x + 1, Mapped(doubled, plain)),
+        lambda seed: Mapped(lambda x: x + 1, Mapped(doubled, plain)),
+    ):
+        seen.clear()
+        batches = list(epoch_batches(loader, 3, 1, skip=skip))
+        assert all(map(torch.equal, batches, expected[skip:])) and len(batches) == 5 - skip
+        assert len(seen) == 5 - skip  # nothing is computed for what is skipped
