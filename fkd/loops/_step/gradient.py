@@ -80,10 +80,18 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
 
 
-def norms_of(grads: Sequence[Tensor], trainable: Params) -> dict[str, Tensor]:
-    """The norm of the gradient of each model, in float32; finite up to 1e38."""
+def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[str, Tensor]:
+    """The norm of the gradient of each model, in float32.
+
+    Args:
+      grads: in the order of the state.
+      trainable: of the state.
+      wide: finite up to 1e38, as clipping needs it. Otherwise infinite where a square is
+        (from 1.8e19 on), which an optimizer could not compute either.
+    """
     flat = iter(grads)
-    return {name: _norm([next(flat) for _ in params]) for name, params in trainable.items()}
+    norm = _wide_norm if wide else _plain_norm
+    return {name: norm([next(flat) for _ in params]) for name, params in trainable.items()}
 
 
 def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
@@ -93,7 +101,11 @@ def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
     return (each / greatest).square().sum().sqrt() * greatest
 
 
-def _norm(grads: Sequence[Tensor]) -> Tensor:
+def _plain_norm(grads: Sequence[Tensor]) -> Tensor:
+    return torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
+
+
+def _wide_norm(grads: Sequence[Tensor]) -> Tensor:
     """In one pass: large entries are squared in another scale, so that no square overflows."""
     small, large = zip(*map(_squares, grads), strict=True)
     small_norm, large_norm = (torch.stack(sums).sum().sqrt() for sums in (small, large))

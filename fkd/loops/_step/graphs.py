@@ -20,9 +20,6 @@ from .gradient import Gradients, differentiated, norms_of, total_norm
 Metrics: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
 
-GREATEST = 1.8e19
-"""The norm from which on its square is not a float32, which optimizers compute."""
-
 
 class Computed(NamedTuple):
     """What the forward and backward passes of a step give.
@@ -100,15 +97,13 @@ class Graphs:
 
     def _finish(self, new: Gradients, parts: Parts) -> Computed:
         """Clip, and keep the old buffers and loss state if anything is not finite."""
-        norms = norms_of(new.grads, parts.trainable)
+        norms = norms_of(new.grads, parts.trainable, wide=self.clip is not None)
         total = total_norm(norms)
         left: Any = {name: parts.buffers[name] for name in new.buffers}, parts.loss_state
         finite = torch.isfinite(total) & torch.isfinite(new.loss)
         finite = finite & _still_finite((new.buffers, new.loss_state), left)
         grads = new.grads
-        if self.clip is None:
-            finite = finite & (total < GREATEST)
-        else:
+        if self.clip is not None:
             factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
             grads = [g * factor for g in grads]
         measured = {
