@@ -10,72 +10,49 @@ import importlib
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import fkd.adapters
 import fkd.losses
 import fkd.losses.head
+from fkd._catalogue.data import ADAPTERS, COSTS, FAMILIES, NO_FORMULA
+from fkd._catalogue.docstrings import formula, public, reference, sections, summary, takes
 
 from . import recipes
-from .catalogue_data import ADAPTERS, COSTS, FAMILIES, INTRODUCTION, NO_FORMULA
 
 PAGE = Path(__file__).parent.parent / "fkd" / "losses" / "README.md"
 HEADS = "fkd.losses.head"
-SECTION = re.compile(r"^(Args|Attributes|Shape|Returns|Raises|Example|Reference):$", re.M)
+INTRODUCTION = """\
+# The losses
 
+<!-- Made by `python -m tests.catalogue` from the docstrings; edit those. -->
 
-def public(module: ModuleType) -> dict[str, Any]:
-    """The functions and classes that a package exports, by name."""
-    return {
-        name: value
-        for name, value in sorted(vars(module).items(), key=lambda item: item[0].lower())
-        if not name.startswith("_") and callable(value)
-    }
+Every loss is a pure function of tensors: `loss(student_x, teacher_x, *, knobs, where=None)`. It
+returns one value per position, unreduced; a term of an objective takes the mean over the positions
+that count. p is the teacher's distribution, q the student's, T a temperature, s and t the features
+of student and teacher, n(x) = x / |x|. Half precision is computed in float32, inside
+`torch.autocast` as well, and float32 beside float64 in float64. All compile with `fullgraph=True`
+and work under `torch.func`, in reverse and in forward mode.
 
+A feature map is `[batch, channels, *space]` in every loss of feature maps: any axes of space, and
+a list of maps is a list of terms. Their `where` is `[batch]`, one True or False for every sample,
+or `[batch, *space]`, one for every place; a padded map has the value of the map without its
+padding (where cells are pooled, `hcl` and `cat_kd`, the cells' means are over their places that
+count). All other losses have the features or classes last: `call(torch.movedim, map, 1, -1)`.
 
-def sections(value: Any) -> dict[str, str]:
-    """The docstring cut at its headings; what stands before the first is under ""."""
-    parts = SECTION.split(inspect.getdoc(value) or "")
-    return {"": parts[0], **dict(zip(parts[1::2], map(inspect.cleandoc, parts[2::2]), strict=True))}
-
-
-def summary(value: Any) -> str:
-    """The first line."""
-    return sections(value)[""].split("\n", 1)[0]
-
-
-def formula(value: Any) -> list[str]:
-    """The lines of the first indented block."""
-    found = re.search(r"\n\n((?:    .*\n?)+)", sections(value)[""])
-    return [line.strip() for line in found.group(1).splitlines()] if found else []
+Time and memory are linear in the size of the inputs where the cost says nothing.
+"""
 
 
 def paper(value: Any) -> str:
     """The references, on one line, with links to arXiv."""
-    return _links(" ".join(sections(value).get("Reference", "").split()))
+    return _links(reference(value))
 
 
 def _links(text: str) -> str:
     return re.sub(r"arXiv:(\d{4}\.\d{4,5})", r"[arXiv:\1](https://arxiv.org/abs/\1)", text)
-
-
-def takes(fn: Callable[..., Any]) -> tuple[str, str]:
-    """The positional arguments with their shapes, and the knobs with their defaults."""
-    tensors: list[str] = []
-    knobs: list[str] = []
-    for name, parameter in inspect.signature(fn).parameters.items():
-        shape = re.search(r"""Tensor, ["']([^"']*)["']""", str(parameter.annotation))
-        default = "" if parameter.default is parameter.empty else f"={parameter.default!r}"
-        if parameter.kind is not parameter.KEYWORD_ONLY:
-            tensors.append(f"{name} [{', '.join(shape[1].split())}]" if shape else name + default)
-        elif name != "where":
-            knobs.append(name + default)
-        else:
-            knobs.append("where")
-    return ", ".join(tensors), ", ".join(knobs)
 
 
 def _code(lines: list[str]) -> str:
@@ -112,7 +89,7 @@ def _families() -> Iterator[str]:
         yield from rows
         yield ""
     if left:
-        raise LookupError(f"add the rooms of {sorted(left)} to FAMILIES in catalogue_data.py")
+        raise LookupError(f"add the rooms of {sorted(left)} to FAMILIES in fkd/_catalogue/data.py")
 
 
 def _records() -> Iterator[str]:

@@ -207,10 +207,10 @@ def test_the_version_is_that_of_the_package() -> None:
     import tomllib
 
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
-    assert project["project"]["dynamic"] == ["version"]
+    assert "version" in project["project"]["dynamic"]
     tools = project["tool"]["setuptools"]
     assert tools["dynamic"]["version"] == {"attr": "fkd._version.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", fkd.__version__)
     # An editable install is a path then, which editors and type checkers follow.
     assert tools["package-dir"] == {"": "."}
-    assert (ROOT / "py.typed").exists() and tools["package-data"] == {"fkd": ["py.typed"]}
+    assert (ROOT / "py.typed").exists() and tools["package-data"]["fkd"][0] == "py.typed"

@@ -61,7 +61,9 @@ def area(module: str) -> str:
     parts = module.split(".")
     if parts[0] != "fkd":
         return parts[0]
-    areas = ("losses", "loops", "interop", "adapters", "sources")
+    areas = ("losses", "loops", "interop", "adapters", "sources", "_catalogue", "_commands")
+    if parts[1:] == ["__main__"]:
+        return "_commands"
     return parts[1] if len(parts) > 1 and parts[1] in areas else "core"
 
 
@@ -72,6 +74,8 @@ INWARD = {
     "loops": {"loops", "core"},
     "sources": {"sources", "loops", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
+    "_catalogue": {"_catalogue", "losses", "adapters"},
+    "_commands": {"_commands", "_catalogue", "core", "losses", "loops", "sources", "interop"},
 }
 """What each area may import of fkd itself, `fkd._mean` apart, which every area may."""
 
@@ -82,6 +86,8 @@ OUTWARD = {
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
     "sources": {"torch", "optree", "numpy", "tqdm"},
     "interop": {"torch", "jaxtyping", "optree", "safetensors"},
+    "_catalogue": set(),
+    "_commands": {"torch"},
 }
 """What each area may import of other libraries."""
 
@@ -178,7 +184,8 @@ def test_rooms_import_only_from_floors_below(area_name):
     assert not wrong
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
-    areas = {"__init__", "adapters", "interop", "loops", "losses", "sources"}
+    areas = {"__init__", "__main__", "adapters", "interop", "loops", "losses", "sources"}
+    areas |= {"_catalogue", "_commands"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

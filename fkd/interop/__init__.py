@@ -1,4 +1,4 @@
-"""Boundaries: transformers, the KnowledgeDistillation package, other people's loops, torchao.
+"""Boundaries: transformers, KnowledgeDistillation, other people's loops, torchao, loggers.
 
 Each is imported when it is first used: `fkd.interop.modules.bind(objective)`.
 """
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from . import knowledge_distillation as knowledge_distillation
+    from . import loggers as loggers
     from . import modules as modules
     from . import torchao as torchao
     from . import transformers as transformers
@@ -19,7 +20,7 @@ else:
         return importlib.import_module(f"{__name__}.{name}")
 
 
-__all__ = ["knowledge_distillation", "modules", "torchao", "transformers"]
+__all__ = ["knowledge_distillation", "loggers", "modules", "torchao", "transformers"]
 
 
 def __dir__() -> list[str]:

@@ -25,6 +25,7 @@ from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
 from .._state import State
 from .score import Forward, autocast_of
+from .stateful import Stateful, accumulated
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +41,13 @@ Metric: TypeAlias = Term | Collect | Callable[[Context], Any]
 returns one value for each example (or a `Mean`)."""
 
 
-def collect(fn: Callable[..., float | Mapping[str, float]], *refs: Any) -> Collect:
+def collect(fn: Callable[..., float | Mapping[str, float]] | Stateful, *refs: Any) -> Collect:
     """A metric of the whole data set.
 
     Args:
       fn: for each ref it is given the list of that ref's values, one for each batch, on the
-        CPU; returns a number, or several by name.
+        CPU; returns a number, or several by name. Or a metric of torchmetrics (anything with
+        `reset`, `update` and `compute`), which is updated with the values of one batch at a time.
       refs: what to keep of each batch.
 
     Example:
@@ -53,7 +55,10 @@ def collect(fn: Callable[..., float | Mapping[str, float]], *refs: Any) -> Colle
       >>> total.fn([torch.tensor([1, 2]), torch.tensor([3])])
       6
     """
-    return Collect(fn, tuple(map(as_ref, refs)))
+    if not refs:
+        raise ValueError("collect: no refs. Say what the metric reads: collect(fn, ref, ...).")
+    function = accumulated(fn) if isinstance(fn, Stateful) else fn
+    return Collect(function, tuple(map(as_ref, refs)))
 
 
 class Evaluator:

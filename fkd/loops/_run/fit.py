@@ -75,6 +75,8 @@ def fit(arguments: Arguments) -> Iterator[Event]:
       max_nonfinite: end the run after so many updates in a row that were left out. The run
         looks at its log points.
       callbacks: functions of an `Event`, called before it is yielded.
+      loggers: functions of a step and `{name: value}`, called at log points and after
+        evaluations, such as those of `fkd.interop.loggers`. One that fails does not end the run.
       config: more hyper-parameters to log.
 
     Raises:

@@ -16,6 +16,7 @@ from fkd.metrics import higher_is_better, refuse_reserved
 
 from .._data.epochs import Loader
 from .._evaluate.evaluate import Metric
+from .._log.loggers import Logger
 from .._state import State
 from .._step.train_step import TrainStep
 from .events import Event
@@ -53,6 +54,7 @@ class Options:
     resume: bool = True
     max_nonfinite: int = 100
     callbacks: Sequence[Callable[[Event], None]] = ()
+    loggers: Sequence[Logger] = ()
     config: Mapping[str, Any] | None = None
 
     def __post_init__(self) -> None:
@@ -171,11 +173,12 @@ def _needed_together(options: Options) -> None:
 
 def _functions(options: Options) -> None:
     """What is called later must be a function now."""
-    if callable(options.callbacks):
-        raise ValueError(
-            "fit: callbacks is one function; a list is expected: callbacks=[function]."
-        )
-    given: dict[str, Any] = {f"callbacks[{i}]": f for i, f in enumerate(options.callbacks)}
+    given: dict[str, Any] = {}
+    for name in ("callbacks", "loggers"):
+        functions = getattr(options, name)
+        if callable(functions):
+            raise ValueError(f"fit: {name} is one function; a list is expected: {name}=[function].")
+        given |= {f"{name}[{i}]": f for i, f in enumerate(functions)}
     given |= {} if options.prepare is None else {"prepare": options.prepare}
     for name, function in given.items():
         if not callable(function):

@@ -24,6 +24,7 @@ from .._data.epochs import Epochs, Loader
 from .._errors import LoopError, NonFiniteError
 from .._evaluate.evaluate import Evaluator
 from .._log.log import Log, Throughput, open_log
+from .._log.loggers import Loggers
 from .._state import State
 from .._step.train_step import TrainStep
 from .display import Display, open_display
@@ -72,6 +73,7 @@ class Run:
     fingerprint: Any
     stop: Stop = field(default_factory=Stop)
     log: Log | None = None
+    loggers: Loggers = field(default_factory=Loggers)
     evaluator: Evaluator | None = None
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
@@ -110,6 +112,7 @@ class Run:
         """Log the values of now, and show them."""
         if self.log is not None:
             self.log.write(values, step=self.state.step, kind=kind, epoch=self.at.epoch)
+        self.loggers.write(self.state.step, values)
         self.display.write(values, step=self.state.step, kind=kind)
 
     @property
@@ -366,6 +369,7 @@ def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: boo
     shown = open_display(shown=options.progress, total=total, initial=run.state.step)
     run.display = shown
     stack.callback(shown.close)
+    run.loggers = Loggers(options.loggers)
     if options.logs is None:
         return
     run.log = stack.enter_context(

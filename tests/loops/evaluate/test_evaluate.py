@@ -124,3 +124,47 @@ def test_compiled_is_eager():
     )
     for name, value in eager.items():
         assert compiled[name] == pytest.approx(value, rel=1e-5), name
+
+
+class Counts:
+    """A metric with a state, as those of torchmetrics: how often each class is the first choice."""
+
+    def __init__(self) -> None:
+        self.n = torch.full((3,), 100.0)  # what was there before must not count
+
+    def reset(self) -> None:
+        self.n = torch.zeros(3)
+
+    def update(self, logits: torch.Tensor, y: torch.Tensor) -> None:
+        assert len(logits) == len(y)
+        self.n += torch.bincount(logits.argmax(-1), minlength=3)
+
+    def compute(self) -> dict[str, torch.Tensor]:
+        return {"all": self.n.sum(), "each": self.n}
+
+
+def test_a_metric_with_a_state_sees_every_batch_once():
+    data, (step, state) = batches(), make()
+    metrics = {"first": collect(Counts(), student.logits, batch["y"])}
+    for _ in range(2):
+        found = evaluate(step.objective, state, data, metrics=metrics)
+        assert found["first/all"] == sum(len(b["y"]) for b in data)
+        assert sum(found[f"first/each/{i}"] for i in range(3)) == found["first/all"]
+
+
+def test_torchmetrics():
+    classification = pytest.importorskip("torchmetrics.classification")
+    data, (step, state) = batches(), make()
+    f1 = classification.MulticlassF1Score(num_classes=3, average="micro")
+    metrics = {
+        "f1": collect(f1, student.logits, batch["y"]),
+        "accuracy": fkd.metric(accuracy, student.logits, batch["y"]),
+    }
+    found = evaluate(step.objective, state, data, metrics=metrics)
+    assert found["f1"] == pytest.approx(found["accuracy"])  # micro F1 is accuracy
+
+
+@pytest.mark.plain
+def test_a_metric_that_reads_nothing_is_refused():
+    with pytest.raises(ValueError, match="collect: no refs"):
+        collect(Counts())

@@ -2,27 +2,6 @@
 
 from __future__ import annotations
 
-INTRODUCTION = """\
-# The losses
-
-<!-- Made by `python -m tests.catalogue` from the docstrings; edit those. -->
-
-Every loss is a pure function of tensors: `loss(student_x, teacher_x, *, knobs, where=None)`. It
-returns one value per position, unreduced; a term of an objective takes the mean over the positions
-that count. p is the teacher's distribution, q the student's, T a temperature, s and t the features
-of student and teacher, n(x) = x / |x|. Half precision is computed in float32, inside
-`torch.autocast` as well, and float32 beside float64 in float64. All compile with `fullgraph=True`
-and work under `torch.func`, in reverse and in forward mode.
-
-A feature map is `[batch, channels, *space]` in every loss of feature maps: any axes of space, and
-a list of maps is a list of terms. Their `where` is `[batch]`, one True or False for every sample,
-or `[batch, *space]`, one for every place; a padded map has the value of the map without its
-padding (where cells are pooled, `hcl` and `cat_kd`, the cells' means are over their places that
-count). All other losses have the features or classes last: `call(torch.movedim, map, 1, -1)`.
-
-Time and memory are linear in the size of the inputs where the cost says nothing.
-"""
-
 FAMILIES = (
     "_logits", "_labels", "_teacher", "_hidden", "_attention", "_features", "_samples",
     "_contrastive", "_shared",

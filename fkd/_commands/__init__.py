@@ -1,0 +1,1 @@
+"""What `python -m fkd` can do: one command a file."""

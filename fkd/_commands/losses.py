@@ -1,0 +1,66 @@
+"""`python -m fkd losses WORD...`: find a loss by its name, paper, formula, family or use."""
+
+from __future__ import annotations
+
+import argparse
+import inspect
+import re
+import textwrap
+
+from .._catalogue.entries import Entry, entries, search
+from .._errors import nearest
+from .command import Command
+
+
+def _arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "words", metavar="WORD", nargs="*",
+        help="all must be found: 'kl', '2203.08679', 'different widths'; none lists everything",
+    )  # fmt: skip
+    parser.add_argument("--names", action="store_true", help="print the names only")
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    words = [word for text in arguments.words for word in text.split()]
+    found = search(words)
+    if not found:
+        names = [entry.name for entry in entries()]
+        print(f"Nothing has {' and '.join(map(repr, words))}. {nearest(words[0], names)}".rstrip())
+        return 1
+    if arguments.names:
+        print("\n".join(entry.name for entry in found))
+    elif words == [found[0].name]:
+        print(_whole(found[0]))
+        _and_others(found[1:])
+    else:
+        family = ""
+        for entry in sorted(found, key=lambda e: e.order) if not words else found:
+            if not words and entry.family != family:
+                family = entry.family
+                print(f"\n{family}")
+            print(f"  {entry.name:<24} {entry.summary}")
+    return 0
+
+
+def _whole(entry: Entry) -> str:
+    """Everything that is known of one."""
+    head = f"{entry.path}{_plain(str(inspect.signature(entry.value)))}"
+    text = textwrap.indent(inspect.getdoc(entry.value) or "", "  ")
+    lines = [head, "", text, "", f"  Family: {entry.family}"]
+    lines += [f"  Cost: {entry.cost}"] if entry.cost else []
+    lines += [f"  Adapters: {', '.join(entry.adapters)}"] if entry.adapters else []
+    lines += [f"  For: {use}" for use in entry.uses]
+    return "\n".join(lines)
+
+
+def _plain(signature: str) -> str:
+    """A signature without the quotes around its annotations."""
+    return re.sub(r'"([^"]*)"', r"\1", re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature))
+
+
+def _and_others(others: list[Entry]) -> None:
+    if others:
+        print(f"\nAlso: {', '.join(entry.name for entry in others[:12])}")
+
+
+COMMAND = Command("find a loss by name, paper, formula, family or use", _arguments, _run)
