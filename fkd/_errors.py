@@ -31,8 +31,8 @@ def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     close = difflib.get_close_matches(name, names, n=limit, cutoff=0.5)
     # A dotted path is often right but for its prefix: 'layer.2' for 'encoder.layer.2'.
     tails = [n for n in names if n.endswith("." + name) or n.split(".")[-1] == name]
-    found = list(dict.fromkeys([*tails[:limit], *close]))[:limit]
-    return f"Did you mean {' or '.join(map(repr, found))}? " if found else ""
+    near = list(dict.fromkeys([*tails[:limit], *close]))[:limit]
+    return f"Did you mean {' or '.join(map(repr, near))}? " if near else ""
 
 
 def listing(names: Iterable[str], *, limit: int = 12) -> str:

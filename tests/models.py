@@ -12,6 +12,7 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, ref, student, teacher, term
 from fkd.losses import cosine, cross_entropy, kl, mse, reverse_kl, smooth_l1
+from tests.trees import tree_leaves
 
 CLASSES, FEATURES = 5, 6
 
@@ -139,7 +140,7 @@ def random_objective(seed: int, *, dropout: float = 0.0) -> fkd.Objective:
 
 def leaves(tree: Any) -> list[Tensor]:
     """The tensors of a tree, cloned."""
-    found = torch.utils._pytree.tree_leaves(tree)
+    found = tree_leaves(tree)
     return [x.clone() for x in found if isinstance(x, Tensor)]
 
 

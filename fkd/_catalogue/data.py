@@ -1,12 +1,6 @@
-"""What the catalogue says beyond the docstrings: families, costs, and matching adapters."""
+"""What the catalogue says beyond the docstrings: costs, and matching adapters."""
 
 from __future__ import annotations
-
-FAMILIES = (
-    "_logits", "_labels", "_teacher", "_hidden", "_attention", "_features", "_samples",
-    "_contrastive", "_shared",
-)  # fmt: skip
-"""The order of the rooms of `fkd.losses` on the page; their docstrings are the titles."""
 
 NO_FORMULA = {
     "CRDState", "DINOState", "Queue", "Sample", "TopK",

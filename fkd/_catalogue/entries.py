@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import functools
 import importlib
+import pkgutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import fkd.adapters
 import fkd.losses
 
-from .data import ADAPTERS, COSTS, FAMILIES
+from .data import ADAPTERS, COSTS
 from .docstrings import formula, public, reference, sections, summary
 from .uses import USES
 
@@ -59,14 +61,27 @@ class Entry:
 
 
 @functools.cache
+def families() -> tuple[ModuleType, ...]:
+    """The folders of losses; a family is what stands in one."""
+    inside = sorted(module.name for module in pkgutil.iter_modules(fkd.losses.__path__))
+    folders = [name for name in inside if name.startswith("_")]
+    return tuple(importlib.import_module(f"fkd.losses.{name}") for name in folders)
+
+
+def title_of(family: ModuleType) -> str:
+    """What a family compares."""
+    return (family.__doc__ or "").strip().rstrip(".")
+
+
+@functools.cache
 def entries() -> tuple[Entry, ...]:
     """Every loss and every adapter, by family and name."""
     return tuple(sorted(_entries(), key=lambda entry: (entry.order, entry.name.lower())))
 
 
 def _entries() -> Iterator[Entry]:
-    rooms = [importlib.import_module(f"fkd.losses.{family}") for family in FAMILIES]
-    titles = [(room.__doc__ or "").strip().rstrip(".") for room in rooms]
+    rooms = families()
+    titles = [title_of(room) for room in rooms]
     for name, value in public(fkd.losses).items():
         place = next((i for i, r in enumerate(rooms) if _is_in(value, r.__name__)), len(rooms))
         family = titles[place] if place < len(rooms) else HEAD

@@ -82,7 +82,7 @@ class _OnlyFake(Exception):
 
 
 @dataclass
-class _Run:
+class _Trial:
     """What a dry run has found so far."""
 
     objective: Objective
@@ -99,31 +99,31 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     )
     for leaf in (p for params in parts.trainable.values() for p in params.values()):
         leaf.requires_grad_(leaf.is_floating_point())
-    run = _Run(objective, map_tensors(fake, batch), [])
+    trial = _Trial(objective, map_tensors(fake, batch), [])
     with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
-        ctx = _forward(run, parts).context
-        if run.failed and mode is not None:
+        ctx = _forward(trial, parts).context
+        if trial.failed and mode is not None:
             raise _OnlyFake
-        run.values = objective.program.values(ctx, attempt=functools.partial(_attempt, run))
-        evaluations = {n: _evaluated(run, n, t, parts) for n, t in objective.terms.items()}
-        if not run.problems:
+        trial.values = objective.program.values(ctx, attempt=functools.partial(_attempt, trial))
+        evaluations = {n: _evaluated(trial, n, t, parts) for n, t in objective.terms.items()}
+        if not trial.problems:
             means = {name: e.mean for name, e in evaluations.items() if e is not None}
-            run.problems += unreached(objective, parts, means)
-    if not run.problems:
-        run.problems += unshifted_labels(objective, batch)
-    if run.problems:
-        raise ObjectiveError(list(dict.fromkeys(run.problems)))
-    rows = [_row(run, name, evaluations[name], batch) for name in objective.terms]
+            trial.problems += unreached(objective, parts, means)
+    if not trial.problems:
+        trial.problems += unshifted_labels(objective, batch)
+    if trial.problems:
+        raise ObjectiveError(list(dict.fromkeys(trial.problems)))
+    rows = [_row(trial, name, evaluations[name], batch) for name in objective.terms]
     return CheckReport(tuple(rows), tuple(model_lines(objective)))
 
 
 @contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
     """Without torch's own log of what fails on fake tensors: that is reported here."""
-    log, own = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
+    log, this_thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
 
     def of_others(record: logging.LogRecord) -> bool:
-        return record.thread != own
+        return record.thread != this_thread
 
     log.addFilter(of_others)
     try:
@@ -132,42 +132,42 @@ def _quiet() -> Generator[None, None, None]:
         log.removeFilter(of_others)
 
 
-def _forward(run: _Run, parts: Parts) -> Pass:
+def _forward(trial: _Trial, parts: Parts) -> Pass:
     """A forward pass, with the models left out that fail on this batch."""
-    program = run.objective.program
-    forward = program.start(parts, run.batch)
+    program = trial.objective.program
+    forward = program.start(parts, trial.batch)
     for name in program.runs:
         try:
             forward.run(name)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
-            run.problems.append(_forward_problem(run, name, error))
-            run.failed.add(name)
+            trial.problems.append(_forward_problem(trial, name, error))
+            trial.failed.add(name)
     return forward
 
 
-def _forward_problem(run: _Run, name: str, error: Exception) -> str:
-    model = run.objective.program.model(name)
+def _forward_problem(trial: _Trial, name: str, error: Exception) -> str:
+    model = trial.objective.program.model(name)
     try:
-        args, kwargs = call_arguments(model, run.batch)
+        args, kwargs = call_arguments(model, trial.batch)
         received = listing(
             [*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())]
         )
     except Exception as adaptor_error:
         return (
             f"model {name!r}: inputs={name_of(model.inputs)} failed on the batch "
-            f"({describe(run.batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
+            f"({describe(trial.batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
         )
     adaptor = "Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
     return (
         f"model {name!r}: its forward failed when given {received}; the batch is "
-        f"{describe(run.batch)}. {type(error).__name__}: {_first_line(error)} "
+        f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error)} "
         + (adaptor if model.inputs is None else "")
     )
 
 
-def _attempt(run: _Run, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
+def _attempt(trial: _Trial, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
     """The value of a ref, or FAILED, for which the cause has been reported."""
     if any(value is FAILED for value in below):
         return FAILED
@@ -176,13 +176,13 @@ def _attempt(run: _Run, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise
     except Exception as error:
-        if not run.failed & (roots(ref) or frozenset()):
-            run.problems.append(_ref_problem(run, ref, error, below))
+        if not trial.failed & (roots(ref) or frozenset()):
+            trial.problems.append(_ref_problem(trial, ref, error, below))
         return FAILED
 
 
-def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
-    where = first_reader(run.objective.terms, ref)
+def _ref_problem(trial: _Trial, ref: Ref, error: Exception, below: Sequence[Any]) -> str:
+    where = first_reader(trial.objective.terms, ref)
     named = isinstance(error, ValueError) and isinstance(node(ref), Item)
     if named or isinstance(error, RefError):
         return where + str(error)
@@ -196,22 +196,24 @@ def _ref_problem(run: _Run, ref: Ref, error: Exception, below: Sequence[Any]) ->
     return f"{where}{ref!r} failed{inputs}: {type(error).__name__}: {_first_line(error)}{hint}"
 
 
-def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | None:
+def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated | None:
     """What a term gives; None if it fails, which is then a problem."""
-    place = run.objective.program.plan.place
-    if any(run.values[place[ref]] is FAILED for ref in term.refs):
+    place = trial.objective.program.plan.place
+    if any(trial.values[place[ref]] is FAILED for ref in term.refs):
         return None
-    args = [run.values[place[ref]] for ref in term.args]
-    problem = _mask_problem(term, run.values[place[term.where]]) if term.where is not None else None
+    args = [trial.values[place[ref]] for ref in term.args]
+    problem = (
+        _mask_problem(term, trial.values[place[term.where]]) if term.where is not None else None
+    )
     problem = problem or _broadcast_problem(term, args)
     if problem is None:
         try:
-            scalars = run.objective.scalars(0, _device_of(args))
-            evaluate = run.objective.bound.functions[name]
-            evaluated = evaluate(run.values, scalars, parts.loss_state.get(name))
+            scalars = trial.objective.scalars(0, _device_of(args))
+            evaluate = trial.objective.bound.functions[name]
+            evaluated = evaluate(trial.values, scalars, parts.loss_state.get(name))
             problem = _result_problem(term, evaluated)
             if problem is None:
-                return _weighted(run, term, evaluated)
+                return _weighted(trial, term, evaluated)
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
@@ -220,16 +222,16 @@ def _evaluated(run: _Run, name: str, term: Term, parts: Parts) -> Evaluated | No
             problem = f"{kind}{_first_line(error)}{hint}"
     shapes = [f"{r!r} -> {_shape(a)}" for r, a in zip(term.args, args, strict=True)]
     if term.where is not None:
-        shapes.append(f"where={term.where!r} -> {_shape(run.values[place[term.where]])}")
-    run.problems.append(f"term {name!r}: {problem}\n  " + "\n  ".join(shapes))
+        shapes.append(f"where={term.where!r} -> {_shape(trial.values[place[term.where]])}")
+    trial.problems.append(f"term {name!r}: {problem}\n  " + "\n  ".join(shapes))
     return None
 
 
-def _weighted(run: _Run, term: Term, evaluated: Evaluated) -> Evaluated:
+def _weighted(trial: _Trial, term: Term, evaluated: Evaluated) -> Evaluated:
     """With the weight of each position, where the weight is a ref to several numbers."""
     if not isinstance(term.weight, Ref):
         return evaluated
-    weight = run.values[run.objective.program.plan.place[term.weight]]
+    weight = trial.values[trial.objective.program.plan.place[term.weight]]
     return evaluated.weighted(weight) if getattr(weight, "ndim", 0) else evaluated
 
 
@@ -310,17 +312,17 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     )
 
 
-def _row(run: _Run, name: str, evaluated: Evaluated | None, batch: Batch) -> Row:
-    term = run.objective.terms[name]
+def _row(trial: _Trial, name: str, evaluated: Evaluated | None, batch: Batch) -> Row:
+    term = trial.objective.terms[name]
     assert evaluated is not None
-    shapes = [_shape(run.values[run.objective.program.plan.place[ref]]) for ref in term.args]
+    shapes = [_shape(trial.values[trial.objective.program.plan.place[ref]]) for ref in term.args]
     return Row(
         term=name,
         loss=name_of(term.loss),
         student=shapes[0] if shapes else "",
         teacher=", ".join(shapes[1:]),
         weight="metric" if term.weight is None else show(term.weight),
-        positions=_positions(run.objective, term, evaluated, batch),
+        positions=_positions(trial.objective, term, evaluated, batch),
     )
 
 

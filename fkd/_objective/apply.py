@@ -180,7 +180,7 @@ class _Pure:
     def __init__(
         self, template: nn.Module, taps: tuple[Tap | Capture, ...], paths: tuple[Any, ...]
     ) -> None:
-        self._made_from = (template, taps, paths)
+        self._parts = (template, taps, paths)
         self._idle: list[_Instance] = []
         self._traced = self._instance(traced=True)
 
@@ -203,11 +203,11 @@ class _Pure:
         return instance.leased(tensors, buffers, args, kwargs, self._idle)
 
     def _instance(self, *, traced: bool) -> _Instance:
-        template, taps, paths = self._made_from
+        template, taps, paths = self._parts
         return _Instance(skeleton(template, training=template.training), taps, paths, traced=traced)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Pure, self._made_from  # copies and pickles have skeletons of their own
+        return _Pure, self._parts  # copies and pickles have skeletons of their own
 
 
 class _Instance:

@@ -154,10 +154,10 @@ def flatten(graph: Graph) -> dict[str, Term]:
       ['kd']
     """
     terms: dict[str, Term] = {}
-    for name, found in _leaves(graph, ()):
+    for name, leaf in _leaves(graph, ()):
         if name in terms:
             raise ValueError(f"term {name!r} is given twice. Rename one of its keys.")
-        terms[name] = found
+        terms[name] = leaf
     return terms
 
 

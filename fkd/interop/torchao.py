@@ -40,9 +40,9 @@ def fp8(teacher: nn.Module, *, skip: Collection[str] = ()) -> nn.Module:
     """
     device = next(teacher.parameters()).device
     if device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9):
-        found = torch.cuda.get_device_name(device) if device.type == "cuda" else f"on {device}"
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else f"on {device}"
         raise ValueError(
-            f"fp8: teacher is {found}; 8-bit floating-point products need a CUDA device of compute "
+            f"fp8: teacher is {where}; 8-bit floating-point products need a CUDA device of compute "
             "capability 8.9 or newer. Move the teacher there first, or leave fp8 out."
         )
     ao = _torchao()
@@ -84,12 +84,12 @@ def _fits(layer: nn.Linear) -> bool:
 
 def _in_bfloat16(copied: nn.Module) -> nn.Module:
     """With tensors of its own where they change; what several modules share, they go on sharing."""
-    made: dict[int, nn.Parameter] = {}
+    converted: dict[int, nn.Parameter] = {}
     for module in copied.modules():
         for name, p in module._parameters.items():  # pyright: ignore[reportPrivateUsage]
             if p is not None and p.is_floating_point():
-                own = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
-                module._parameters[name] = made.setdefault(id(p), own)  # pyright: ignore[reportPrivateUsage]
+                in_bfloat16 = nn.Parameter(p.detach().to(torch.bfloat16), requires_grad=False)
+                module._parameters[name] = converted.setdefault(id(p), in_bfloat16)  # pyright: ignore[reportPrivateUsage]
     return copied
 
 

@@ -52,4 +52,4 @@ class State(NamedTuple):
 
 def device_of(tree: Params) -> torch.device:
     """Where the tensors of a tree are."""
-    return next(p.device for held in tree.values() for p in held.values())
+    return next(p.device for params in tree.values() for p in params.values())

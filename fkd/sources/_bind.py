@@ -116,11 +116,11 @@ def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Mo
     refs = list(dict.fromkeys(part for ref in read_refs(terms) for part in walk(ref)))
     read = read_models(Plan(refs), objective.models)
     functions = opaque(refs)
-    held = [n for n, m in objective.models.items() if m.kind == "frozen"]
-    if functions and held:
+    frozen = [n for n, m in objective.models.items() if m.kind == "frozen"]
+    if functions and frozen:
         warnings.warn(
             f"bind: {functions[0]!r} is a plain function of the context, which may read any "
-            f"model, so {listing(held)} stays and is run. Write it as a ref instead: "
+            f"model, so {listing(frozen)} stays and is run. Write it as a ref instead: "
             "batch.labels != -100, or fkd.call(fn, batch.labels).",
             stacklevel=3,
         )

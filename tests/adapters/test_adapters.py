@@ -12,10 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
-from torch.utils._pytree import tree_leaves, tree_map
 
 import fkd.adapters as adapters
 import fkd.losses as losses
+from tests.trees import tree_leaves, tree_map
 
 
 @dataclass(frozen=True)

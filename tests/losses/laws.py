@@ -11,9 +11,9 @@ import numpy as np
 import torch
 from jaxtyping import jaxtyped
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 from fkd._mean import Mean
+from tests.trees import tree_leaves, tree_map
 
 from .case import Case
 

@@ -9,9 +9,9 @@ from contextlib import AbstractContextManager
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 import fkd.losses
+from tests.trees import tree_flatten, tree_leaves, tree_map, tree_unflatten
 
 from .case import Case
 from .laws import (
@@ -164,7 +164,7 @@ def test_gradcheck(case: Case) -> None:
     leaves, spec = tree_flatten([args[i] for i in chosen])
 
     def run(*xs: Tensor) -> Tensor:
-        given = dict(zip(chosen, tree_unflatten(xs, spec), strict=True))
+        given = dict(zip(chosen, tree_unflatten(spec, xs), strict=True))
         full = [given.get(i, x) for i, x in enumerate(args)]
         return values(case.loss(*full, **case.kwargs))
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_map
 
 from fkd.losses import attention_transfer, fsp, hcl, kdsvd
+from tests.trees import tree_map
 
 from .case import Case
 from .laws import all_true, close, gradients, is_float, values

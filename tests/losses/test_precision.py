@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_flatten, tree_unflatten
+
+from tests.trees import tree_flatten, tree_unflatten
 
 from .case import Case
 from .laws import cast, close, floats, gradients, leading, per_position, values
@@ -145,7 +146,7 @@ def test_forward_mode(case: Case) -> None:
     generator = torch.Generator().manual_seed(3)
 
     def run(*xs: Tensor) -> Tensor:
-        moved = dict(zip(chosen, tree_unflatten(xs, spec), strict=True))
+        moved = dict(zip(chosen, tree_unflatten(spec, xs), strict=True))
         return values(case.loss(*[moved.get(i, x) for i, x in enumerate(args)], **case.kwargs))
 
     way = [torch.randn(x.shape, generator=generator, dtype=x.dtype) for x in leaves]

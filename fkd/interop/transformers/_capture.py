@@ -53,9 +53,9 @@ class Prepared:
 
         A layer that the model skipped (LayerDrop) is missing.
         """
-        found = {tuple(c): self._store[c] for c in self.captures if c in self._store}
+        captured = {tuple(c): self._store[c] for c in self.captures if c in self._store}
         self._store.clear()
-        return found  # pyright: ignore[reportReturnType]
+        return captured  # pyright: ignore[reportReturnType]
 
 
 def prepare(

@@ -26,10 +26,10 @@ def hook_projection(model: nn.Module, capture: Capture, store: Store) -> bool:
         )
     part, layer = resolve(parts, capture)
     module = parts[part][layer].module
-    found = projections(module)
-    assert found is not None
-    head_dim = found[0].out_features // number_of_heads(module, model)
-    projection = found[STATES.index(capture.kind)]
+    linear = projections(module)
+    assert linear is not None
+    head_dim = linear[0].out_features // number_of_heads(module, model)
+    projection = linear[STATES.index(capture.kind)]
     projection.register_forward_hook(split_hook(store, capture, head_dim))
     return True
 

@@ -47,10 +47,10 @@ def default_inputs(module: nn.Module, batch: Mapping[str, Any]) -> dict[str, Any
       batch: field name -> tensor.
     """
     names = _accepted(module)
-    given = {k: v for k, v in batch.items() if k in names and k not in _NOT_INPUTS}
-    if "labels" in batch and not given.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
-        given.update(_decoder_inputs(module, batch["labels"], names))
-    return {**given, "use_cache": False} if "use_cache" in names else given
+    inputs = {k: v for k, v in batch.items() if k in names and k not in _NOT_INPUTS}
+    if "labels" in batch and not inputs.keys() & {"decoder_input_ids", "decoder_inputs_embeds"}:
+        inputs.update(_decoder_inputs(module, batch["labels"], names))
+    return {**inputs, "use_cache": False} if "use_cache" in names else inputs
 
 
 def _decoder_inputs(module: nn.Module, labels: Any, names: set[str]) -> dict[str, Any]:

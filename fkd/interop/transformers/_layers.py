@@ -88,12 +88,12 @@ def init_from_layers(
 
 def _stacks(model: nn.Module) -> dict[str, str]:
     """The outermost lists of layers, by label (that of a single one is ""), under bare names."""
-    found: list[str] = []
+    outermost: list[str] = []
     for name, module in model.named_modules():
-        inside = any(name.startswith(f + ".") for f in found)
+        inside = any(name.startswith(f + ".") for f in outermost)
         if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
-            found.append(name)
-    labels = {found[0]: ""} if len(found) == 1 else label_stacks(found)
+            outermost.append(name)
+    labels = {outermost[0]: ""} if len(outermost) == 1 else label_stacks(outermost)
     return {label: _bare(model, stack) for stack, label in labels.items()}
 
 
@@ -104,8 +104,8 @@ def _is_stack(module: nn.ModuleList) -> bool:
 
 def _depth(state: Mapping[str, Tensor], stack: str) -> int:
     """How many layers a stack has."""
-    found = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in state)
-    return max(int(m[1]) for m in found if m) + 1
+    matches = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in state)
+    return max(int(m[1]) for m in matches if m) + 1
 
 
 def _chosen(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
@@ -168,13 +168,13 @@ def _layer_weights(
         if match is None:
             continue
         layer, rest = chosen[int(match[1])], match[2]
-        found = _find(theirs, source, layer, rest)
-        if found is None:
+        copied = _find(theirs, source, layer, rest)
+        if copied is None:
             problems.append(f"{name} is not in teacher layer {layer}")
-        elif found.shape != weight.shape:
-            problems.append(f"{name} {tuple(weight.shape)}, teacher's {tuple(found.shape)}")
+        elif copied.shape != weight.shape:
+            problems.append(f"{name} {tuple(weight.shape)}, teacher's {tuple(copied.shape)}")
         else:
-            start[name] = found
+            start[name] = copied
     if problems:
         more = f"; and {len(problems) - 4} more" if len(problems) > 4 else ""
         raise ValueError(

@@ -55,9 +55,9 @@ def _spread(known: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> dict[
         groups.setdefault(id(tensor), []).append(name)
     state: dict[str, Tensor] = {}
     for names in groups.values():
-        given = {n: tensors[n] for n in names if n in tensors}
-        first = next(iter(given.values()), known[names[0]])
-        differ = [n for n, w in given.items() if w is not first and not torch.equal(w, first)]
+        tied = {n: tensors[n] for n in names if n in tensors}
+        first = next(iter(tied.values()), known[names[0]])
+        differ = [n for n, w in tied.items() if w is not first and not torch.equal(w, first)]
         if differ:
             raise ValueError(
                 f"save_pretrained: tied weights {names} are no longer equal; one tensor for all "

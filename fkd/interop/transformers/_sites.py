@@ -86,9 +86,9 @@ def number_of_heads(module: nn.Module, model: nn.Module) -> int:
 def projections(module: nn.Module) -> tuple[nn.Linear, nn.Linear, nn.Linear] | None:
     """The query, key and value projections of a module, if they are separate layers."""
     for names in _PROJECTIONS:
-        found = [getattr(module, n, None) for n in names]
-        if all(isinstance(f, nn.Linear) for f in found):
-            return tuple(found)  # pyright: ignore[reportReturnType]
+        linear = [getattr(module, n, None) for n in names]
+        if all(isinstance(f, nn.Linear) for f in linear):
+            return tuple(linear)  # pyright: ignore[reportReturnType]
     return None
 
 
@@ -96,8 +96,8 @@ def computes_attention(module: nn.Module) -> bool:
     """Whether a module computes attention in its own code."""
     if "att" not in type(module).__name__.lower() or uses_interface(module):
         return False
-    own = any(isinstance(child, nn.Softmax) for child in module.children())
-    return own or bool(names_used(type(module)) & _SOFTMAX)
+    has_softmax = any(isinstance(child, nn.Softmax) for child in module.children())
+    return has_softmax or bool(names_used(type(module)) & _SOFTMAX)
 
 
 def applies_rotary(module: nn.Module) -> bool:
@@ -108,7 +108,7 @@ def applies_rotary(module: nn.Module) -> bool:
 @functools.cache
 def names_used(cls: type) -> frozenset[str]:
     """The names in the code of a class, and of the functions of its file that it calls."""
-    found: set[str] = set()
+    used: set[str] = set()
     for base in cls.__mro__:
         if base.__module__.partition(".")[0] == "torch" or base is object:
             continue
@@ -117,9 +117,9 @@ def names_used(cls: type) -> frozenset[str]:
                 names = _code_names(method.__code__)
                 called = [method.__globals__.get(n) for n in names]
                 here = [f for f in called if isinstance(f, FunctionType)]
-                own = [f for f in here if f.__module__ == base.__module__]
-                found |= names.union(*(_code_names(f.__code__) for f in own))
-    return frozenset(found)
+                beside = [f for f in here if f.__module__ == base.__module__]
+                used |= names.union(*(_code_names(f.__code__) for f in beside))
+    return frozenset(used)
 
 
 def _code_names(code: CodeType) -> set[str]:
@@ -130,11 +130,13 @@ def _code_names(code: CodeType) -> set[str]:
 def attention_parts(root: nn.Module) -> dict[str, Layers]:
     """The modules that compute attention, or have it computed, by part and layer."""
     sites = list(_sites(root))
-    found = [s for s in sites if uses_interface(s.module)]
-    taken = {(s.stack, s.cross) for s in found}  # what else takes a softmax there is no attention
-    own = [s for s in sites if computes_attention(s.module)]
-    own = [s for s in own if (s.stack, s.cross) not in taken and not _inside(s, found)]
-    return _parts([s for s in sites if s in found or (s in own and not _around(s, own))])
+    by_interface = [s for s in sites if uses_interface(s.module)]
+    taken = {(s.stack, s.cross) for s in by_interface}  # there, no other softmax is attention
+    by_code = [s for s in sites if computes_attention(s.module)]
+    by_code = [s for s in by_code if (s.stack, s.cross) not in taken]
+    by_code = [s for s in by_code if not _inside(s, by_interface)]
+    by_code = [s for s in by_code if not _around(s, by_code)]
+    return _parts([s for s in sites if s in by_interface or s in by_code])
 
 
 def _inside(site: Site, others: list[Site]) -> bool:
@@ -178,8 +180,8 @@ def _parts(sites: list[Site]) -> dict[str, Layers]:
         several = len({s.stack for s in cross}) > 1
         name = f"{labels.get(stack, stack)}.cross" if several else "cross"
         parts[name] = [s for s in cross if s.stack == stack]
-    split = [pair for name, found in parts.items() for pair in _by_place(name, found)]
-    return {name: _layers(found) for name, found in split}
+    split = [pair for name, layers in parts.items() for pair in _by_place(name, layers)]
+    return {name: _layers(layers) for name, layers in split}
 
 
 def _by_place(part: str, sites: list[Site]) -> list[tuple[str, list[Site]]]:
@@ -189,7 +191,7 @@ def _by_place(part: str, sites: list[Site]) -> list[tuple[str, list[Site]]]:
     if len(set(layers)) == len(sites):
         return [(part, sites)]
     of = {p: [s for s, q in zip(sites, places, strict=True) if p == q] for p in places}
-    return [(f"{part}.{p}", found) for p, found in of.items()]
+    return [(f"{part}.{p}", of_place) for p, of_place in of.items()]
 
 
 def label_stacks(stacks: list[str]) -> dict[str, str]:
@@ -202,8 +204,8 @@ def label_stacks(stacks: list[str]) -> dict[str, str]:
 
 
 def _word(stack: str, family: Mapping[str, str]) -> str | None:
-    found = (part for key in stack.split(".") for w, part in family.items() if w in key)
-    return next(found, None)
+    words = (part for key in stack.split(".") for w, part in family.items() if w in key)
+    return next(words, None)
 
 
 def _layers(sites: list[Site]) -> Layers:
@@ -245,10 +247,10 @@ def resolve(parts: Mapping[str, Layers], capture: Capture) -> tuple[str, int]:
 def _part(parts: Mapping[str, Layers], capture: Capture) -> str:
     if capture.part in parts:
         return str(capture.part)
-    own = [p for p in parts if p != "cross"]
-    if len(own) == 1 and (capture.part is None or capture.part in own[0].split(".")):
-        return own[0]
-    language = [p for p in own if "language" in parts[p][min(parts[p])].stack]
+    stacks = [p for p in parts if p != "cross"]
+    if len(stacks) == 1 and (capture.part is None or capture.part in stacks[0].split(".")):
+        return stacks[0]
+    language = [p for p in stacks if "language" in parts[p][min(parts[p])].stack]
     if capture.part is None and len(language) == 1:
         return language[0]
     head = f"{capture.kind}({capture.layer}): part {capture.part!r}"

@@ -77,10 +77,10 @@ class Watch(TorchFunctionMode):
             raise Reached
         output = func(*args, **kwargs)
         if name == "softmax":
-            given = args[0] if args else kwargs["input"]
+            scores = args[0] if args else kwargs["input"]
             dim = kwargs["dim"] if "dim" in kwargs else args[1]
-            if given.ndim > 2 and dim in (-1, given.ndim - 1):
-                self.seen.maps.append((given, output, len(self.seen.products)))
+            if scores.ndim > 2 and dim in (-1, scores.ndim - 1):
+                self.seen.maps.append((scores, output, len(self.seen.products)))
         elif name in _PRODUCTS:
             factors = _factors(name, args, kwargs)
             if factors is not None:
@@ -120,18 +120,18 @@ def _explicit(
     return F.dropout(weights, dropout_p) @ values
 
 
-def _first(found: list[Any]) -> Any:
-    if not found:
+def _first(captured: list[Any]) -> Any:
+    if not captured:
         raise LookupError("does not compute it by a product of queries and keys, maps and values")
-    return found[0]
+    return captured[0]
 
 
 def _factors(name: str, args: Any, kwargs: Mapping[str, Any]) -> tuple[Tensor, Tensor] | None:
     if name == "einsum":
         tensors = args[1] if isinstance(args[1], (tuple, list)) else args[1:]
         return _einsum_factors(args[0], *tensors) if len(tensors) == 2 else None
-    given = [*args, *kwargs.values()]
-    pair = tuple(given[1:3] if name == "baddbmm" else given[:2])
+    operands = [*args, *kwargs.values()]
+    pair = tuple(operands[1:3] if name == "baddbmm" else operands[:2])
     return pair if all(isinstance(x, Tensor) and x.ndim > 2 for x in pair) else None  # pyright: ignore[reportReturnType]
 
 
@@ -217,10 +217,10 @@ def _watch_projections(
     module: nn.Module, model: nn.Module, kinds: set[str], projected: dict[str, Tensor]
 ) -> None:
     """Queries, keys and values as they are projected, where each has a projection of its own."""
-    found = projections(module)
-    for kind, projection in zip(STATES, found or (), strict=False):
-        if kind in kinds and found is not None:
-            head_dim = found[0].out_features // number_of_heads(module, model)
+    linear = projections(module)
+    for kind, projection in zip(STATES, linear or (), strict=False):
+        if kind in kinds and linear is not None:
+            head_dim = linear[0].out_features // number_of_heads(module, model)
             projection.register_forward_hook(split_hook(projected, kind, head_dim))
 
 

@@ -136,9 +136,9 @@ def _filled(objective: Objective, name: str, tensors: dict[str, Tensor]) -> nn.M
     assert original is not None
     module = copy.deepcopy(original).cpu().eval()
     with torch.no_grad():
-        for n, own in (*module.named_parameters(), *module.named_buffers()):
-            own.copy_(tensors[n])
-            own.grad = None
+        for n, tensor in (*module.named_parameters(), *module.named_buffers()):
+            tensor.copy_(tensors[n])
+            tensor.grad = None
     return module
 
 

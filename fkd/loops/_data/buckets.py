@@ -55,9 +55,9 @@ def bucket_lengths(lengths: Sequence[int], count: int, *, multiple: int = 8) -> 
     best, chosen = cost[0], [np.zeros(len(edges), dtype=int)]
     for _ in range(min(count, len(edges)) - 1):
         # With one edge more: the cheaper ones up to i - 1, then one bucket from i to j.
-        found = np.concatenate([[0.0], best[:-1]])[:, None] + cost
-        chosen.append(found.argmin(0))
-        best = found.min(0)
+        costs = np.concatenate([[0.0], best[:-1]])[:, None] + cost
+        chosen.append(costs.argmin(0))
+        best = costs.min(0)
     ends, j = [], len(edges) - 1
     for first in reversed(chosen):
         ends.append(int(edges[j]))
@@ -103,36 +103,36 @@ def bucket_batches(
 Bucketed(length=32, examples=[4])]
     """
     _at_least_one("bucket_batches", batch_size=batch_size)
-    found = _lengths("bucket_batches", lengths)
+    sizes = _lengths("bucket_batches", lengths)
     edges = sorted(edges)
-    bucket = np.searchsorted(np.asarray(edges), found)
+    bucket = np.searchsorted(np.asarray(edges), sizes)
     if int(bucket.max()) == len(edges):
         raise ValueError(
-            f"bucket_batches: example {int(found.argmax())} has length {int(found.max())}; at most "
+            f"bucket_batches: example {int(sizes.argmax())} has length {int(sizes.max())}; at most "
             f"{edges[-1] if edges else 0}, the last of the edges, is expected. Truncate it, or "
             "take the edges from bucket_lengths(lengths, count)."
         )
     draw = np.random.default_rng(seed)  # its own: the global generators stay as they are
-    order = np.arange(len(found)) if seed is None else draw.permutation(len(found))
-    made, left = _cut(order, bucket[order], batch_size, edges)
+    order = np.arange(len(sizes)) if seed is None else draw.permutation(len(sizes))
+    batches, left = _cut(order, bucket[order], batch_size, edges)
     if left:
-        made.append(Bucketed(padded_length(int(found[left].max()), edges), left))
-    made = made if seed is None else [made[i] for i in draw.permutation(len(made))]
-    return [b for b in made if last == "keep" or len(b.examples) == batch_size]
+        batches.append(Bucketed(padded_length(int(sizes[left].max()), edges), left))
+    batches = batches if seed is None else [batches[i] for i in draw.permutation(len(batches))]
+    return [b for b in batches if last == "keep" or len(b.examples) == batch_size]
 
 
 def _cut(
     order: Any, bucket: Any, size: int, edges: Sequence[int]
 ) -> tuple[list[Bucketed], list[int]]:
     """Full batches, and the examples that are left over."""
-    made: list[Bucketed] = []
+    batches: list[Bucketed] = []
     left: list[int] = []
     for k, edge in enumerate(edges):
         members = left + order[bucket == k].tolist()
         full = len(members) // size * size
-        made += [Bucketed(edge, members[i : i + size]) for i in range(0, full, size)]
+        batches += [Bucketed(edge, members[i : i + size]) for i in range(0, full, size)]
         left = members[full:]
-    return made, left
+    return batches, left
 
 
 def padded_length(longest: int, edges: Sequence[int]) -> int:
@@ -195,8 +195,8 @@ class BucketBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         last: Last = "keep",
     ) -> None:
-        given = bucket_lengths(lengths, buckets, multiple=multiple) if edges is None else edges
-        self.lengths, self.batch_size, self.edges = lengths, batch_size, list(given)
+        longest = bucket_lengths(lengths, buckets, multiple=multiple) if edges is None else edges
+        self.lengths, self.batch_size, self.edges = lengths, batch_size, list(longest)
         self.last: Last = last
         self.shuffle, self.epoch = shuffle, 0
         self.generator = torch.Generator().manual_seed(seed)
@@ -212,8 +212,9 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __iter__(self) -> Iterator[list[int]]:
         seed = fold_in(self.generator.initial_seed(), self.epoch) if self.shuffle else None
-        made = bucket_batches(self.lengths, self.batch_size, self.edges, seed=seed, last=self.last)
-        return (batch.examples for batch in made)
+        sizes = self.lengths, self.batch_size, self.edges
+        batches = bucket_batches(*sizes, seed=seed, last=self.last)
+        return (batch.examples for batch in batches)
 
 
 def pad_batch(
@@ -256,31 +257,31 @@ def pad_batch(
         longest = [max((x for x in row.values() if x.ndim), key=len) for row in tensors]
         for row, x in zip(tensors, longest, strict=True):
             row["attention_mask"] = torch.ones(len(x), dtype=torch.int64)
-    made = {name: _stacked([row[name] for row in tensors], count, length, values.get(name, 0))
+    padded = {name: _stacked([row[name] for row in tensors], count, length, values.get(name, 0))
             for name in tensors[0]}  # fmt: skip
     if size is not None:
-        made["valid"] = (torch.arange(count) < len(rows)).long()
-        if "attention_mask" in made:
-            made["attention_mask"][len(rows) :, 0] = 1
-    return made
+        padded["valid"] = (torch.arange(count) < len(rows)).long()
+        if "attention_mask" in padded:
+            padded["attention_mask"][len(rows) :, 0] = 1
+    return padded
 
 
 def _stacked(values: Sequence[Tensor], count: int, length: int, fill: int | float) -> Tensor:
     shape = (count, length) if values[0].ndim else (count,)
-    made = torch.full(shape, fill, dtype=values[0].dtype)
+    stacked = torch.full(shape, fill, dtype=values[0].dtype)
     for i, value in enumerate(values):
-        made[(i, slice(len(value))) if value.ndim else i] = value
-    return made
+        stacked[(i, slice(len(value))) if value.ndim else i] = value
+    return stacked
 
 
 def _lengths(name: str, lengths: Sequence[int]) -> Any:
-    found = np.asarray(lengths, dtype=np.int64)
-    if not found.size or int(found.min()) < 1:
-        what = f"example {int(found.argmin())} has length {found.min()}" if found.size else "empty"
+    array = np.asarray(lengths, dtype=np.int64)
+    if not array.size or int(array.min()) < 1:
+        what = f"example {int(array.argmin())} has length {array.min()}" if array.size else "empty"
         raise ValueError(
             f"{name}: lengths: {what}; a length of at least 1 for each example is expected."
         )
-    return found
+    return array
 
 
 def _at_least_one(name: str, **options: int) -> None:

@@ -78,18 +78,18 @@ class Epochs:
         Raises:
           LoopError: the epoch ends before `skip`.
         """
-        own = fold_in(self._seed, epoch)
-        with seeded(fold_in(own, 0), CPU):
+        seed = fold_in(self._seed, epoch)
+        with seeded(fold_in(seed, 0), CPU):
             loader: Any = self.loader
             if callable(loader) and not isinstance(loader, Iterable):
-                loader = loader(own)
+                loader = loader(seed)
             loader, functions = _unwrapped(loader)
-            _tell_epoch(loader, own, epoch)
-            batches, begin = self._from(loader, own, skip, place)
+            _tell_epoch(loader, seed, epoch)
+            batches, begin = self._from(loader, seed, skip, place)
         index = begin
         try:
             for index in itertools.count(begin):
-                with seeded(fold_in(own, index + 1), CPU):
+                with seeded(fold_in(seed, index + 1), CPU):
                     try:
                         batch = next(batches)
                     except StopIteration:

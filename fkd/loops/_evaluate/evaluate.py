@@ -210,18 +210,18 @@ def evaluate(
     return evaluator(state, batches)
 
 
-def _as_term(given: Metric) -> Term:
-    if isinstance(given, Term):
-        return given
-    if callable(given):
-        return metric(_as_given, given)
+def _as_term(value: Metric) -> Term:
+    if isinstance(value, Term):
+        return value
+    if callable(value):
+        return metric(_as_mean, value)
     raise TypeError(
-        f"evaluate: a metric is a {type(given).__name__}; fkd.metric(fn, ref, ...), "
+        f"evaluate: a metric is a {type(value).__name__}; fkd.metric(fn, ref, ...), "
         "fkd.loops.collect(fn, ref, ...) or a function of the context is expected."
     )
 
 
-def _as_given(values: Any) -> Any:
+def _as_mean(values: Any) -> Any:
     return values if isinstance(values, Mean) else torch.as_tensor(values).float()
 
 

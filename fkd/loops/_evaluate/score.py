@@ -134,7 +134,7 @@ def score(
     place = program.plan.place
     bound = BoundTerms(terms, place)
     # A term of the objective goes on from its own state.
-    names = {name: n for name, t in terms.items() for n, own in objective.terms.items() if own is t}
+    names = {name: n for name, t in terms.items() for n, u in objective.terms.items() if u is t}
 
     def read(
         by_place: Sequence[Any], scalars: Scalars, loss_state: Mapping[str, Any]

@@ -42,11 +42,11 @@ class Axis(NamedTuple):
 
     def ticks(self, about: int = 5) -> list[float]:
         """Round values inside the range."""
-        found = self._decades() if self.log else []
-        while len(found) < 2:
-            found = _round_steps(self.low, self.high, about)
+        ticks = self._decades() if self.log else []
+        while len(ticks) < 2:
+            ticks = _round_steps(self.low, self.high, about)
             about *= 2
-        return found
+        return ticks
 
     def _scaled(self, value: int | float) -> float:
         return math.log10(value) if self.log else value
@@ -201,9 +201,9 @@ def _placed(axis: Axis, ticks: list[float]) -> list[tuple[str, float]]:
 
 def _path(series: Series, x: Axis, y: Axis, stroke: str, kind: str) -> str:
     """A line that breaks where a value is not a number; few points are dots as well."""
-    given = _drawable(np.nan_to_num(series.values))
-    drawn = np.isfinite(series.values) & ((given > 0) | (not y.log))
-    steps, values = x.place(series.steps), y.place(np.where(drawn, given, 1.0))
+    heights = _drawable(np.nan_to_num(series.values))
+    drawn = np.isfinite(series.values) & ((heights > 0) | (not y.log))
+    steps, values = x.place(series.steps), y.place(np.where(drawn, heights, 1.0))
     commands: list[str] = []
     dots: list[str] = []
     pen_down = False

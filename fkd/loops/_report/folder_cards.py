@@ -58,7 +58,7 @@ def objective(folder: Path) -> list[str]:
     return cards
 
 
-def settings(folder: Path, constant: list[tuple[str, str]]) -> str:
+def settings_card(folder: Path, constant: list[tuple[str, str]]) -> str:
     """The hyper-parameters, and the values that were logged and never moved."""
     cards: list[str] = []
     config = _read_json(folder / "config.json")

@@ -18,9 +18,9 @@ from .._log.lines import read_log
 from .._log.progress import duration
 from .chart_card import chart_card
 from .charts import number, step_range
-from .folder_cards import objective, settings, similarity
+from .folder_cards import objective, settings_card, similarity
 from .page import page, section, tile
-from .series import History, Series, collect, running_time
+from .series import History, Series, history, running_time
 
 _log = logging.getLogger("fkd")
 
@@ -56,7 +56,7 @@ def report(
     if not folder.is_dir():
         raise ValueError(f"report: {folder} is not a folder; the folder of a run is expected.")
     lines = folder / "metrics.jsonl"
-    run = collect(_records(lines))
+    run = history(_records(lines))
     if metric is not None and metric not in run.series:
         known = ", ".join(run.series) or "nothing"
         raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
@@ -106,26 +106,26 @@ def _metric(run: History) -> str | None:
 
 
 def _tiles(run: History, metric: str | None, higher_is_better: bool | None) -> str:
-    found: list[str] = []
+    tiles: list[str] = []
     if metric and len(run.series[metric].finite):
-        found += _metric_tiles(run.series[metric], higher_is_better)
+        tiles += _metric_tiles(run.series[metric], higher_is_better)
     total = run.series.get("loss/total") or run.series.get("loss")
     if total is not None:
-        found.append(_loss_tile(total))
+        tiles.append(_loss_tile(total))
     if run.times:
         epochs = f"epoch {run.epoch:g}" if run.epoch is not None else ""
-        found.append(tile("Steps", f"{run.step:,}", epochs))
-        found.append(tile("Time at work", duration(running_time(run.times)[0])))
+        tiles.append(tile("Steps", f"{run.step:,}", epochs))
+        tiles.append(tile("Time at work", duration(running_time(run.times)[0])))
     for name, what in (("examples_per_s", "Examples/s"), ("tokens_per_s", "Tokens/s")):
         if name in run.series and len(run.series[name].finite):
-            found.append(tile(what, number(float(np.median(run.series[name].finite))), "median"))
+            tiles.append(tile(what, number(float(np.median(run.series[name].finite))), "median"))
     if "skipped" in run.series:
         count = run.series["skipped"].values[-1]
-        found.append(tile("Skipped updates", f"{count:,.0f}", kind="warn" if count else ""))
+        tiles.append(tile("Skipped updates", f"{count:,.0f}", kind="warn" if count else ""))
     bad = sum(len(s.values) - len(s.finite) for s in run.series.values())
     if bad:
-        found.append(tile("Values not finite", f"{bad:,}", "marked with a cross", kind="warn"))
-    return "".join(found)
+        tiles.append(tile("Values not finite", f"{bad:,}", "marked with a cross", kind="warn"))
+    return "".join(tiles)
 
 
 def _metric_tiles(series: Series, higher_is_better: bool | None) -> list[str]:
@@ -169,7 +169,7 @@ def _sections(folder: Path, run: History) -> str:
     layers = similarity(folder)
     sections = [section(title, cards) for title, cards in parts.items()]
     sections.insert(2, section("Layers", [layers] if layers else []))
-    sections += [section("Objective", objective(folder)), settings(folder, constant)]
+    sections += [section("Objective", objective(folder)), settings_card(folder, constant)]
     return nothing + "".join(sections)
 
 

@@ -52,7 +52,7 @@ class History(NamedTuple):
     epoch: int | float | None
 
 
-def collect(records: Iterable[Mapping[str, Any]]) -> History:
+def history(records: Iterable[Mapping[str, Any]]) -> History:
     """The series of a log. A step that was logged twice counts once, as logged last."""
     points: dict[str, tuple[list[int], list[int | float]]] = {}
     places: dict[str, dict[str, tuple[list[int], list[int | float]]]] = {}  # by kind and name

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+from fkd._arguments import called_with
+
 from .events import Event, Result
 from .loop import Events
-from .options import Arguments, called_with
+from .options import Arguments
 
 
 @called_with(Arguments)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import importlib.util
-import inspect
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, ParamSpec, TypeAlias, TypeVar
+from typing import Any, TypeAlias
 
 from fkd._types import Batch
 from fkd.metrics import higher_is_better, refuse_reserved
@@ -23,8 +21,6 @@ from .events import Event
 
 PathLike: TypeAlias = str | os.PathLike[str]
 Prepare: TypeAlias = Callable[[State, Batch], Batch]
-P = ParamSpec("P")
-T = TypeVar("T")
 
 TOTAL = "loss/total"
 
@@ -119,24 +115,6 @@ class Arguments(Options):
         return Options(**{field.name: getattr(self, field.name) for field in fields(Options)})
 
 
-def called_with(
-    make: Callable[P, Arguments],
-) -> Callable[[Callable[[Arguments], T]], Callable[P, T]]:
-    """Gives a function of `Arguments` the signature of those, for callers, editors and `help`."""
-
-    def decorate(function: Callable[[Arguments], T]) -> Callable[P, T]:
-        @functools.wraps(function)
-        def call(*args: P.args, **kwargs: P.kwargs) -> T:
-            return function(make(*args, **kwargs))
-
-        result = inspect.signature(function).return_annotation
-        signature = inspect.signature(make).replace(return_annotation=result)
-        setattr(call, "__signature__", signature)  # noqa: B010  a function has no such field
-        return call
-
-    return decorate
-
-
 def _whole_numbers(least: int, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value is None:
@@ -173,13 +151,13 @@ def _needed_together(options: Options) -> None:
 
 def _functions(options: Options) -> None:
     """What is called later must be a function now."""
-    given: dict[str, Any] = {}
+    functions: dict[str, Any] = {}
     for name in ("callbacks", "loggers"):
-        functions = getattr(options, name)
-        if callable(functions):
+        listed = getattr(options, name)
+        if callable(listed):
             raise ValueError(f"fit: {name} is one function; a list is expected: {name}=[function].")
-        given |= {f"{name}[{i}]": f for i, f in enumerate(functions)}
-    given |= {} if options.prepare is None else {"prepare": options.prepare}
-    for name, function in given.items():
+        functions |= {f"{name}[{i}]": f for i, f in enumerate(listed)}
+    functions |= {} if options.prepare is None else {"prepare": options.prepare}
+    for name, function in functions.items():
         if not callable(function):
             raise ValueError(f"fit: {name} is {function!r}; a function is expected.")

@@ -50,8 +50,8 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
     changed, and whoever resumes has them."""
     return {
         "trainable": state.trainable,
-        "frozen": _own(objective, state.frozen),
-        "buffers": _own(objective, state.buffers),
+        "frozen": _changing(objective, state.frozen),
+        "buffers": _changing(objective, state.buffers),
         "optimizer": {name: dict(values) for name, values in state.optimizer.items()},
         "loss_state": {n: optree.tree_leaves(s) for n, s in state.loss_state.items()},
         "skipped": state.skipped,
@@ -70,8 +70,8 @@ def from_tree(objective: Objective, state: State, tree: Any) -> State:
     validate(tree, _STATE, "its state")
     expected = {
         "trainable": state.trainable,
-        "frozen": _own(objective, state.frozen),
-        "buffers": _own(objective, state.buffers),
+        "frozen": _changing(objective, state.frozen),
+        "buffers": _changing(objective, state.buffers),
     }
     moved = {n: _like(getattr(state, n), part, tree[n], n) for n, part in expected.items()}
     return State(
@@ -139,7 +139,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     """A description of objective and optimizer; runs with different ones do not mix."""
     objective = step.objective
     optimizer = Updater(step.make_optimizer, state.trainable, {}).optimizer
-    names = {id(p): f"{m}.{n}" for m, held in state.trainable.items() for n, p in held.items()}
+    names = {id(p): f"{m}.{n}" for m, params in state.trainable.items() for n, p in params.items()}
     groups = [
         {
             **{k: _shown(v) for k, v in g.items() if k not in ("params", "param_names")},
@@ -213,7 +213,7 @@ def _shown(value: Any) -> str:
     return without_addresses(show(_knob(value)))
 
 
-def _own(objective: Objective, params: Params) -> dict[str, Any]:
+def _changing(objective: Objective, params: Params) -> dict[str, Any]:
     return {n: dict(values) for n, values in params.items() if objective.models[n].kind != "frozen"}
 
 

@@ -171,23 +171,23 @@ def log_point(run: Run) -> Iterator[Event]:
         return
     if run.options.logs is not None:
         ensure_held(run.options.logs)
-    found = run.window.fetch()
+    fetched = run.window.fetch()
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
-    values = {**found.values, **rates, **_speed(run, steps=len(found.finite), now=now)}
+    values = {**fetched.values, **rates, **_speed(run, steps=len(fetched.finite), now=now)}
     if run.step.compile_seconds:
         values["compile_s"] = run.step.compile_seconds
     run.throughput = Throughput(now)
     run.compilations, run.compile_seconds = run.step.compilations, run.step.compile_seconds
     run.wrote(values, "train")
     yield run.event("log", values)
-    for finite in found.finite:
+    for finite in fetched.finite:
         run.at = run.at._replace(nonfinite=0 if finite else run.at.nonfinite + 1)
         if run.at.nonfinite >= run.options.max_nonfinite:
             yield from save_point(run)
             raise NonFiniteError(
                 f"{run.where}: {run.at.nonfinite} updates in a row were left out, since "
-                f"{', '.join(found.culprits)} were not finite. {_left(run)}."
+                f"{', '.join(fetched.culprits)} were not finite. {_left(run)}."
             )
 
 

@@ -38,12 +38,12 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
         forward = program.context(state.parts, batch, autocast=step.autocast)
         student, teacher = (list(root.hidden_states(forward.context)) for root in pair)
     values = linear_cka(student, teacher, where=_mask(batch, student[0]))
-    found = {
+    similarities = {
         "student_layers": [str(i) for i in range(len(student))],
         "teacher_layers": [str(i) for i in range(len(teacher))],
         "values": values.tolist(),
     }
-    replace_file(folder / "similarity.json", json.dumps(found).encode())
+    replace_file(folder / "similarity.json", json.dumps(similarities).encode())
 
 
 def _mask(batch: Any, hidden: Tensor) -> Tensor | None:

@@ -41,17 +41,17 @@ def accumulated(
     device = device_of(parts.trainable)
     seeds = [fold_in(seed, i + 1) for i in range(len(batches))]
     counts: dict[str, Tensor] = {}
-    for batch, own_seed in zip(batches, seeds, strict=True):
-        with seeded(own_seed, device, host=host):
+    for batch, part_seed in zip(batches, seeds, strict=True):
+        with seeded(part_seed, device, host=host):
             counted = graphs.counts(parts, scalars, batch)
         counts = {n: c + counts[n] if n in counts else c.clone() for n, c in counted.items()}
     zeros = [torch.zeros_like(p) for params in parts.trainable.values() for p in params.values()]
     loss = torch.zeros((), device=device)
     so_far = Gradients(zeros, loss, {}, {}, parts.buffers, parts.loss_state)
-    for batch, own_seed in zip(batches, seeds, strict=True):
+    for batch, part_seed in zip(batches, seeds, strict=True):
         buffers = {**parts.buffers, **so_far.buffers}
         now = Parts(parts.trainable, parts.frozen, buffers, so_far.loss_state)
-        with seeded(own_seed, device, host=host):
+        with seeded(part_seed, device, host=host):
             new = graphs.part(so_far.grads, now, scalars, batch, counts)
         so_far = _merged(so_far, keep(new))
     return graphs.finish(so_far, parts)

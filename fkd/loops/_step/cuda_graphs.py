@@ -44,22 +44,22 @@ def copied_scalars(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     groups: dict[Any, list[str]] = {}
     for name, x in named.items():
         groups.setdefault((x.dtype, x.shape), []).append(name)
-    found: dict[str, Tensor] = {}
+    copies: dict[str, Tensor] = {}
     for names in groups.values():
-        found.update(zip(names, torch.stack([named[n] for n in names]).unbind(), strict=True))
-    return {name: found[name] for name in named}
+        copies.update(zip(names, torch.stack([named[n] for n in names]).unbind(), strict=True))
+    return {name: copies[name] for name in named}
 
 
 def copied_into(old: Any, new: Any) -> Any:
     """A tree like `new` in the tensors of `old`, where these have its shapes and dtypes."""
 
-    def own(x: Any, y: Any) -> Any:
+    def kept(x: Any, y: Any) -> Any:
         if x is y or not isinstance(y, Tensor):
             return y
         fits = isinstance(x, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
         return x.copy_(y) if fits else y.clone()
 
-    return optree.tree_map(own, old, new)
+    return optree.tree_map(kept, old, new)
 
 
 def copy_into(old: Params, new: Params) -> None:

@@ -50,16 +50,16 @@ def initial(
 def _replaced(objective: Objective, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:
     """With the tensors of other modules, also in the EMA models that follow them."""
     for name, module in modules.items():
-        given = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         followers = [n for n, m in objective.models.items() if m.of == name]
         for tree in parts[:3]:
-            for held in (tree[n] for n in (name, *followers) if n in tree):
-                if any(k not in given or given[k].shape != held[k].shape for k in held):
+            for params in (tree[n] for n in (name, *followers) if n in tree):
+                if any(k not in tensors or tensors[k].shape != params[k].shape for k in params):
                     raise ValueError(
                         f"init: modules[{name!r}] is a {type(module).__name__} of another "
                         "structure than the one in the objective."
                     )
-                held.update({k: given[k].detach().clone() for k in held})
+                params.update({k: tensors[k].detach().clone() for k in params})
     return parts
 
 
@@ -75,4 +75,4 @@ def _inference_precision(
         matrix = kinds[name] == "frozen" and p.ndim >= 2 and p.dtype is torch.float32
         return p.to(dtype) if matrix else p
 
-    return {n: {k: cast(n, p) for k, p in held.items()} for n, held in frozen.items()}
+    return {n: {k: cast(n, p) for k, p in params.items()} for n, params in frozen.items()}

@@ -105,7 +105,7 @@ class Updater:
         trainable: Mapping[str, Mapping[str, Tensor]],
         tree: Mapping[str, Mapping[str, Any]],
     ) -> None:
-        self.named = {f"{m}.{n}": p for m, held in trainable.items() for n, p in held.items()}
+        self.named = {f"{m}.{n}": p for m, params in trainable.items() for n, p in params.items()}
         self.optimizer = make(list(self.named.items()))
         _check_optimizer(self.optimizer, self.named)
         _use_fused(self.optimizer)
@@ -143,20 +143,20 @@ class Updater:
 
     def _step_where(self, finite: Tensor) -> None:
         """Step, and take it back where it was not finite, on the device."""
-        held = [*self.named.values(), *_tensors(self.optimizer)]
-        before = [x.clone() for x in held]
+        tensors = [*self.named.values(), *_tensors(self.optimizer)]
+        before = [x.clone() for x in tensors]
         self.optimizer.step()
-        for x, old in zip(held, before, strict=True):
+        for x, old in zip(tensors, before, strict=True):
             x.copy_(torch.where(finite, x, old))
-        known = {id(x) for x in held}
+        known = {id(x) for x in tensors}
         for x in _tensors(self.optimizer):
             if id(x) not in known:  # made by this very step
                 x.copy_(torch.where(finite, x, 0))
 
 
 def _tensors(optimizer: Optimizer) -> list[Tensor]:
-    held = [x for state in optimizer.state.values() for x in state.values()]
-    return [x for x in held if isinstance(x, Tensor)]
+    values = [x for state in optimizer.state.values() for x in state.values()]
+    return [x for x in values if isinstance(x, Tensor)]
 
 
 def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
@@ -168,8 +168,8 @@ def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
     if isinstance(optimizer, torch.optim.LBFGS):
         raise TypeError("train_step: LBFGS evaluates the loss several times a step. Use another.")
     names = {id(p): name for name, p in named.items()}
-    given = {id(p) for group in optimizer.param_groups for p in group["params"]}
-    missing = [name for i, name in names.items() if i not in given]
+    optimized = {id(p) for group in optimizer.param_groups for p in group["params"]}
+    missing = [name for i, name in names.items() if i not in optimized]
     if missing:
         raise ValueError(
             f"train_step: the optimizer leaves out {missing[:5]} ({len(missing)} parameters). "

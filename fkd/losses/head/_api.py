@@ -2,45 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
+from ..._arguments import called_with
 from ..._mean import Mean
 from .._shared.counted import counted_where
-from ._divergence import Divergence, Phi
-from ._evaluate import Strategy, evaluate
+from ._arguments import HeadArguments
+from ._evaluate import evaluate
 from ._inputs import counted
-from ._problem import Number, Vocabulary
 
 
 @counted_where(counted)
-def head_divergence(
-    student_hidden: Float[Tensor, "*batch student_features"],
-    student_weight: Float[Tensor, "student_vocab student_features"],
-    teacher_hidden: Float[Tensor, "*batch teacher_features"] | None,
-    teacher_weight: Float[Tensor, "teacher_vocab teacher_features"] | None,
-    *,
-    divergence: Divergence | Phi,
-    student_bias: Float[Tensor, " student_vocab"] | None = None,
-    teacher_bias: Float[Tensor, " teacher_vocab"] | None = None,
-    labels: Int[Tensor, "*batch"] | None = None,
-    temperature: Number = 1.0,
-    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
-    ignore_index: int = -100,
-    shift: bool = False,
-    student_logit_scale: Number | None = None,
-    teacher_logit_scale: Number | None = None,
-    student_softcap: Number | None = None,
-    teacher_softcap: Number | None = None,
-    student_vocabulary: Vocabulary | None = None,
-    teacher_vocabulary: Vocabulary | None = None,
-    logits_dtype: torch.dtype | None = None,
-    strategy: Strategy = "auto",
-    chunk_size: int | None = None,
-) -> Mean:
+@called_with(HeadArguments)
+def head_divergence(arguments: HeadArguments) -> Mean:
     """Divergence between two language models from their hidden states, logits never stored.
 
         total = sum_t sum_i w_i D_i(p_t, q_t),   p = softmax(z_teacher / T), q of the student
@@ -106,38 +82,12 @@ def head_divergence(
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531;
       Hsu et al., Liger Kernel: Efficient Triton Kernels for LLM Training, arXiv:2410.10989.
     """
-    mean, _ = evaluate(
-        student_hidden,
-        student_weight,
-        teacher_hidden,
-        teacher_weight,
-        divergence=divergence,
-        student_bias=student_bias,
-        teacher_bias=teacher_bias,
-        labels=labels,
-        temperature=temperature,
-        where=where,
-        ignore_index=ignore_index,
-        shift=shift,
-        student_logit_scale=student_logit_scale,
-        teacher_logit_scale=teacher_logit_scale,
-        student_softcap=student_softcap,
-        teacher_softcap=teacher_softcap,
-        student_vocabulary=student_vocabulary,
-        teacher_vocabulary=teacher_vocabulary,
-        logits_dtype=logits_dtype,
-        strategy=strategy,
-        chunk_size=chunk_size,
-    )
-    return mean
+    return evaluate(arguments)[0]
 
 
+@called_with(HeadArguments)
 def head_divergence_and_metrics(
-    student_hidden: Float[Tensor, "*batch student_features"],
-    student_weight: Float[Tensor, "student_vocab student_features"],
-    teacher_hidden: Float[Tensor, "*batch teacher_features"] | None,
-    teacher_weight: Float[Tensor, "teacher_vocab teacher_features"] | None,
-    **options: Any,
+    arguments: HeadArguments,
 ) -> tuple[Mean, dict[str, Float[Tensor, "*batch"]]]:
     """`head_divergence` and `head_metrics` from one pass over the logits.
 
@@ -148,7 +98,7 @@ def head_divergence_and_metrics(
       student_weight: `[student_vocab, student_features]`.
       teacher_hidden: `[*batch, teacher_features]`.
       teacher_weight: `[teacher_vocab, teacher_features]`.
-      options: the keyword arguments of `head_divergence`.
+      others: as in `head_divergence`.
 
     Returns:
       The `Mean`, and the values of every token by name.
@@ -160,18 +110,11 @@ def head_divergence_and_metrics(
       >>> mean.value, metrics["agreement"]
       (tensor(0.), tensor([1.]))
     """
-    return evaluate(
-        student_hidden, student_weight, teacher_hidden, teacher_weight, metrics=True, **options
-    )
+    return evaluate(arguments, metrics=True)
 
 
-def head_metrics(
-    student_hidden: Float[Tensor, "*batch student_features"],
-    student_weight: Float[Tensor, "student_vocab student_features"],
-    teacher_hidden: Float[Tensor, "*batch teacher_features"] | None,
-    teacher_weight: Float[Tensor, "teacher_vocab teacher_features"] | None,
-    **options: Any,
-) -> dict[str, Float[Tensor, "*batch"]]:
+@called_with(HeadArguments)
+def head_metrics(arguments: HeadArguments) -> dict[str, Float[Tensor, "*batch"]]:
     """The values of every token: each divergence, both entropies, agreement; no gradient.
 
         D_i(p_t, q_t),   H(q_t),   H(p_t),   [argmax q_t = argmax p_t]
@@ -181,7 +124,7 @@ def head_metrics(
       student_weight: `[student_vocab, student_features]`.
       teacher_hidden: `[*batch, teacher_features]`.
       teacher_weight: `[teacher_vocab, teacher_features]`.
-      options: the keyword arguments of `head_divergence`.
+      others: as in `head_divergence`.
 
     Returns:
       `[*batch]` each, by name: the divergences as they print, without their weights,
@@ -195,6 +138,4 @@ def head_metrics(
       ['agreement', 'kl()', 'student_entropy', 'teacher_entropy']
     """
     with torch.no_grad():
-        return evaluate(
-            student_hidden, student_weight, teacher_hidden, teacher_weight, metrics=True, **options
-        )[1]
+        return evaluate(arguments, metrics=True)[1]

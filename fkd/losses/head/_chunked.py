@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ._carry import carry
-from ._problem import Head, Problem, Result, tracked
+from ._problem import Head, Problem, Solution, tracked
 from ._products import add_outer, logits, prepared
 from ._rows import row_gradient, row_values, rows_of
 from ._sizes import block_rows
@@ -27,7 +27,7 @@ RowResult = tuple[Tensor, Tensor]
 
 
 @dataclass(frozen=True)
-class Gradients:
+class Sums:
     """What is accumulated over chunks; None where nothing asks for it."""
 
     hidden: Tensor | None
@@ -44,7 +44,7 @@ class Gradients:
         return any(x is not None for x in self.sums)
 
 
-def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Result:
+def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Solution:
     """The weighted sum over tokens, with the gradients of those inputs that require one."""
     inputs = [tracked(x) for x in problem.student[:4]]
     weights = [tracked(w) for w, _ in problem.divergence.terms]
@@ -57,7 +57,7 @@ def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Result:
             total = total + w * column
     gradients = zip([*inputs, *weights], [*sums.sums, *columns], strict=True)
     pairs = [(x, g.to(x)) for x, g in gradients if x is not None and g is not None]
-    return Result(carry(total, [x for x, _ in pairs], [g for _, g in pairs]), values)
+    return Solution(carry(total, [x for x, _ in pairs], [g for _, g in pairs]), values)
 
 
 def torch_rows(
@@ -87,17 +87,17 @@ def torch_rows(
     return torch.cat(parts), student
 
 
-def _zeros(problem: Problem, wanted: list[bool]) -> Gradients:
+def _zeros(problem: Problem, wanted: list[bool]) -> Sums:
     """Sums to accumulate in: float32 or wider, except the hidden states', written once."""
     student = problem.student
     hidden = torch.empty_like(student.hidden) if wanted[0] else None
     weight = torch.zeros_like(student.weight, dtype=problem.dtype) if wanted[1] else None
     bias = student.weight.new_zeros(student.weight.shape[0], dtype=problem.dtype)
     scale = student.weight.new_zeros((), dtype=problem.dtype)
-    return Gradients(hidden, weight, bias if wanted[2] else None, scale if wanted[3] else None)
+    return Sums(hidden, weight, bias if wanted[2] else None, scale if wanted[3] else None)
 
 
-def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Gradients) -> Tensor:
+def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Sums) -> Tensor:
     """The values of all tokens, `[tokens, columns]`; adds to the sums on the way."""
     dtype = problem.logits_dtype
     student = prepared(problem.student, dtype)

@@ -2,70 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch import Tensor
 
 from ..._mean import Mean
 from .._shared.products import outside_autocast
+from ._arguments import HeadArguments, Strategy
 from ._chunked import chunked, torch_rows
-from ._divergence import Divergence, Phi
 from ._fused import fused_rows, unfusible
-from ._inputs import Side, Targets, problem_of
+from ._inputs import problem_of
 from ._materialized import materialized
-from ._problem import Number, Problem, Result, Vocabulary, tracked
+from ._problem import Number, Problem, Solution, tracked
 from ._sizes import chunk_tokens
 
-Strategy = Literal["auto", "materialized", "chunked", "fused"]
 
-
-def evaluate(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor | None,
-    teacher_weight: Tensor | None,
-    *,
-    divergence: Divergence | Phi,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    labels: Tensor | None = None,
-    temperature: Number = 1.0,
-    where: Tensor | None = None,
-    ignore_index: int = -100,
-    shift: bool = False,
-    student_logit_scale: Number | None = None,
-    teacher_logit_scale: Number | None = None,
-    student_softcap: Number | None = None,
-    teacher_softcap: Number | None = None,
-    student_vocabulary: Vocabulary | None = None,
-    teacher_vocabulary: Vocabulary | None = None,
-    logits_dtype: torch.dtype | None = None,
-    strategy: Strategy = "auto",
-    chunk_size: int | None = None,
-    metrics: bool = False,
-) -> tuple[Mean, dict[str, Tensor]]:
+def evaluate(arguments: HeadArguments, *, metrics: bool = False) -> tuple[Mean, dict[str, Tensor]]:
     """The sum and count of `head_divergence`, and the values of every token by name."""
-    student = Side(student_hidden, student_weight, student_bias, student_logit_scale,
-                   student_softcap, student_vocabulary)  # fmt: skip
-    teacher = Side(teacher_hidden, teacher_weight, teacher_bias, teacher_logit_scale,
-                   teacher_softcap, teacher_vocabulary)  # fmt: skip
-    problem = problem_of(
-        student,
-        teacher,
-        Targets(labels, where, ignore_index, shift),
-        divergence=divergence,
-        temperature=temperature,
-        logits_dtype=logits_dtype,
-        metrics=metrics,
-    )
-    result = solve(problem, strategy, chunk_size)
-    columns = (x.reshape(student_hidden.shape[:-1]) for x in result.values.unbind(-1))
+    problem = problem_of(arguments, metrics=metrics)
+    result = solve(problem, arguments.strategy, arguments.chunk_size)
+    positions = arguments.student_hidden.shape[:-1]
+    columns = (x.reshape(positions) for x in result.values.unbind(-1))
     count = problem.keep.sum().to(result.total.dtype)
     return Mean(result.total, count), dict(zip(problem.columns, columns, strict=True))
 
 
-def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Result:
+def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Solution:
     """The result of a problem by a strategy."""
     if strategy not in ("auto", "materialized", "chunked", "fused"):
         raise ValueError(

@@ -2,54 +2,27 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 from torch import Tensor
 
 from .._shared.checks import covers, floating, positive
 from .._shared.labels import integers
-from ._divergence import Divergence, Phi, as_divergence
-from ._problem import Head, Number, Problem, Vocabulary
+from ._arguments import HeadArguments, Side, Targets
+from ._divergence import as_divergence
+from ._problem import Head, Problem, Vocabulary
 
 
-class Side(NamedTuple):
-    """The arguments that belong to one model."""
-
-    hidden: Tensor | None
-    weight: Tensor | None
-    bias: Tensor | None
-    scale: Number | None
-    softcap: Number | None
-    vocabulary: Vocabulary | None
-
-
-class Targets(NamedTuple):
-    """The arguments that say which positions count and what their labels are."""
-
-    labels: Tensor | None
-    where: Tensor | None
-    ignore_index: int
-    shift: bool
-
-
-def problem_of(
-    student: Side,
-    teacher: Side,
-    targets: Targets,
-    *,
-    divergence: Divergence | Phi,
-    temperature: Number,
-    logits_dtype: torch.dtype | None,
-    metrics: bool,
-) -> Problem:
+def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     """The problem that the arguments of `head_divergence` describe."""
-    divergence = as_divergence(divergence)
+    student, teacher = arguments.student, arguments.teacher
+    temperature, divergence = arguments.temperature, as_divergence(arguments.divergence)
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
     if student.hidden is None or student.weight is None:
         raise ValueError("head_divergence: student_hidden and student_weight must be tensors.")
-    labels, keep = _flat_targets(student.hidden, student.weight, student.vocabulary, targets)
+    labels, keep = _flat_targets(
+        student.hidden, student.weight, student.vocabulary, arguments.targets
+    )
     if labels is None and divergence.needs_labels:
         raise ValueError("head_divergence: cross_entropy() needs labels; got None. Pass labels=.")
     if teacher.hidden is None and divergence.needs_teacher:
@@ -66,7 +39,7 @@ def problem_of(
     heads = _head("student", student, keep), _head("teacher", teacher, keep)
     assert heads[0] is not None
     _same_vocabulary(heads[0], heads[1])
-    dtype = logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
+    dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     if not divergence.needs_labels:
         labels = None
     return Problem(heads[0], heads[1], labels, keep, divergence, temperature, dtype, metrics)

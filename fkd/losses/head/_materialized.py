@@ -7,11 +7,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .._shared.products import shielded
-from ._problem import Head, Problem, Result
+from ._problem import Head, Problem, Solution
 from ._rows import row_values, rows_of
 
 
-def materialized(problem: Problem) -> Result:
+def materialized(problem: Problem) -> Solution:
     """The weighted sum over tokens, from the logits of the whole batch."""
     student = _logits(problem.student, problem.dtype)
     teacher = None if problem.teacher is None else _logits(problem.teacher, problem.dtype)
@@ -20,7 +20,7 @@ def materialized(problem: Problem) -> Result:
     total = values.new_zeros(())
     for (weight, _), column in zip(problem.divergence.terms, values.unbind(-1), strict=False):
         total = total + weight * column.sum()
-    return Result(total, values.detach())
+    return Solution(total, values.detach())
 
 
 def _logits(head: Head, dtype: torch.dtype) -> Tensor:

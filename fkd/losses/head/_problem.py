@@ -79,7 +79,7 @@ class Problem(NamedTuple):
         return names + (METRICS if self.teacher is not None else METRICS[:1])
 
 
-class Result(NamedTuple):
+class Solution(NamedTuple):
     """What a strategy returns: the weighted sum over tokens and the values it was made of.
 
     Attributes:

@@ -9,10 +9,12 @@ import torch
 
 import fkd
 from fkd import batch, student, teacher
+from fkd._trees import map_tensors
 from fkd.loops import collect, evaluate
 from fkd.losses import kl
 from fkd.metrics import accuracy
 from tests.models import same_bits
+from tests.trees import tree_leaves
 
 from ..training import batches, make, objective
 
@@ -72,12 +74,12 @@ def test_it_is_what_a_hand_computes():
 
 def test_nothing_is_changed_and_chance_plays_no_part():
     step, state = make()
-    before = torch.utils._pytree.tree_map_only(torch.Tensor, torch.clone, state)
+    before = map_tensors(torch.clone, state)
     first = evaluate(step.objective, state, batches())
     torch.manual_seed(99)
     assert evaluate(step.objective, state, batches()) == first
     assert same_bits(before, state)
-    held = torch.utils._pytree.tree_leaves(state)
+    held = tree_leaves(state)
     assert not any(x.requires_grad for x in held if isinstance(x, torch.Tensor))
 
 

@@ -11,6 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 import fkd
 from fkd import batch, student, teacher, term
+from fkd._trees import map_tensors
 from fkd.loops import evaluate, score
 from fkd.losses import kl, mse
 from tests.models import MLP, same_bits, tokens
@@ -123,7 +124,7 @@ def test_a_batch_is_computed_when_it_is_asked_for_and_nothing_global_is_changed(
             drawn.append(i)
             yield given
 
-    before = torch.utils._pytree.tree_map_only(Tensor, torch.clone, state)
+    before = map_tensors(torch.clone, state)
     generator = torch.get_rng_state()
     made = score(goal, state, loader, {"x": student.logits})
     assert drawn == []

@@ -25,7 +25,7 @@ from fkd.loops._report.charts import (
     value_range,
 )
 from fkd.loops._report.heat_map import heat, heat_map
-from fkd.loops._report.series import Series, collect, running_time, smooth, thin
+from fkd.loops._report.series import Series, history, running_time, smooth, thin
 
 nan, inf = math.nan, math.inf
 
@@ -197,7 +197,7 @@ def test_heat_is_darker_for_more():
 
 
 def test_the_log_becomes_series():
-    run = collect(
+    run = history(
         [
             {"step": 2, "time": 5.0, "kind": "train", "epoch": 0, "loss/kd": 1, "note": "x"},
             {"step": 4, "time": 6.0, "kind": "train", "epoch": 1, "loss/kd": 0.5, "lr": 0.1},

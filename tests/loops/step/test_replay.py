@@ -12,6 +12,7 @@ from torch import Tensor
 from fkd.loops import State, TrainStep
 from fkd.loops._compile import captures_graphs
 from fkd.loops._step.cuda_graphs import copied, copied_into, copied_scalars, mark_static
+from tests.trees import tree_leaves
 
 from ...models import leaves, same_bits
 from ..training import batches, make
@@ -41,7 +42,7 @@ class Overwriting:
 
 
 def tensors(tree: Any) -> list[Tensor]:
-    return [x for x in torch.utils._pytree.tree_leaves(tree) if isinstance(x, Tensor)]
+    return [x for x in tree_leaves(tree) if isinstance(x, Tensor)]
 
 
 def run(**options: Any) -> tuple[State, list[Any], list[Any]]:

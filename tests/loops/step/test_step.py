@@ -17,6 +17,7 @@ from fkd import Objective, batch, ema, frozen, ref, student, teacher, term, trai
 from fkd.loops import State, TrainStep, param_groups, train_step
 from fkd.losses import cross_entropy, kl, mse
 from fkd.schedules import linear
+from tests.trees import tree_map
 
 from ...models import CNN, MLP, adamw, images, leaves, random_objective, same_bits, sgd, tokens
 
@@ -39,9 +40,7 @@ def close(a: Any, b: Any, **tolerance: float) -> None:
 
 def copied(state: State) -> State:
     """A state of its own, as after saving and loading."""
-    return torch.utils._pytree.tree_map(
-        lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state
-    )
+    return tree_map(lambda x: x.clone() if isinstance(x, torch.Tensor) else x, state)
 
 
 def simple(**models: Any) -> Objective:

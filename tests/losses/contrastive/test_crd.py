@@ -20,6 +20,7 @@ from fkd.losses import (
     queue_kl,
     soft_cross_entropy,
 )
+from tests.trees import tree_leaves
 
 from ..case import normal
 from ..laws import close
@@ -41,7 +42,7 @@ def steps():
 
 
 def leaves(state):
-    return torch.utils._pytree.tree_leaves(state)
+    return tree_leaves(state)
 
 
 @pytest.mark.parametrize("call, state, s, t", steps(), ids=["crd", "queue_kl", "dino"])

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from fkd.losses import affinity, fsp, gram, ickd, nst
+from tests.trees import tree_leaves
 
 from ..case import normal
 from ..laws import close

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from fkd.losses import head
 from fkd.losses.head import head_divergence, head_divergence_and_metrics
+from tests.trees import tree_leaves
 
 from .inputs import ALL, MIXED, call, close, grads, heads
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
+
 import pytest
 import torch
 
 from fkd import losses
 from fkd.losses import head
-from fkd.losses.head import head_divergence, head_metrics
+from fkd.losses.head import head_divergence, head_divergence_and_metrics, head_metrics
 
 from .inputs import call, grads, heads
 
@@ -104,3 +106,10 @@ def test_a_teacher_that_requires_grad_is_refused():
 def test_a_divergence_is_added_to_divergences_only():
     with pytest.raises(TypeError, match="unsupported operand"):
         head.kl() + 1
+
+
+@pytest.mark.parametrize("function", [head_metrics, head_divergence_and_metrics])
+def test_the_three_functions_have_the_same_arguments(function):
+    shown = inspect.signature(function).parameters
+    assert list(shown) == list(inspect.signature(head_divergence).parameters)
+    assert all(shown[n] == p for n, p in inspect.signature(head_divergence).parameters.items())
