@@ -71,4 +71,5 @@ def model_lines(objective: Objective) -> Iterator[str]:
         read = any(name in (roots(ref) or {name}) for ref in objective.program.plan.refs)
         yield f"{name}: {type(module).__name__}, {what}, {parameters}{'' if read else ', unused'}"
     for part in dict.fromkeys(p for ref in objective.program.plan.refs for p in origins(ref)):
-        yield f"{part.of!r}: read from the batch, where {part.source} writes it"
+        place = f" ({part.place})" if part.place else ""
+        yield f"{part.of!r}: read from the batch, where {part.source} writes it{place}"

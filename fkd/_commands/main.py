@@ -8,13 +8,14 @@ import sys
 from collections.abc import Sequence
 
 from .._version import __version__
-from . import env, losses, report
+from . import env, losses, report, serve
 from .command import Command
 
 COMMANDS: dict[str, Command] = {
     "env": env.COMMAND,
     "losses": losses.COMMAND,
     "report": report.COMMAND,
+    "serve": serve.COMMAND,
 }
 
 

@@ -24,14 +24,20 @@ class Sourced(Node):
       of: what the value is of. It is not computed, so it is not a child.
       source: the name of the source.
       key: under which the source writes the value.
+      place: where the source has it from, in words. No part of the code: a teacher that is
+        served at another address is the same.
     """
 
     of: Ref
     source: str
     key: str
+    place: str = ""
 
     def __repr__(self) -> str:
         return f"sourced({self.of!r}, {self.source!r})"
+
+    def _fields(self) -> tuple[Any, ...]:
+        return (self.of, self.source, self.key)
 
     @property
     def children(self) -> tuple[Ref, ...]:

@@ -94,7 +94,8 @@ def _bound(term: Term, source: Source) -> Term:
 
     def swap(ref: Ref) -> Ref | None:
         key = source.key(ref)
-        return None if key is None else Ref(Sourced(ref, source.name, key))
+        place = getattr(source, "place", "")
+        return None if key is None else Ref(Sourced(ref, source.name, key, place))
 
     def option(value: Any) -> Any:
         return replaced(value, swap) if isinstance(value, Ref) else value

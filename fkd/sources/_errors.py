@@ -13,3 +13,8 @@ class DamagedSourceError(SourceError):
 
 class MissError(SourceError, LookupError):
     """A source does not have the values of a sample; names the sample."""
+
+
+class ServedError(SourceError):
+    """A server does not answer as it should; says which, how often it was asked, and what it
+    said. Nothing that it said of the batch was used."""

@@ -33,6 +33,7 @@ class Kept:
       folder: where it is.
       header: what it says of itself.
       name: of the source.
+      place: in words, for `check` and `draw`.
       shards: their readers.
     """
 
@@ -46,6 +47,7 @@ class Kept:
             )
         self.header: Header = header
         self.name = header.name
+        self.place = f"cached in {self.folder}"
         self._forms = [form_of(about) for about in header.forms]
         self.shards = [ShardReader(self.folder, s, self._forms) for s in header.shards]
         keys = [reader.keys for reader in self.shards] or [np.empty((0, 2), np.uint64)]
@@ -212,13 +214,15 @@ def replaced_padding(form: Any, value: Tensor, samples: Samples) -> Tensor:
     return form.place([row.to(form.dtype) for row in rows], samples)
 
 
-def refuse_difference(what: str, saved: Mapping[str, Any], here: Mapping[str, Any]) -> None:
+def refuse_difference(
+    what: str, saved: Mapping[str, Any], here: Mapping[str, Any], place: str = "in the cache"
+) -> None:
     """Refuse two descriptions that differ, and say in what.
 
     Raises:
       SourceError: they do.
     """
-    lines = [line.replace("in the checkpoint", "in the cache")
+    lines = [line.replace("in the checkpoint", place)
              for line in differences(dict(saved), dict(here))]  # fmt: skip
     if lines:
         more = f"\n  ... ({len(lines) - 6} more)" if len(lines) > 6 else ""
@@ -226,7 +230,7 @@ def refuse_difference(what: str, saved: Mapping[str, Any], here: Mapping[str, An
             f"{what} is of another teacher, or of other values, than the objective has:\n  "
             + "\n  ".join(lines[:6])
             + more
-            + "\nUse a folder of its own for each."
+            + ("\nUse a folder of its own for each." if place == "in the cache" else "")
         )
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,6 +22,7 @@ from fkd._trees import map_tensors
 from fkd._types import Batch, TensorBatch
 from fkd.loops._compile import compiled, options_of, unlimited_recompilation
 from fkd.loops._data.batch import normalised
+from fkd.loops._data.epochs import Loader
 from fkd.loops._random import fold_in, seeded
 
 from ._errors import SourceError
@@ -36,6 +39,8 @@ class Teacher:
       refs: whose values it gives.
       program: of these refs.
       device: where it runs.
+      seed: whether the process's generators are seeded for each batch. Beside a step in another
+        thread they must not be: there is one of each, and the step draws from it.
     """
 
     def __init__(
@@ -46,8 +51,10 @@ class Teacher:
         compile: bool | Mapping[str, Any] = False,
         precision: Precision = "fp32",
         device: torch.device | str | None = None,
+        seed: bool = True,
     ) -> None:
         self.refs = tuple(refs)
+        self.seed = seed
         self.program = teacher_program(objective, self.refs)
         self.autocast = torch.bfloat16 if precision == "bf16" else None
         parts = self.program.init()
@@ -66,7 +73,7 @@ class Teacher:
           index: of the batch, for teachers that draw random numbers.
         """
         tensors = normalised(batch, self.device)
-        draws = seeded(fold_in(0, index), self.device)
+        draws = seeded(fold_in(0, index), self.device) if self.seed else contextlib.nullcontext()
         with torch.no_grad(), draws, unlimited_recompilation():
             return self._forward(self._parts, tensors)
 
@@ -132,9 +139,16 @@ class Live:
         """The values for a batch by key."""
         return dict(zip(self._keys.values(), self.teacher(batch), strict=True))
 
-    def attach(self, loader: Any) -> Any:
+    def attach(self, loader: Loader) -> Loader:
         """The loader, with the values in its batches; see `Kept.attach`."""
         return attach(self, loader)
+
+    def beside(self) -> Live:
+        """The same teacher for a thread beside the step: it leaves the process's generators of
+        random numbers alone."""
+        other, teacher = copy.copy(self), copy.copy(self.teacher)
+        teacher.seed, other.teacher = False, teacher
+        return other
 
     def __repr__(self) -> str:
         return f"<source {self.name!r}: {', '.join(self.codes)}, computed for each batch>"
@@ -154,7 +168,8 @@ def live(
         fit(step, step.init(), source.attach(loader), epochs=3)
 
     The values are those of the objective, computed when a batch is drawn, so that the teacher
-    can have another device than the student. A batch is not computed ahead of the step.
+    can have another device than the student. `fkd.sources.ahead` computes them before the step
+    needs them.
 
     Args:
       objective: whose frontier it gives.

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
 from fkd._types import Batch
+from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader, Mapped
 
 
@@ -31,19 +31,87 @@ class Source(Protocol):
         ...
 
 
-def attached(source: Source, batch: Batch) -> dict[str, Any]:
-    """A batch with the values of a source. The batch that was given stays as it is.
+@runtime_checkable
+class AheadSource(Source, Protocol):
+    """A source whose values are on their way before the step needs them.
 
-    Raises:
-      TypeError: the batch is not a mapping of fields.
+    Attributes:
+      batches: how many batches ahead of the step.
     """
+
+    batches: int
+
+    def start(self, batch: Batch) -> Pending:
+        """Begin with the values for a batch, which `result()` of what is returned gives."""
+        ...
+
+
+class Attach:
+    """The function that gives a batch the values of a source. The batch stays as it is."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+
+    def __call__(self, batch: Batch) -> dict[str, Any]:
+        """The batch with one more field.
+
+        Raises:
+          TypeError: the batch is not a mapping of fields.
+        """
+        return self._with(_fields(batch), self.source.values(batch))
+
+    def _with(self, batch: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        return {**batch, FIELD + self.source.name: dict(values)}
+
+
+class AttachAhead(Attach):
+    """Likewise for a source that can be asked before the step needs the values."""
+
+    source: AheadSource
+
+    @property
+    def batches(self) -> int:
+        """How many batches ahead of the step."""
+        return self.source.batches
+
+    def start(self, batch: Batch) -> Attaching:
+        """Ask for the values of a batch."""
+        fields = _fields(batch)
+        return Attaching(self, fields, self.source.start(batch))
+
+    def with_values(self, batch: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
+        """The batch with the values that came."""
+        return self._with(batch, values)
+
+
+class Attaching:
+    """A batch whose values are on their way."""
+
+    def __init__(self, attach: AttachAhead, batch: Mapping[str, Any], values: Pending) -> None:
+        self.attach, self.batch, self.values = attach, batch, values
+
+    def result(self) -> dict[str, Any]:
+        """The batch with its values; waits for them."""
+        return self.attach.with_values(self.batch, self.values.result())
+
+    def cancel(self) -> None:
+        """Nobody wants them any more."""
+        self.values.cancel()
+
+
+def attaching(source: Source) -> Attach:
+    """The function that gives a batch the values of a source, ahead of the step if it can be."""
+    return AttachAhead(source) if isinstance(source, AheadSource) else Attach(source)
+
+
+def _fields(batch: Batch) -> Mapping[str, Any]:
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"attach: a batch is a {type(batch).__name__}; a dict of fields is expected, since the "
             "values of a source are one more field. Name the parts in the loader's collate_fn: "
             "{'image': image, 'label': label}, and fkd.frozen(module, inputs=lambda b: b['image'])."
         )
-    return {**batch, FIELD + source.name: dict(source.values(batch))}
+    return batch
 
 
 class AttachedLoader(Mapped):
@@ -53,7 +121,7 @@ class AttachedLoader(Mapped):
     """
 
     def __init__(self, source: Source, loader: Iterable[Batch]) -> None:
-        super().__init__(functools.partial(attached, source), loader)
+        super().__init__(attaching(source), loader)
 
     def __getattr__(self, name: str) -> Any:
         # sampler, batch_sampler, generator, set_epoch: the loop seeds the order through them.
@@ -84,10 +152,10 @@ class AttachedCollate:
     """A `collate_fn` that attaches the values, so that a `DataLoader`'s workers read them."""
 
     def __init__(self, source: Source, collate: Callable[[Any], Batch]) -> None:
-        self.source, self.collate = source, collate
+        self.attach, self.collate = Attach(source), collate
 
     def __call__(self, rows: Any) -> dict[str, Any]:
-        return attached(self.source, self.collate(rows))
+        return self.attach(self.collate(rows))
 
 
 def attach(source: Source, loader: Loader) -> Loader:

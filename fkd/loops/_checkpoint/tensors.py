@@ -38,11 +38,13 @@ NAMES = {
 }  # other dtypes are stored as bytes (U8); `describe` remembers what they were
 
 
-def chunks(tensors: Mapping[str, Tensor]) -> Generator[bytes | memoryview]:
-    """The bytes of a safetensors file."""
+def chunks(
+    tensors: Mapping[str, Tensor], about: Mapping[str, str] | None = None
+) -> Generator[bytes | memoryview]:
+    """The bytes of a safetensors file; `about` is its metadata."""
     # Wide types first, so that every tensor is aligned to its own width.
     names = sorted(tensors, key=lambda name: (-_width(tensors[name]), name))
-    header: dict[str, Any] = {}
+    header: dict[str, Any] = {} if about is None else {"__metadata__": dict(about)}
     end = 0
     for name in names:
         x = tensors[name]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
@@ -13,6 +14,7 @@ from fkd._types import Batch
 
 from .._errors import LoopError
 from .._random import fold_in, seeded
+from .ahead import Startable, applied
 from .position import (
     CPU,
     NumberedLoader,
@@ -34,13 +36,14 @@ Told: TypeAlias = Callable[[int, int], None]
 
 class Mapped:
     """A loader with a function applied to each of its batches: the same order, and the same
-    place in an epoch, as of the loader itself."""
+    place in an epoch, as of the loader itself. A function that can be started (`Startable`) is
+    some batches ahead."""
 
     def __init__(self, fn: Callable[[Batch], Batch], loader: Iterable[Batch]) -> None:
         self.fn, self.loader = fn, loader
 
     def __iter__(self) -> Iterator[Batch]:
-        return map(self.fn, self.loader)
+        return (batch for batch, _ in applied(self.fn, ((b, None) for b in self.loader)))
 
 
 class Epochs:
@@ -64,6 +67,8 @@ class Epochs:
         self.loader, self._seed, self._told = loader, seed, told
         self._numbered: tuple[object, NumberedLoader] | None = None
         self._stateful: Stateful | None = None
+        self._ahead = False  # whether batches are drawn before they are given out
+        self._given_out: dict[str, Any] | None = None  # the place of the last of them, then
 
     def batches(
         self, epoch: int, *, skip: int = 0, place: dict[str, Any] | None = None
@@ -85,28 +90,43 @@ class Epochs:
                 loader = loader(seed)
             loader, functions = _unwrapped(loader)
             _tell_epoch(loader, seed, epoch)
-            batches, begin = self._from(loader, seed, skip, place)
-        index = begin
+            drawn, begin = self._from(loader, seed, skip, place)
+        self._ahead = any(isinstance(fn, Startable) for fn in functions)
+        self._given_out = None
+        batches = self._drawn(drawn, seed, begin, skip)
+        for fn in functions:
+            batches = applied(fn, batches)
         try:
-            for index in itertools.count(begin):
-                with seeded(fold_in(seed, index + 1), CPU):
-                    try:
-                        batch = next(batches)
-                    except StopIteration:
-                        break
-                if index >= skip:
-                    for fn in functions:
-                        batch = fn(batch)
-                    yield batch
-                elif self._told is not None:
-                    self._told(index + 1, skip)
+            for batch, self._given_out in batches:
+                yield batch
         finally:
             self._stateful = None
+            self._ahead = False
+
+    def _drawn(
+        self, batches: Iterator[Batch], seed: int, begin: int, skip: int
+    ) -> Iterator[tuple[Batch, dict[str, Any] | None]]:
+        """The batches of the loader itself from number `skip` on, each with the place behind it
+        where others are drawn before it is given out."""
+        index = begin
+        for index in itertools.count(begin):
+            with seeded(fold_in(seed, index + 1), CPU):
+                try:
+                    batch = next(batches)
+                except StopIteration:
+                    break
+            if index >= skip:
+                yield batch, copy.deepcopy(self._now()) if self._ahead else None
+            elif self._told is not None:
+                self._told(index + 1, skip)
         if index < skip:
             raise LoopError(shorter(index, skip))
 
     def place(self) -> dict[str, Any] | None:
         """Where the loader is, between two batches; None if it cannot say."""
+        return self._given_out if self._ahead else self._now()
+
+    def _now(self) -> dict[str, Any] | None:
         return None if self._stateful is None else self._stateful.state_dict()
 
     def _from(

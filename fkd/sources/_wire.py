@@ -1,0 +1,142 @@
+"""Trees of tensors as bytes on their way between two machines: safetensors, and never a pickle."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fkd.loops._checkpoint.tensors import NAMES, chunks
+
+from ._errors import SourceError
+from ._identity import rebuilt, structure_of
+
+CONTENT = "application/x-fkd-safetensors"
+"""The media type. No page of a browser can send it to a server without asking for leave first."""
+
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
+_MOST_HEADER = 1 << 24
+_MOST_DEPTH = 16
+
+
+class Message(NamedTuple):
+    """A tree of tensors, and JSON about it."""
+
+    tree: Any
+    about: dict[str, Any]
+
+
+class Malformed(ValueError):
+    """Bytes that are not a message; says in what."""
+
+
+def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
+    """The bytes of a message, in pieces.
+
+    Args:
+      tree: tensors in nested dicts, lists and tuples, on any device.
+      about: JSON.
+
+    Raises:
+      SourceError: there is something else in the tree.
+    """
+    leaves: list[Tensor] = []
+    try:
+        structure = structure_of(tree, leaves)
+    except TypeError as error:
+        raise SourceError(
+            f"a value has a {error} in it, and tensors in dicts, lists and tuples can be sent. "
+            "Let the terms read its parts: teacher.logits."
+        ) from None
+    unknown = [x.dtype for x in leaves if x.dtype not in NAMES]
+    if unknown:
+        raise SourceError(f"a tensor of {unknown[0]} cannot be sent; safetensors has no such type.")
+    text = json.dumps({"structure": structure, "about": dict(about)})
+    tensors = {str(i): x.detach() for i, x in enumerate(leaves)}
+    return list(chunks(tensors, {"fkd": text}))
+
+
+def size_of(pieces: list[bytes | memoryview]) -> int:
+    """How many bytes there are."""
+    return sum(memoryview(piece).nbytes for piece in pieces)
+
+
+def unpacked(raw: bytearray) -> Message:
+    """The message of some bytes.
+
+    Every length, offset, dtype and index is compared with the bytes that are there.
+
+    Raises:
+      Malformed: they are not one.
+    """
+    header, start = _header(raw)
+    try:
+        content = json.loads(header.pop("__metadata__")["fkd"])
+        about = content["about"]
+        tensors = {int(name): _tensor(raw, start, x) for name, x in header.items()}
+        _expect_structure(content["structure"], tensors, set(), 0)
+        return Message(rebuilt(content["structure"], tensors), dict(about))
+    except Malformed:
+        raise
+    except (KeyError, TypeError, ValueError, RecursionError) as error:
+        raise Malformed(f"its header is not one of a message ({type(error).__name__})") from None
+
+
+def _header(raw: bytearray) -> tuple[dict[str, Any], int]:
+    length = int.from_bytes(raw[:8], "little")
+    if len(raw) < 8 or length > min(_MOST_HEADER, len(raw) - 8):
+        raise Malformed(f"it has {len(raw)} bytes, and a header of {length} does not fit into it")
+    try:
+        header = json.loads(raw[8 : 8 + length])
+    except (ValueError, RecursionError):
+        raise Malformed("its header is not JSON") from None
+    if not isinstance(header, dict):
+        raise Malformed("its header is not an object of JSON")
+    return header, 8 + length
+
+
+def _tensor(raw: bytearray, start: int, about: Mapping[str, Any]) -> Tensor:
+    dtype, shape = _DTYPES[about["dtype"]], [_count(n) for n in about["shape"]]
+    first, last = (start + _count(n) for n in about["data_offsets"])
+    if last > len(raw) or last - first != math.prod(shape) * dtype.itemsize:
+        raise Malformed(
+            f"a tensor {shape} of {dtype} stands at bytes {first} to {last} of {len(raw)}"
+        )
+    if first == last:
+        return torch.empty(shape, dtype=dtype)
+    own = torch.frombuffer(raw, dtype=torch.uint8, count=last - first, offset=first)
+    if dtype is torch.bool:  # a byte that is neither 0 nor 1 is not a bool
+        return (own != 0).reshape(shape)
+    # A copy is aligned as torch aligns all tensors, on which the bits of a product depend.
+    return own.clone().view(dtype).reshape(shape)
+
+
+def _count(n: Any) -> int:
+    if type(n) is not int or n < 0:
+        raise Malformed(f"{n!r} stands where a length is expected")
+    return n
+
+
+def _expect_structure(
+    structure: Any, tensors: Mapping[int, Tensor], used: set[int], depth: int
+) -> None:
+    """Refuse a structure that is not one over these tensors, or names one of them twice."""
+    if depth > _MOST_DEPTH:
+        raise Malformed("its tree is too deep")
+    if isinstance(structure, dict):
+        inside = list(structure.values())
+    elif isinstance(structure, list):
+        if not structure or structure[0] not in ("list", "tuple"):
+            raise Malformed("its tree has a container that is neither a list nor a tuple")
+        inside = structure[1:]
+    else:
+        if type(structure) is not int or structure not in tensors or structure in used:
+            raise Malformed(f"its tree names the tensor {structure!r}, which is not there")
+        used.add(structure)
+        return
+    for part in inside:
+        _expect_structure(part, tensors, used, depth + 1)
