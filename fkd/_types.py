@@ -7,14 +7,17 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
+from ._sparse import SparseDistribution
+
 if TYPE_CHECKING:
     import numpy as np
     import numpy.typing as npt
 
     Number: TypeAlias = complex  # to a type checker, every number of Python is one
-    Leaf: TypeAlias = Tensor | npt.NDArray[np.generic] | np.generic | Number | str | bytes | None
+    Whole: TypeAlias = Tensor | SparseDistribution
+    Leaf: TypeAlias = Whole | npt.NDArray[np.generic] | np.generic | Number | str | bytes | None
     Batch: TypeAlias = Leaf | Mapping[str, "Batch"] | Sequence["Batch"]
-    TensorBatch: TypeAlias = Tensor | Mapping[str, "TensorBatch"] | Sequence["TensorBatch"] | None
+    TensorBatch: TypeAlias = Whole | Mapping[str, "TensorBatch"] | Sequence["TensorBatch"] | None
 else:  # checks at run time do not follow a type into itself
     Batch = TensorBatch = object
 

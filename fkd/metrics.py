@@ -8,6 +8,8 @@ from collections.abc import Iterable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ._sparse import SparseDistribution
+
 
 def accuracy(
     logits: Float[Tensor, "*batch classes"],
@@ -31,7 +33,7 @@ def accuracy(
 
 def agreement(
     student_logits: Float[Tensor, "*batch classes"],
-    teacher_logits: Float[Tensor, "*batch classes"],
+    teacher_logits: Float[Tensor, "*batch classes"] | SparseDistribution,
     *,
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
 ) -> Float[Tensor, "*batch"]:
@@ -39,14 +41,16 @@ def agreement(
 
     Args:
       student_logits: `[*batch, classes]`.
-      teacher_logits: `[*batch, classes]`.
+      teacher_logits: `[*batch, classes]`; or a teacher that is known on some classes.
       where: `[*batch]`, True where a position counts.
 
     Example:
       >>> agreement(torch.tensor([[0.0, 1.0]]), torch.tensor([[-3.0, 5.0]]))
       tensor([1.])
     """
-    return _kept((student_logits.argmax(-1) == teacher_logits.argmax(-1)).float(), where)
+    known = isinstance(teacher_logits, SparseDistribution)
+    first = teacher_logits.first() if known else teacher_logits.argmax(-1)
+    return _kept((student_logits.argmax(-1) == first).float(), where)
 
 
 def higher_is_better(name: str) -> bool | None:

@@ -79,7 +79,7 @@ INWARD = {
 }
 """What each area may import of fkd itself, besides what is `EVERYBODYS`."""
 
-EVERYBODYS = {"fkd._arguments", "fkd._mean"}
+EVERYBODYS = {"fkd._arguments", "fkd._mean", "fkd._sparse"}
 """What every area may import."""
 
 OUTWARD = {
@@ -146,7 +146,8 @@ def test_no_two_files_import_each_other():
 
 FLOORS = {
     "fkd": [
-        {"_arguments", "_errors", "_mean", "_trees", "_types", "_version", "metrics", "schedules"},
+        {"_arguments", "_errors", "_mean", "_sparse", "_trees", "_types", "_version"}
+        | {"metrics", "schedules"},
         {"_refs"},
         {"_objective"},
         {"_check", "_draw"},

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from .._errors import RefError, listing, nearest
+from .._sparse import SparseDistribution
 
 PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "real", "imag")
 """What a tensor says of itself without being called."""
@@ -119,6 +120,8 @@ def describe(value: Any) -> str:
         return f"a {type(value).__name__} of {len(value)}"
     if isinstance(value, Mapping):
         return f"a mapping with {listing(map(str, value))}"
+    if isinstance(value, SparseDistribution):
+        return f"{value.known} of the classes of {value.shape}"
     return f"a {type(value).__name__}"
 
 

@@ -1,6 +1,10 @@
 """Where a teacher's values come from: one objective, its teacher live or kept on the disk, ahead of
 the step or behind HTTP."""
 
+from fkd._sparse import SampledDistribution as SampledDistribution
+from fkd._sparse import SparseDistribution as SparseDistribution
+from fkd._sparse import TopKDistribution as TopKDistribution
+
 from ._ahead import Ahead as Ahead
 from ._ahead import ahead as ahead
 from ._bind import bind as bind
@@ -20,6 +24,8 @@ from ._served import served as served
 from ._server import Server as Server
 from ._server import serve as serve
 from ._source import Source as Source
+from ._sparse import sampled as sampled
+from ._sparse import top_k as top_k
 
 __all__ = [
     "Ahead",
@@ -27,11 +33,14 @@ __all__ = [
     "Exact",
     "Kept",
     "MissError",
+    "SampledDistribution",
     "Served",
     "ServedError",
     "Server",
     "Source",
     "SourceError",
+    "SparseDistribution",
+    "TopKDistribution",
     "ahead",
     "bind",
     "cache",
@@ -39,6 +48,8 @@ __all__ = [
     "frontier",
     "live",
     "open",
+    "sampled",
     "serve",
     "served",
+    "top_k",
 ]

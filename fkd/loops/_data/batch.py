@@ -21,6 +21,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fkd._sparse import SparseDistribution
 from fkd._trees import map_tensors
 from fkd._types import Batch, TensorBatch
 
@@ -67,6 +68,9 @@ def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
         return torch.as_tensor(batch, device=device) if batch.dtype.kind in "biuf" else None
     if isinstance(batch, bool | int | float):
         return torch.tensor(batch, device=device)
+    if isinstance(batch, SparseDistribution):
+        still = device is None
+        return batch if still else batch.to(device, non_blocking=device.type != "cpu")
     if isinstance(batch, Mapping):
         moved = {key: _normalised(value, device) for key, value in batch.items()}
         return {key: value for key, value in moved.items() if value is not None}

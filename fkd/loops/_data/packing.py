@@ -21,11 +21,15 @@ ones count, on the CPU, so their number becomes a shape and the device never has
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple, TypeVar, overload
 
 import torch
-from jaxtyping import Bool, Int, Shaped
+from jaxtyping import Bool, Int
 from torch import Tensor
+
+from fkd._sparse import SparseDistribution
+
+Sparse = TypeVar("Sparse", bound=SparseDistribution)
 
 
 class Packed(NamedTuple):
@@ -110,16 +114,23 @@ def _capacity(need: int, multiple: int, capacities: Sequence[int] | None) -> int
     return min(enough)
 
 
-def take(
-    values: Shaped[Tensor, "rows length *features"], packed: Packed
-) -> Shaped[Tensor, "parts capacity *features"]:
+@overload
+def take(values: Tensor, packed: Packed) -> Tensor: ...
+
+
+@overload
+def take(values: Sparse, packed: Packed) -> Sparse: ...
+
+
+def take(values: Any, packed: Packed) -> Any:
     """The packed rows of values: hidden states, logits, labels. Differentiable.
 
     In front of a loss it is `fkd.call(take, student.logits, batch.packed)`, with
     `where=batch.packed.kept` on the term.
 
     Args:
-      values: `[rows, length, *features]`, of the rows and length of the mask that was packed.
+      values: `[rows, length, *features]`, of the rows and length of the mask that was packed; or
+        a teacher that is known on some classes.
       packed: from `pack`.
 
     Returns:
@@ -130,6 +141,8 @@ def take(
       >>> take(torch.arange(6).reshape(2, 3), packed)
       tensor([[1, 2, 3, 0]])
     """
+    if isinstance(values, SparseDistribution):
+        return values.map(lambda x: take(x, packed))
     if values.shape[:2] != packed.mask.shape:
         raise ValueError(
             f"take: values {tuple(values.shape)} must begin with the axes of the mask that was "

@@ -6,13 +6,15 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..._sparse import SparseDistribution
 from .._shared.masks import keep
 from .._shared.softmax import cross, log_probabilities, relative_entropy, softened, squared
+from .known import known_cross_entropy, known_kl
 
 
 def kl(
     student_logits: Float[Tensor, "*batch vocab"],
-    teacher_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"] | SparseDistribution,
     *,
     temperature: float | Tensor = 1.0,
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
@@ -28,8 +30,12 @@ def kl(
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
-      teacher_logits: `[*batch, vocab]`.
-      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      teacher_logits: `[*batch, vocab]`; or a teacher that is known on some classes, at T
+        (`fkd.sources.top_k`, `fkd.sources.sampled`). Of the k most probable ones, all others are
+        one class of both models, which makes the value a lower bound; over draws, value and
+        gradient are right on average.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position; with a teacher that
+        is known on some classes the number at which it is known.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
     Returns:
@@ -43,6 +49,8 @@ def kl(
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
+    if isinstance(teacher_logits, SparseDistribution):
+        return known_kl("kl", student_logits, teacher_logits, temperature, where)
     log_q, log_p = log_probabilities("kl", student_logits, teacher_logits, temperature, where)
     return keep(squared(temperature) * relative_entropy(log_p, log_q), where)
 
@@ -124,7 +132,7 @@ def jeffreys(
 
 def soft_cross_entropy(
     student_logits: Float[Tensor, "*batch vocab"],
-    teacher_logits: Float[Tensor, "*batch vocab"],
+    teacher_logits: Float[Tensor, "*batch vocab"] | SparseDistribution,
     *,
     temperature: float | Tensor = 1.0,
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
@@ -140,8 +148,10 @@ def soft_cross_entropy(
 
     Args:
       student_logits: `[*batch, vocab]`. `-inf` means probability 0.
-      teacher_logits: `[*batch, vocab]`.
-      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position.
+      teacher_logits: `[*batch, vocab]`; or a teacher that is known on some classes, at T
+        (`fkd.sources.top_k`, `fkd.sources.sampled`), as in `kl`.
+      temperature: T > 0, a number or a tensor `[*batch, 1]`, one T a position; with a teacher that
+        is known on some classes the number at which it is known.
       where: `[*batch]`, True where a position counts. Others yield 0 and no gradient.
 
     Returns:
@@ -154,6 +164,10 @@ def soft_cross_entropy(
     Reference:
       Hinton et al., Distilling the Knowledge in a Neural Network, arXiv:1503.02531.
     """
+    if isinstance(teacher_logits, SparseDistribution):
+        return known_cross_entropy(
+            "soft_cross_entropy", student_logits, teacher_logits, temperature, where
+        )
     log_q, log_p = log_probabilities(
         "soft_cross_entropy", student_logits, teacher_logits, temperature, where
     )

@@ -6,10 +6,11 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from .._shared.checks import classes_last, covers, floating, positive, same_shape
+from .._shared.grouped import grouped, log_rest
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
 
@@ -17,7 +18,7 @@ from .._shared.softmax import cross, logsumexp, squared
 def top_k_kl(
     student_logits: Float[Tensor, "*batch vocab"],
     teacher_log_probs: Float[Tensor, "*batch k"],
-    teacher_ids: Int[Tensor, "*batch k"],
+    teacher_ids: Integer[Tensor, "*batch k"],
     *,
     rest: Literal["tail", "renormalize", "truncate"] = "tail",
     temperature: float | Tensor = 1.0,
@@ -59,25 +60,27 @@ def top_k_kl(
     s, log_p, ids = _sparse(
         "top_k_kl", student_logits, teacher_log_probs, teacher_ids, temperature, where
     )
+    if rest == "tail":
+        used = log_p > -torch.inf
+        log_p, log_q = _with_rest(log_p, used, s.shape[-1]), grouped(s, ids, used)
+        return keep(squared(temperature) * cross(log_p.exp(), log_p - log_q), where)
     log_q = s.gather(-1, ids)
     if rest == "renormalize":
         log_p, log_q = F.log_softmax(log_p, dim=-1), _log_softmax(log_q, log_p)
-    elif rest in ("tail", "truncate"):
+    elif rest == "truncate":
         log_q = log_q - logsumexp(s)
     else:
         raise ValueError(
             f"top_k_kl: rest is {rest!r}; 'tail', 'renormalize' or 'truncate' is expected."
         )
     values = cross(log_p.exp(), log_p - log_q)
-    if rest == "tail":
-        values = values + _tail(s, log_p, ids)
     return keep(squared(temperature) * values, where)
 
 
 def sampled_kl(
     student_logits: Float[Tensor, "*batch vocab"],
     teacher_log_probs: Float[Tensor, "*batch draws"],
-    teacher_ids: Int[Tensor, "*batch draws"],
+    teacher_ids: Integer[Tensor, "*batch draws"],
     weights: Float[Tensor, "*batch draws"],
     *,
     temperature: float | Tensor = 1.0,
@@ -121,7 +124,7 @@ def sampled_kl(
 
 def sampled_cross_entropy(
     student_logits: Float[Tensor, "*batch vocab"],
-    teacher_ids: Int[Tensor, "*batch draws"],
+    teacher_ids: Integer[Tensor, "*batch draws"],
     weights: Float[Tensor, "*batch draws"],
     *,
     temperature: float | Tensor = 1.0,
@@ -178,9 +181,10 @@ def _sparse(
     classes_last(loss, where, student_logits=student_logits)
     covers(loss, where, student_logits.shape[:-1])
     s, entries = fill(student_logits, entries, where=where)
+    ids = ids.long()  # compact ones (uint16) can do no more than this
     if where is not None:
         ids = ids.masked_fill(~where.bool().unsqueeze(-1), 0)
-    return soften(s, temperature), entries, ids.long()
+    return soften(s, temperature), entries, ids
 
 
 def _log_softmax(log_q: Tensor, log_p: Tensor) -> Tensor:
@@ -190,12 +194,10 @@ def _log_softmax(log_q: Tensor, log_p: Tensor) -> Tensor:
     return log_q - logsumexp(log_q)
 
 
-def _tail(s: Tensor, log_p: Tensor, ids: Tensor) -> Tensor:
-    """p_r log(p_r / q_r) of all classes that are not listed."""
-    used = (log_p > -torch.inf).to(s.dtype)
-    listed = torch.zeros_like(s).scatter_add(-1, ids, used) > 0
-    log_q = logsumexp(s.masked_fill(listed, -torch.inf)) - logsumexp(s)
-    p = 1 - log_p.exp().sum(-1, keepdim=True)
-    # A full list leaves nothing; what rounding leaves has no class to belong to.
-    p = torch.where(listed.all(-1, keepdim=True) | (p <= 0), 0.0, p)
-    return cross(p, torch.where(p > 0, p, 1.0).log() - log_q)
+def _with_rest(log_p: Tensor, used: Tensor, vocab: int) -> Tensor:
+    """log p, and at the end that of all other classes together."""
+    rest = log_rest(log_p).unsqueeze(-1)
+    if log_p.shape[-1] >= vocab:
+        # A full list leaves nothing; what rounding leaves has no class to belong to.
+        rest = rest.masked_fill(used.sum(-1, keepdim=True) >= vocab, -torch.inf)
+    return torch.cat([log_p, rest], dim=-1)

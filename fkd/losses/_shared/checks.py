@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
+from ..._sparse import SparseDistribution
 from .masks import fill
 
 
@@ -126,6 +127,7 @@ def covers(loss: str, where: Tensor | None, shape: tuple[int, ...], *, name: str
 def same_shape(loss: str, **pair: Tensor) -> None:
     """Refuse two tensors of different shapes; nothing is broadcast."""
     (a, x), (b, y) = pair.items()
+    refuse_sparse(loss, b, y)
     if x.shape != y.shape:
         raise ValueError(
             f"{loss}: {a} {tuple(x.shape)} and {b} {tuple(y.shape)} must have the same shape."
@@ -142,6 +144,8 @@ def axes(loss: str, layout: str, /, **tensors: Tensor) -> None:
     """
     words = layout.split()
     least = sum(not word.startswith("*") for word in words)
+    for name, x in tensors.items():
+        refuse_sparse(loss, name, x)
     for name, x in tensors.items():
         if x.ndim < least or (x.ndim > least and least == len(words)):
             more = "" if least == len(words) else " or more"
@@ -181,8 +185,10 @@ def fits_classes_first(logits: Tensor, positions: tuple[int, ...]) -> bool:
 
 
 def floating(loss: str, **tensors: Tensor) -> None:
-    """Refuse integer tensors, and single numbers, where logits or hidden states are meant."""
+    """Refuse integer tensors, single numbers, and what is known on some classes only, where logits
+    or hidden states are meant."""
     for name, x in tensors.items():
+        refuse_sparse(loss, name, x)
         if x.ndim == 0:
             raise ValueError(
                 f"{loss}: {name} () has no axes; a last axis for the classes or the features is "
@@ -193,6 +199,16 @@ def floating(loss: str, **tensors: Tensor) -> None:
                 f"{loss}: {name} has dtype {x.dtype}; floating point is expected. "
                 "Were labels or token ids passed instead of logits?"
             )
+
+
+def refuse_sparse(loss: str, name: str, x: object) -> None:
+    """Refuse a teacher that is known on some classes, where all are needed."""
+    if isinstance(x, SparseDistribution):
+        raise ValueError(
+            f"{loss}: {name} is known on {x.known} of {x.vocab} classes, and {loss} needs all of "
+            "them. Keep the teacher whole (fkd.sources.exact()), or use a loss that takes it: kl, "
+            "soft_cross_entropy or head_divergence."
+        )
 
 
 def positive(loss: str, **numbers: float | Tensor | None) -> None:
