@@ -54,17 +54,23 @@ class BoundTerms:
         return knob_values(self.knobs, step, device)
 
     def evaluate(
-        self, values: Sequence[Any], scalars: Scalars, loss_state: Mapping[str, Any]
+        self,
+        values: Sequence[Any],
+        scalars: Scalars,
+        loss_state: Mapping[str, Any],
+        *,
+        autocast: torch.dtype | None = None,
     ) -> Evaluation:
         """Every term on the values by place; the weights are not applied yet.
 
-        A term whose state is not in `loss_state` begins with its initial one.
+        A term whose state is not in `loss_state` begins with its initial one. `autocast` is
+        passed on as `operand_dtype` to losses that multiply by a model's weights for it.
         """
         evaluation = Evaluation({}, {}, {})
         for name, term in self.terms.items():
             state = loss_state.get(name, term.state)
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
-                result = self.functions[name](values, scalars, state)
+                result = self.functions[name](values, scalars, state, autocast)
                 weight = self._weight(name, values, scalars)
                 if weight is not None and weight.ndim:  # one for each position
                     result, weight = result.weighted(weight), weight.new_ones(())
@@ -130,8 +136,8 @@ class Evaluated(NamedTuple):
         return self._replace(result=self.result * weight)
 
 
-BoundTerm = Callable[[Sequence[Any], Scalars, Any], Evaluated]
-"""`(values by place, scalars, state) -> Evaluated`."""
+BoundTerm = Callable[..., Evaluated]
+"""`(values by place, scalars, state, dtype of the products of models) -> Evaluated`."""
 
 
 def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
@@ -148,10 +154,19 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
     takes_where = takes(term.loss, "where")
     counted = counted_positions(term.loss)
 
-    def evaluate(values: Sequence[Any], scalars: Scalars, state: Any) -> Evaluated:
+    multiplies = _multiplies(term)
+
+    def evaluate(
+        values: Sequence[Any],
+        scalars: Scalars,
+        state: Any,
+        autocast: torch.dtype | None = None,
+    ) -> Evaluated:
         args = [values[i] for i in arguments]
         kwargs = {**static, **{k: values[i] for k, i in options.items()}}
         kwargs.update({k: scalars[f"{name}/{k}"] for k in knobs})
+        if multiplies and autocast is not None:
+            kwargs["operand_dtype"] = autocast
         where = None if where_at is None else values[where_at].bool()
         positions = where if counted is None else _both(where, counted(args, kwargs))
         if where is not None:
@@ -168,6 +183,16 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
         return Evaluated(result, positions, state)
 
     return evaluate
+
+
+def _multiplies(term: Term) -> bool:
+    """Whether a loss does the products of a model's head, in a dtype that it can be told."""
+    chosen = {**getattr(term.loss, "keywords", {}), **term.kwargs}
+    try:
+        parameters = inspect.signature(term.loss).parameters
+    except (TypeError, ValueError):
+        return False
+    return "operand_dtype" in parameters and "operand_dtype" not in chosen
 
 
 def of_values(where: Tensor | None, result: Any) -> Tensor | None:

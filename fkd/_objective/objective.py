@@ -138,8 +138,8 @@ class Objective:
         return other
 
     def init(self) -> Parts:
-        """The initial parameters, buffers and loss state. Those of frozen models are shared
-        with the module; all others are copies."""
+        """The initial parameters, buffers and loss state. Frozen parameters, of frozen models
+        and of others, are shared with the module; all else is a copy."""
         return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
 
     def parts(
@@ -190,16 +190,21 @@ class Objective:
         scalars = self.scalars(step) if scalars is None else scalars
         forward = self.program.context(parts, batch, autocast=autocast)
         values = self.program.values(forward.context, given)
-        evaluation = self.evaluate(values, scalars, parts.loss_state)
+        evaluation = self.evaluate(values, scalars, parts.loss_state, autocast=autocast)
         loss = self.total(evaluation, counts)
         means, weights, loss_state = evaluation
         return loss, Aux(means, weights, forward.buffers, loss_state)
 
     def evaluate(
-        self, values: Sequence[Any], scalars: Scalars, loss_state: Mapping[str, Any]
+        self,
+        values: Sequence[Any],
+        scalars: Scalars,
+        loss_state: Mapping[str, Any],
+        *,
+        autocast: torch.dtype | None = None,
     ) -> Evaluation:
-        """Every term on the values of the program; the weights are not applied yet."""
-        return self.bound.evaluate(values, scalars, loss_state)
+        """Every term on the values of the program; see `BoundTerms.evaluate`."""
+        return self.bound.evaluate(values, scalars, loss_state, autocast=autocast)
 
     def total(self, evaluation: Evaluation, counts: Mapping[str, Tensor] | None = None) -> Tensor:
         """`[]`, the sum over terms of weight * total / count; see `BoundTerms.total`."""

@@ -82,7 +82,7 @@ class Evaluator:
         losses = [ref for term in objective.terms.values() for ref in term.refs]
         collected = [ref for c in self.collected.values() for ref in c.refs]
         program = objective.reading(measured, [*losses, *collected])
-        self._place = program.plan.place
+        self._place, self._autocast = program.plan.place, autocast
         self.losses = BoundTerms(objective.terms, self._place)
         self.metrics = BoundTerms(measured, self._place)
         self._forward = Forward(
@@ -132,8 +132,8 @@ class Evaluator:
         scalars: tuple[Scalars, Scalars],
         loss_state: Mapping[str, Any],
     ) -> _Batch:
-        losses = self.losses.evaluate(values, scalars[0], loss_state)
-        metrics = self.metrics.evaluate(values, scalars[1], {})
+        losses = self.losses.evaluate(values, scalars[0], loss_state, autocast=self._autocast)
+        metrics = self.metrics.evaluate(values, scalars[1], {}, autocast=self._autocast)
         collected = {
             name: [values[self._place[ref]] for ref in c.refs] for name, c in self.collected.items()
         }

@@ -59,6 +59,9 @@ def head_divergence(arguments: HeadArguments) -> Mean:
       teacher_vocabulary: `[shared]`, the teacher's ids of the same entries in the same order.
       logits_dtype: of the stored logits; by default float32 for half-precision inputs. bfloat16
         halves their memory, and rounds away the gradient of nearly converged students.
+      operand_dtype: to which hidden states and weights are rounded before they are multiplied;
+        None leaves them. Products are summed in float32 or wider in any case. A step with
+        `precision="bf16"` passes bfloat16, as it does for all products of its models.
       strategy: "materialized" is the definition; "chunked" runs on every device; "fused" uses
         Triton kernels; "auto" is "fused" where it runs, else "chunked". Inside `torch.vmap` all
         of them are "materialized".

@@ -59,6 +59,7 @@ class HeadArguments:
     student_vocabulary: Vocabulary | None = None
     teacher_vocabulary: Vocabulary | None = None
     logits_dtype: torch.dtype | None = None
+    operand_dtype: torch.dtype | None = None
     strategy: Strategy = "auto"
     chunk_size: int | None = None
 

@@ -100,8 +100,9 @@ def _zeros(problem: Problem, wanted: list[bool]) -> Sums:
 def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Sums) -> Tensor:
     """The values of all tokens, `[tokens, columns]`; adds to the sums on the way."""
     dtype = problem.logits_dtype
-    student = prepared(problem.student, dtype)
-    teacher = None if problem.teacher is None else prepared(problem.teacher, dtype)
+    rounding = problem.operand_dtype
+    student = prepared(problem.student, dtype, rounding)
+    teacher = None if problem.teacher is None else prepared(problem.teacher, dtype, rounding)
     buffers = _buffers(problem, min(chunk, student.hidden.shape[0]))
     parts: list[Tensor] = []
     for start in range(0, student.hidden.shape[0], chunk):

@@ -42,7 +42,17 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     if not divergence.needs_labels:
         labels = None
-    return Problem(heads[0], heads[1], labels, keep, divergence, temperature, dtype, metrics)
+    return Problem(
+        heads[0],
+        heads[1],
+        labels,
+        keep,
+        divergence,
+        temperature,
+        dtype,
+        arguments.operand_dtype,
+        metrics,
+    )
 
 
 def counted(

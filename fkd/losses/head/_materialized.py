@@ -8,13 +8,15 @@ from torch import Tensor
 
 from .._shared.products import shielded
 from ._problem import Head, Problem, Solution
+from ._products import rounded
 from ._rows import row_values, rows_of
 
 
 def materialized(problem: Problem) -> Solution:
     """The weighted sum over tokens, from the logits of the whole batch."""
-    student = _logits(problem.student, problem.dtype)
-    teacher = None if problem.teacher is None else _logits(problem.teacher, problem.dtype)
+    dtype, rounding = problem.dtype, problem.operand_dtype
+    student = _logits(rounded(problem.student, rounding), dtype)
+    teacher = problem.teacher and _logits(rounded(problem.teacher, rounding), dtype)
     columns = row_values(problem, rows_of(problem, student, teacher), problem.labels)
     values = torch.stack([c.masked_fill(~problem.keep, 0.0) for c in columns], dim=-1)
     total = values.new_zeros(())

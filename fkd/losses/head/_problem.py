@@ -53,6 +53,7 @@ class Problem(NamedTuple):
       divergence: the weighted sum.
       temperature: of both distributions.
       logits_dtype: what the logits are stored in; the rows' arithmetic is in `dtype`.
+      operand_dtype: what operands of products are rounded to; None leaves them.
       metrics: whether columns of metrics follow the divergences.
     """
 
@@ -63,6 +64,7 @@ class Problem(NamedTuple):
     divergence: Divergence
     temperature: Number
     logits_dtype: torch.dtype
+    operand_dtype: torch.dtype | None
     metrics: bool
 
     @property

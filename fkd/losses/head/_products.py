@@ -18,11 +18,19 @@ def widens(x: Tensor) -> bool:
     return _HAS_OUT_DTYPE and x.is_cuda and x.dtype == torch.bfloat16
 
 
-def prepared(head: Head, dtype: torch.dtype) -> Head:
-    """The head with operands whose product can be had in `dtype`."""
+def prepared(head: Head, dtype: torch.dtype, operand_dtype: torch.dtype | None) -> Head:
+    """The head with operands, rounded to `operand_dtype`, whose product can be had in `dtype`."""
+    head = rounded(head, operand_dtype)
     if head.hidden.dtype == head.weight.dtype:
         if head.hidden.dtype == dtype or (dtype == torch.float32 and widens(head.hidden)):
             return head
+    return head._replace(hidden=head.hidden.to(dtype), weight=head.weight.to(dtype))
+
+
+def rounded(head: Head, dtype: torch.dtype | None) -> Head:
+    """The head with its operands in a dtype; None leaves them."""
+    if dtype is None:
+        return head
     return head._replace(hidden=head.hidden.to(dtype), weight=head.weight.to(dtype))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+import fkd
 from fkd.losses import head, head_divergence
 
 STRATEGIES = ["materialized", "chunked"]
@@ -71,3 +72,43 @@ def test_gradient_near_convergence(divergence, strategy: str) -> None:
 
     want = gradient(torch.float64)
     assert (gradient(torch.float32) - want).abs().max() < 2e-5 * want.abs().max()
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("form", [torch.bfloat16, torch.float32], ids=str)
+def test_operands_are_rounded_and_products_are_not(strategy: str, form: torch.dtype) -> None:
+    inputs = side(torch.float32, 0) + side(torch.float32, 1)
+    inputs[3] = inputs[3].to(form)  # a frozen head that is held in half precision
+    leaves = [x.clone().requires_grad_() for x in inputs[:2]]
+    options = dict(divergence=head.kl(), strategy=strategy)
+    mean = head_divergence(*leaves, *inputs[2:], operand_dtype=torch.bfloat16, **options)
+    grads = torch.autograd.grad(mean.value, leaves)
+    rounded = [x.bfloat16().double().requires_grad_() for x in inputs]
+    want = head_divergence(*rounded[:2], *(x.detach() for x in rounded[2:]), **options)
+    torch.testing.assert_close(mean.value.double(), want.value, rtol=1e-5, atol=1e-7)
+    for a, b in zip(grads, torch.autograd.grad(want.value, rounded[:2]), strict=True):
+        assert a.dtype == torch.float32
+        torch.testing.assert_close(a.double(), b, rtol=2e-2, atol=2e-4)
+
+
+def test_a_bf16_step_multiplies_its_heads_in_bf16() -> None:
+    torch.manual_seed(0)
+    objective = fkd.Objective(
+        {
+            "kd": fkd.term(
+                head_divergence,
+                *(fkd.student.tap("", "input"), fkd.student.param("weight")),
+                *(fkd.teacher.tap("", "input"), fkd.teacher.param("weight")),
+                divergence=head.kl(),
+            )
+        },
+        student=fkd.trainable(torch.nn.Linear(8, 17)),
+        teacher=fkd.frozen(torch.nn.Linear(8, 17)),
+    )
+    x, parts = torch.randn(9, 8), objective.init()
+    found, _ = objective(parts, x, autocast=torch.bfloat16)
+    weights = [parts.trainable["student"]["weight"], parts.frozen["teacher"]["weight"]]
+    args = [y for w in weights for y in (x, w)]
+    want = head_divergence(*args, divergence=head.kl(), operand_dtype=torch.bfloat16).value
+    exact = head_divergence(*args, divergence=head.kl()).value
+    assert torch.equal(found, want) and not torch.equal(want, exact)

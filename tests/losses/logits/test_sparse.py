@@ -128,3 +128,17 @@ def test_records_compile() -> None:
     compiled = torch.compile(sample, fullgraph=True, backend="aot_eager")
     for got, want in zip(compiled(t, uniform), sample(t, uniform), strict=True):
         close(got, want)
+
+
+@pytest.mark.parametrize("ids", [torch.uint16, torch.uint32, torch.int32], ids=str)
+def test_small_integers_are_ids(ids: torch.dtype) -> None:
+    s, t = two(5, 9)
+    where = torch.tensor([True, True, False, True, True])
+    kept = top_k(t, 4)
+    small = kept._replace(ids=kept.ids.to(ids))
+    close(top_k_kl(s, *small, where=where), top_k_kl(s, *kept, where=where))
+    drawn = torch.ones(5, 4, dtype=torch.float64)
+    close(
+        sampled_cross_entropy(s, small.ids, drawn, where=where),
+        sampled_cross_entropy(s, kept.ids, drawn, where=where),
+    )
