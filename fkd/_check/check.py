@@ -24,20 +24,20 @@ from torch._subclasses.fake_tensor import (
 
 from .._errors import ObjectiveError, RefError, listing
 from .._objective.apply import call_arguments
-from .._objective.evaluation import Evaluated, counted_positions, of_values
+from .._objective.evaluation import Evaluated
 from .._objective.objective import Objective
-from .._objective.plan import Plan
 from .._objective.problems import first_reader
 from .._objective.program import Parts, Pass
 from .._objective.terms import Term
 from .._refs.derived import Function
-from .._refs.paths import describe, name_of, show
-from .._refs.refs import Context, Item, Ref, compute, node, roots
+from .._refs.paths import describe, name_of
+from .._refs.refs import Context, Item, Ref, compute, node, output_path, roots
 from .._refs.syntax import ATOM
 from .._trees import map_tensors
 from .._types import Batch
+from .rows import row, shape_of
 from .shifted import unshifted_labels
-from .table import CheckReport, Row, model_lines
+from .table import CheckReport, model_lines
 from .unreached import unreached
 
 FAILED = object()
@@ -113,7 +113,7 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
         trial.problems += unshifted_labels(objective, batch)
     if trial.problems:
         raise ObjectiveError(list(dict.fromkeys(trial.problems)))
-    rows = [_row(trial, name, evaluations[name], batch) for name in objective.terms]
+    rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]
     return CheckReport(tuple(rows), tuple(model_lines(objective)))
 
 
@@ -220,9 +220,9 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             hint = _record_hint(term, args) or _adapter_hint(term, args)
             problem = f"{kind}{_first_line(error)}{hint}"
-    shapes = [f"{r!r} -> {_shape(a)}" for r, a in zip(term.args, args, strict=True)]
+    shapes = [f"{r!r} -> {shape_of(a)}" for r, a in zip(term.args, args, strict=True)]
     if term.where is not None:
-        shapes.append(f"where={term.where!r} -> {_shape(trial.values[place[term.where]])}")
+        shapes.append(f"where={term.where!r} -> {shape_of(trial.values[place[term.where]])}")
     trial.problems.append(f"term {name!r}: {problem}\n  " + "\n  ".join(shapes))
     return None
 
@@ -276,8 +276,8 @@ def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:
     if not stretched:
         return None
     return (
-        f"{name_of(term.loss)}: shapes {_shape(pair[0])} and {_shape(pair[1])} would be broadcast. "
-        "Index, squeeze or expand one of them, so that they agree."
+        f"{name_of(term.loss)}: shapes {shape_of(pair[0])} and {shape_of(pair[1])} would be "
+        "broadcast. Index, squeeze or expand one of them, so that they agree."
     )
 
 
@@ -299,6 +299,13 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     student, teacher = args[0].shape, args[1].shape
     if len(student) != len(teacher) or student == teacher:
         return ""
+    if all(_is_logits(ref) for ref in term.args[:2]):
+        least = min(student[-1], teacher[-1])
+        cut = ", ".join(f"{ref!r}[..., :{least}]" for ref in term.args[:2])
+        return (
+            f" If one vocabulary is the other one padded, compare what they share: {cut}. If they "
+            "are different ones, see fkd.losses.uld."
+        )
     differing = [i for i, (a, b) in enumerate(zip(student, teacher, strict=True)) if a != b]
     if differing == [len(student) - 1] and len(student) > 1:
         layer = f"torch.nn.Linear({student[-1]}, {teacher[-1]})"
@@ -312,46 +319,9 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     )
 
 
-def _row(trial: _Trial, name: str, evaluated: Evaluated | None, batch: Batch) -> Row:
-    term = trial.objective.terms[name]
-    assert evaluated is not None
-    shapes = [_shape(trial.values[trial.objective.program.plan.place[ref]]) for ref in term.args]
-    return Row(
-        term=name,
-        loss=name_of(term.loss),
-        student=shapes[0] if shapes else "",
-        teacher=", ".join(shapes[1:]),
-        weight="metric" if term.weight is None else show(term.weight),
-        positions=_positions(trial.objective, term, evaluated, batch),
-    )
-
-
-def _positions(objective: Objective, term: Term, evaluated: Evaluated, batch: Batch) -> str:
-    """How many positions count; of the real batch, where masks and labels come from it."""
-    if not isinstance(evaluated.result, Tensor):
-        return "own count"
-    if evaluated.result.ndim == 0:
-        return "whole batch"
-    if evaluated.where is None:
-        return str(evaluated.result.numel())
-    of_batch = [r for r in objective.program.plan.refs if roots(r) == frozenset(["batch"])]
-    plan = Plan(of_batch)
-    values = plan.compute(Context({"batch": batch}))
-    known = {ref: values[i] for ref, i in plan.place.items()}
-    try:
-        masks = [] if term.where is None else [known[term.where].bool()]
-        counted = counted_positions(term.loss)
-        if counted is not None:
-            masks.append(counted([known.get(ref) for ref in term.args], term.kwargs))
-    except Exception:
-        return "up to the models"  # a mask that a model computes
-    masks = [m for m in (of_values(m, evaluated.result) for m in masks) if m is not None]
-    count = int(torch.stack([m.expand(evaluated.result.shape) for m in masks]).all(0).sum())
-    return f"{count} of {evaluated.result.numel()}"
-
-
-def _shape(value: Any) -> str:
-    return str(tuple(value.shape)) if isinstance(value, Tensor) else describe(value)
+def _is_logits(ref: Ref) -> bool:
+    path = output_path(ref)
+    return path is not None and path[1][-1:] == ("logits",)
 
 
 def _first_line(error: Exception) -> str:

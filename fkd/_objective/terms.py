@@ -97,14 +97,28 @@ def term(
       >>> term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
       term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
     """
+    args, absent = _without_none(loss, args)
     return Term(
         loss=loss,
         args=tuple(map(as_ref, args)),
-        kwargs=kwargs,
+        kwargs={**absent, **kwargs},
         weight=weight,
         where=None if where is None else as_ref(where),
         state=state,
     )
+
+
+def _without_none(loss: Loss, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Positional arguments up to the first None, and those from there on by their names."""
+    first = next((i for i, x in enumerate(args) if x is None), None)
+    if first is None:
+        return args, {}
+    try:
+        names = list(inspect.signature(loss).parameters)
+    except (TypeError, ValueError):
+        return args, {}
+    rest = dict(zip(names[first:], args[first:], strict=False))
+    return args[:first], {n: x if x is None else as_ref(x) for n, x in rest.items()}
 
 
 def metric(fn: Callable[..., Any], *args: Any, where: Any = None, **kwargs: Any) -> Term:

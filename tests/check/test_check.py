@@ -434,3 +434,33 @@ def test_a_copy_is_not_shared():
     net = MLP()
     objective = Objective(logits(), student=trainable(net), teacher=frozen(copy.deepcopy(net)))
     assert check(objective, TOKENS).rows
+
+
+def test_a_padded_vocabulary_is_no_case_for_an_adapter():
+    message = report({"kd": logits()}, student=trainable(MLP(8, 2)), teacher=frozen(wider()))
+    assert "student.logits[..., :5], teacher.logits[..., :5]" in message
+    assert "adapter" not in message
+
+
+def wider() -> nn.Module:
+    """Of more classes than the student."""
+    model = MLP(12, 4)
+    model.head = nn.Linear(12, 7)
+    return model
+
+
+def test_heads_stand_in_their_columns_and_say_what_counts():
+    hidden, weight = student.hidden_states[-1], student.param("head.weight")
+    terms = {
+        "head": term(
+            fkd.losses.head_divergence,
+            *(hidden, weight, teacher.hidden_states[-1], teacher.param("head.weight")),
+            labels=batch.labels,
+            divergence=fkd.losses.head.kl(),
+        )
+    }
+    small = trainable(MLP(8, 2), unused=["norm", "head.bias"])
+    row = check(Objective(terms, **models(student=small)), TOKENS).rows[0]
+    assert row.student.startswith("(") and row.student.endswith(", 8)")
+    assert row.teacher.endswith(", 12)") and row.teacher.count("(") == 2
+    assert row.positions == f"{int((TOKENS['labels'] != -100).sum())} of 42"

@@ -4,6 +4,7 @@
     prepare(skeleton, captures, paths)      a copy of a model that captures what refs ask for
     outputs(raw)                            `ModelOutput` as a plain dict
     init_from_layers(student, teacher, layers=[0, 2, 4])
+    heads(student=small, teacher=big)       hidden states, weights, scales for head_divergence
     save_pretrained(model, tensors, directory)
 
 How attention is captured. The attention module of a captured layer gets a config of its own
@@ -39,14 +40,20 @@ from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
 from ._forward import outputs as outputs
+from ._head import Head as Head
+from ._head import head as head
+from ._head import heads as heads
 from ._layers import init_from_layers as init_from_layers
 from ._save import save_pretrained as save_pretrained
 from ._types import Capture as Capture
 
 __all__ = [
     "Capture",
+    "Head",
     "Prepared",
     "default_inputs",
+    "head",
+    "heads",
     "init_from_layers",
     "install_output_hooks",
     "is_causal",

@@ -1,0 +1,121 @@
+"""The rows of the table that a check gives: shapes, weights, and how many positions count."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+
+from .._objective.evaluation import Evaluated, counted_positions, of_values
+from .._objective.objective import Objective
+from .._objective.plan import Plan
+from .._objective.terms import Term
+from .._refs.paths import describe, name_of, show
+from .._refs.refs import Context, Ref, roots
+from .._types import Batch
+from .table import Row
+
+
+def row(
+    objective: Objective,
+    values: Sequence[Any],
+    name: str,
+    evaluated: Evaluated | None,
+    batch: Batch,
+) -> Row:
+    """What a term reads, weighs and counts.
+
+    Args:
+      objective: which term.
+      values: of its refs, by place; fake ones have shapes.
+      name: of the term.
+      evaluated: what the term gave.
+      batch: the real one.
+    """
+    assert evaluated is not None
+    term = objective.terms[name]
+    by_ref = {ref: values[i] for ref, i in objective.program.plan.place.items()}
+    students, others = _sides(term, by_ref)
+    return Row(
+        term=name,
+        loss=name_of(term.loss),
+        student=", ".join(students),
+        teacher=", ".join(others),
+        weight="metric" if term.weight is None else show(term.weight),
+        positions=_positions(objective, term, evaluated, by_ref, batch),
+    )
+
+
+def shape_of(value: Any) -> str:
+    """The shape of a tensor; other values in words."""
+    return str(tuple(value.shape)) if isinstance(value, Tensor) else describe(value)
+
+
+def _sides(term: Term, values: Mapping[Ref, Any]) -> tuple[list[str], list[str]]:
+    """The shapes of the arguments on the student's side, and of the others: by their names in
+    the loss, where it says `student_...`; else the first one is the student's."""
+    shapes = {n: shape_of(values[ref]) for n, ref in _named_arguments(term).items()}
+    students = [n for n in shapes if n.startswith("student")] or list(shapes)[:1]
+    return [shapes[n] for n in students], [s for n, s in shapes.items() if n not in students]
+
+
+def _named_arguments(term: Term) -> dict[str, Ref]:
+    """What a term gives to its loss, by the names that the loss has for it: first the positional
+    arguments, then refs that are given for a student or a teacher by name."""
+    try:
+        names = list(inspect.signature(term.loss).parameters)
+    except (TypeError, ValueError):
+        names = []
+    names += [str(i) for i in range(len(names), len(term.args))]
+    sides = ("student", "teacher")
+    given = {n: v for n, v in term.kwargs.items() if isinstance(v, Ref) and n.startswith(sides)}
+    return {**dict(zip(names, term.args, strict=False)), **given}
+
+
+def _positions(
+    objective: Objective,
+    term: Term,
+    evaluated: Evaluated,
+    values: Mapping[Ref, Any],
+    batch: Batch,
+) -> str:
+    """How many positions count; of the real batch, where masks and labels come from it."""
+    counted = counted_positions(term.loss)
+    whole = isinstance(evaluated.result, Tensor)
+    if not whole and counted is None:
+        return "own count"
+    if whole and evaluated.result.ndim == 0:
+        return "whole batch"
+    if whole and evaluated.where is None:
+        return str(evaluated.result.numel())
+    plan = Plan(r for r in objective.program.plan.refs if roots(r) == frozenset(["batch"]))
+    of_batch = plan.compute(Context({"batch": batch}))
+    known = {**values, **{ref: of_batch[i] for ref, i in plan.place.items()}}
+    try:
+        masks = [] if term.where is None else [_real(known[term.where]).bool()]
+        if counted is not None:
+            args = [known[ref] for ref in term.args]
+            kwargs = {n: known[v] if isinstance(v, Ref) else v for n, v in term.kwargs.items()}
+            masks.append(_real(counted(args, kwargs)))
+        if whole:
+            masks = [m for m in (of_values(m, evaluated.result) for m in masks) if m is not None]
+            masks = [m.expand(evaluated.result.shape) for m in masks]
+        both = torch.stack(masks).all(0)
+        return f"{int(both.sum())} of {both.numel()}"
+    except Exception:
+        return "up to the models"  # a mask that a model computes
+
+
+def _real(mask: Tensor) -> Tensor:
+    """A mask that has values.
+
+    Raises:
+      TypeError: it is one of the dry run, which has none.
+    """
+    if isinstance(mask, FakeTensor):
+        raise TypeError("a mask that a model computes")
+    return mask
