@@ -127,8 +127,8 @@ class Program:
         return make_program(self.plan, self.models, self.adapters, training=False)
 
     def init(self) -> Parts:
-        """The initial parameters and buffers. Those of frozen models are shared with the
-        module; all others are copies."""
+        """The initial parameters and buffers. What is frozen is shared with the module; all
+        else is a copy."""
         return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
 
     def parts(
@@ -139,9 +139,11 @@ class Program:
         for name in self.models:
             model = self.model(name)
             assert model.module is not None
-            still = shared if model.kind == "frozen" else copied
+            followed = model.kind == "ema"  # all of it moves, though no optimizer does it
             moving = {n: copied(p) for n, p in trainable_parameters(model).items()}
+            still = copied if followed else shared
             fixed = {n: still(p) for n, p in frozen_parameters(model).items()}
+            still = shared if model.kind == "frozen" else copied
             buffers = {n: still(b) for n, b in model.module.named_buffers()}
             for tree, tensors in zip(parts[:3], (moving, fixed, buffers), strict=True):
                 if tensors:

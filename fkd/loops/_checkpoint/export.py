@@ -18,6 +18,7 @@ from fkd._objective.objective import Objective
 
 from .._files import discard, make_folder, sync_folder
 from .._state import State
+from .peft import is_peft, merged, refuse_bare_adapters, save_adapters
 
 
 def export(
@@ -27,11 +28,13 @@ def export(
     directory: str | os.PathLike[str] | None = None,
     *,
     adapters: Sequence[str] = (),
+    merge: bool = False,
 ) -> nn.Module:
     """A trained model by itself, in eval mode; written to a directory if one is given.
 
     A transformers model is written by `save_pretrained` and loads with `from_pretrained`;
-    any other as `model.safetensors`, its state dict. Nothing of the teacher is written. A process
+    of a model of PEFT the adapters are written, which load with `PeftModel.from_pretrained`; any
+    other as `model.safetensors`, its state dict. Nothing of the teacher is written. A process
     that is killed meanwhile leaves a new folder absent, and each file of an old one whole.
     The best student of a run: `export(objective, restore(step, best("run")), "student", "out")`.
 
@@ -40,7 +43,13 @@ def export(
       state: of the run.
       name: which model. An EMA copy has a name, too.
       directory: where to write; None writes nothing.
+      merge: add the adapters of PEFT into the weights that they adapt, so that the model needs
+        no peft to be loaded and run.
       adapters: names of further models to write beside it, as `<name>.safetensors`.
+
+    Raises:
+      ValueError: there is no such model; a model with adapters of PEFT inside, which cannot be
+        written without the `PeftModel` around it.
 
     Returns:
       A copy of the module with the trained parameters and buffers, on the CPU.
@@ -63,8 +72,12 @@ def export(
             )
     tensors = _tensors(state, name)
     module = _filled(objective, name, tensors)
+    if merge:
+        module = merged(module)
+        tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     if directory is None:
         return module
+    refuse_bare_adapters(module)
     for adapter in adapters:
         _check_file_name(adapter)
     with _whole(Path(directory)) as folder:
@@ -81,7 +94,9 @@ def _write(
     adapters: Sequence[str],
 ) -> None:
     library = interop(module)
-    if library is not None:
+    if is_peft(module):
+        save_adapters(module, folder)
+    elif library is not None:
         library.save_pretrained(module, tensors, folder)
     else:
         _save(module, folder / "model.safetensors")

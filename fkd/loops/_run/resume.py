@@ -46,11 +46,11 @@ _FIELDS = {int: COUNT, int | None: maybe(COUNT), float | None: maybe(NUMBER)}
 
 
 def to_tree(objective: Objective, state: State) -> dict[str, Any]:
-    """The state as a tree that can be stored. Frozen models are left out: they are never
-    changed, and whoever resumes has them."""
+    """The state as a tree that can be stored. Frozen models, and what is frozen in others (the
+    base under adapters), are left out: they never change, and whoever resumes has them."""
     return {
         "trainable": state.trainable,
-        "frozen": _changing(objective, state.frozen),
+        "frozen": _followers(objective, state.frozen),
         "buffers": _changing(objective, state.buffers),
         "optimizer": {name: dict(values) for name, values in state.optimizer.items()},
         "loss_state": {n: optree.tree_leaves(s) for n, s in state.loss_state.items()},
@@ -70,7 +70,7 @@ def from_tree(objective: Objective, state: State, tree: Any) -> State:
     validate(tree, _STATE, "its state")
     expected = {
         "trainable": state.trainable,
-        "frozen": _changing(objective, state.frozen),
+        "frozen": _followers(objective, state.frozen),
         "buffers": _changing(objective, state.buffers),
     }
     moved = {n: _like(getattr(state, n), part, tree[n], n) for n, part in expected.items()}
@@ -149,7 +149,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     ]
     return {
         "terms": {name: _term(term) for name, term in objective.terms.items()},
-        "models": {name: _described(objective, name) for name in objective.models},
+        "models": {name: _described(objective, state, name) for name in objective.models},
         "optimizer": {"class": type(optimizer).__name__, "groups": groups},
         "step": {
             "accumulate": step.accumulate,
@@ -160,7 +160,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     }
 
 
-def _described(objective: Objective, name: str) -> dict[str, Any]:
+def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
     model = objective.program.model(name)
     module = model.module
     assert module is not None
@@ -177,6 +177,8 @@ def _described(objective: Objective, name: str) -> dict[str, Any]:
     }
     if model.kind == "frozen":
         about["values"] = digest_of({**parameters, **buffers}.items())
+    if model.kind == "trainable" and name in state.frozen:
+        about["frozen values"] = digest_of(state.frozen[name].items())
     return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
 
 
@@ -215,6 +217,11 @@ def _shown(value: Any) -> str:
 
 def _changing(objective: Objective, params: Params) -> dict[str, Any]:
     return {n: dict(values) for n, values in params.items() if objective.models[n].kind != "frozen"}
+
+
+def _followers(objective: Objective, params: Params) -> dict[str, Any]:
+    """The frozen parameters that move: those of models that follow another."""
+    return {n: dict(values) for n, values in params.items() if objective.models[n].kind == "ema"}
 
 
 def _like(fresh: Params, expected: Params, stored: Params, what: str) -> Any:
