@@ -102,9 +102,8 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
 
 
 def heads(*, probe: bool = True, **models: nn.Module | Model) -> dict[str, Any]:
-    """The arguments of `head_divergence` that say where the heads of two models are.
-
-        term(head_divergence, **heads(student=small, teacher=big), divergence=head.kl())
+    """The arguments of `head_divergence` that say where the heads of two models are, as in
+    `term(head_divergence, **heads(student=small, teacher=big), divergence=head.kl())`.
 
     Args:
       probe: see `head`.
