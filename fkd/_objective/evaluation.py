@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -187,12 +188,12 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
 
 def _multiplies(term: Term) -> bool:
     """Whether a loss does the products of a model's head, in a dtype that it can be told."""
-    chosen = {**getattr(term.loss, "keywords", {}), **term.kwargs}
+    bound = term.loss.keywords if isinstance(term.loss, functools.partial) else {}
     try:
         parameters = inspect.signature(term.loss).parameters
     except (TypeError, ValueError):
         return False
-    return "operand_dtype" in parameters and "operand_dtype" not in chosen
+    return "operand_dtype" in parameters and "operand_dtype" not in {**bound, **term.kwargs}
 
 
 def of_values(where: Tensor | None, result: Any) -> Tensor | None:

@@ -115,7 +115,7 @@ def _without_none(loss: Loss, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], d
         return args, {}
     try:
         names = list(inspect.signature(loss).parameters)
-    except (TypeError, ValueError):
+    except Exception:  # no function at all, which is said elsewhere; or a builtin
         return args, {}
     rest = dict(zip(names[first:], args[first:], strict=False))
     return args[:first], {n: x if x is None else as_ref(x) for n, x in rest.items()}
