@@ -20,8 +20,6 @@ from fkd._catalogue.data import ADAPTERS, COSTS, NO_FORMULA
 from fkd._catalogue.docstrings import formula, public, reference, sections, summary, takes
 from fkd._catalogue.entries import families, title_of
 
-from . import recipes
-
 PAGE = Path(__file__).parent.parent / "fkd" / "losses" / "README.md"
 HEADS = "fkd.losses.head"
 INTRODUCTION = """\
@@ -122,10 +120,10 @@ def _adapters() -> Iterator[str]:
 
 def _recipes() -> Iterator[str]:
     yield "## Recipes\n"
-    yield recipes.INTRODUCTION
-    for recipe in recipes.RECIPES:
-        yield f"### {recipe.title}\n\n{_links(recipe.note)}\n"
-        yield f"```python\n{recipe.source}\n```\n"
+    yield (
+        "Published methods as terms of an objective, each tested, are in `examples/recipes/`, and\n"
+        "pages of the documentation.\n"
+    )
 
 
 def page() -> str:

@@ -1,7 +1,7 @@
 """What README, CONTRIBUTING and docstrings print as code runs as it is printed.
 
 Blocks of the README run in `test_readme.py`, examples with `>>>` as doctests, recipes in
-`test_catalogue.py`; here are the code that stands between words and the indented code.
+`test_recipes.py`; here are the code that stands between words and the indented code.
 """
 
 from __future__ import annotations
