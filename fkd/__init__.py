@@ -5,6 +5,7 @@ from . import interop as interop
 from . import loops as loops
 from . import losses as losses
 from . import metrics as metrics
+from . import parallel as parallel
 from . import schedules as schedules
 from . import sources as sources
 from ._check.check import check as check
@@ -68,6 +69,7 @@ __all__ = [
     "metric",
     "metrics",
     "module",
+    "parallel",
     "ref",
     "schedules",
     "sources",

@@ -57,11 +57,12 @@ def imports(path: Path, *, inside: bool = True) -> Iterator[tuple[str, str]]:
 
 
 def area(module: str) -> str:
-    """losses, loops, interop, adapters; core for everything else of fkd; or the library."""
+    """An area of fkd; core for everything else of it; or the library."""
     parts = module.split(".")
     if parts[0] != "fkd":
         return parts[0]
-    areas = ("losses", "loops", "interop", "adapters", "sources", "_catalogue", "_commands")
+    areas = ("losses", "loops", "parallel", "interop", "adapters", "sources")
+    areas += ("_catalogue", "_commands")
     if parts[1:] == ["__main__"]:
         return "_commands"
     return parts[1] if len(parts) > 1 and parts[1] in areas else "core"
@@ -71,8 +72,9 @@ INWARD = {
     "losses": {"losses"},
     "adapters": {"adapters", "losses"},
     "core": {"core"},
-    "loops": {"loops", "core"},
-    "sources": {"sources", "loops", "core"},
+    "parallel": {"parallel", "core"},
+    "loops": {"loops", "parallel", "core"},
+    "sources": {"sources", "loops", "parallel", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
     "_catalogue": {"_catalogue", "losses", "adapters"},
     "_commands": {"_commands", "_catalogue", "core", "losses", "loops", "sources", "interop"},
@@ -86,6 +88,7 @@ OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
     "core": {"torch", "jaxtyping", "optree"},
+    "parallel": {"torch", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
     "sources": {"torch", "optree", "numpy", "tqdm"},
     "interop": {"torch", "jaxtyping", "optree", "safetensors"},
@@ -100,6 +103,7 @@ DOORS = {
     ("fkd", "", "adapters"),
     ("fkd", "", "interop"),  # which imports nothing before one of its names is used
     ("fkd", "", "sources"),
+    ("fkd", "", "parallel"),
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
@@ -153,7 +157,7 @@ FLOORS = {
         {"_check", "_draw"},
     ],
     "fkd.loops": [
-        {"_cannot_compile", "_compile", "_errors", "_files", "_random", "_state"},
+        {"_cannot_compile", "_compile", "_digest", "_errors", "_files", "_random", "_state"},
         {"_data", "_log", "_checkpoint"},
         {"_evaluate", "_report"},
         {"_step"},
@@ -189,7 +193,7 @@ def test_rooms_import_only_from_floors_below(area_name):
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     areas = {"__init__", "__main__", "adapters", "interop", "loops", "losses", "sources"}
-    areas |= {"_catalogue", "_commands"}
+    areas |= {"_catalogue", "_commands", "parallel"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

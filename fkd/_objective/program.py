@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -26,6 +26,9 @@ from .apply import (
     trainable_parameters,
 )
 from .plan import Attempt, Given, Plan, value_of
+
+Rewrite: TypeAlias = Callable[[str, Any], Any]
+"""`rewrite(model name, skeleton)`: the skeleton as it is to run, over several ranks for one."""
 
 
 class Parts(NamedTuple):
@@ -59,6 +62,7 @@ class Program:
       models: by name; those that nothing reads are left out by `without`.
       applies: the models that can run, as pure functions.
       adapters: models that are only called by refs (`fkd.module`), never run on the batch.
+      rewrite: what was done to every skeleton; None: nothing.
 
     Example:
       >>> objective = Objective(
@@ -75,6 +79,7 @@ class Program:
     models: Mapping[str, Model]
     applies: Mapping[str, Apply]
     adapters: frozenset[str] = frozenset()
+    rewrite: Rewrite | None = None
 
     def __repr__(self) -> str:
         models = ", ".join(f"{name}={model}" for name, model in self.models.items())
@@ -115,16 +120,19 @@ class Program:
         refs = self.plan.refs
         before = tuple(refs[i] for i in self.plan.known)
         plan = Plan((refs[i] for i in self.plan.outputs), (*before, *known))
-        return make_program(plan, read_models(plan, self.models), self.adapters)
+        models = read_models(plan, self.models)
+        return make_program(plan, models, self.adapters, rewrite=self.rewrite)
 
     def reading(self, refs: Iterable[Ref]) -> Program:
         """The same models with other refs, in eval mode: no dropout, running statistics."""
         plan = Plan(refs)
-        return make_program(plan, self.models, self.adapters, training=False)
+        return make_program(plan, self.models, self.adapters, training=False, rewrite=self.rewrite)
 
     def evaluating(self) -> Program:
         """The same program with every model in eval mode."""
-        return make_program(self.plan, self.models, self.adapters, training=False)
+        return make_program(
+            self.plan, self.models, self.adapters, training=False, rewrite=self.rewrite
+        )
 
     def init(self) -> Parts:
         """The initial parameters and buffers. What is frozen is shared with the module; all
@@ -230,6 +238,7 @@ def make_program(
     adapters: frozenset[str] = frozenset(),
     *,
     training: bool | None = None,
+    rewrite: Rewrite | None = None,
 ) -> Program:
     """A program, with its models as pure functions.
 
@@ -238,6 +247,7 @@ def make_program(
       models: by name.
       adapters: models known to be called by refs only, besides those that this plan calls.
       training: train mode for all models; None: as each model says.
+      rewrite: changes every skeleton before it is used.
 
     Raises:
       ObjectiveError: a module that cannot be copied.
@@ -253,12 +263,14 @@ def make_program(
         mode = model.training if training is None else training
         try:
             copied = skeleton(model.module, training=mode)
+            copied = copied if rewrite is None else rewrite(name, copied)
             applies[name] = make_apply(copied, taps, _output_paths(plan, name, model))
         except Exception as error:
             problems.append(f"model {name!r}: {type(error).__name__}: {error}")
     if problems:
         raise ObjectiveError(problems)
-    return Program(plan, models, applies, adapters | frozenset(called - _run_by(nodes)))
+    called_only = adapters | frozenset(called - _run_by(nodes))
+    return Program(plan, models, applies, called_only, rewrite)
 
 
 def resolved(models: Mapping[str, Model], name: str) -> Model:

@@ -21,11 +21,12 @@ from fkd._types import Params
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
+from .._digest import digest_of
 from .._errors import CheckpointError, DamagedError, MismatchError
 from .._state import State
 from .._step.optimizer import Updater
 from .._step.train_step import TrainStep
-from .identity import digest_of, facts_of, without_addresses
+from .identity import facts_of, without_addresses
 
 T = TypeVar("T")
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fkd._mean import Mean
 from fkd._objective.program import Parts
 from fkd._types import Scalars, TensorBatch
+from fkd.parallel._objective import Share
 
 from .._random import fold_in, seeded
 from .._state import device_of
@@ -21,7 +22,7 @@ def accumulated(
     graphs: Graphs,
     parts: Parts,
     scalars: Scalars,
-    batches: Sequence[TensorBatch],
+    batches: Sequence[TensorBatch | Share],
     seed: int,
     *,
     keep: Callable[[Gradients], Gradients],
@@ -54,7 +55,9 @@ def accumulated(
         with seeded(part_seed, device, host=host):
             new = graphs.part(so_far.grads, now, scalars, batch, counts)
         so_far = _merged(so_far, keep(new))
-    return graphs.finish(so_far, parts)
+    if graphs.over is None:
+        return graphs.finish(so_far, parts)
+    return graphs.finish(so_far, parts, graphs.share_of(batches, loss), counts)
 
 
 def _merged(so_far: Gradients, new: Gradients) -> Gradients:

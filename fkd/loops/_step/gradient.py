@@ -13,6 +13,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._trees import map_tensors
 from fkd._types import Params, Scalars, TensorBatch
+from fkd.parallel._objective import OverRanks, Share
 
 BIG, SHRINK = 2.0**50, 2.0**-60
 """From where on an entry is squared in another scale: its square may overflow float32."""
@@ -38,10 +39,10 @@ class Gradients(NamedTuple):
 
 
 def differentiated(
-    objective: Objective,
+    objective: Objective | OverRanks,
     parts: Parts,
     scalars: Scalars,
-    batch: TensorBatch,
+    batch: TensorBatch | Share,
     *,
     counts: Mapping[str, Tensor] | None = None,
     autocast: torch.dtype | None = None,
@@ -49,12 +50,14 @@ def differentiated(
     """The loss of a batch, its gradient, and what the forward pass leaves behind.
 
     Args:
-      objective: what is differentiated; see `Objective.__call__` for the other arguments.
+      objective: what is differentiated; see `Objective.__call__` for the other arguments. One of
+        which every rank has some examples gives what this rank adds to the gradient.
       parts: its trainable tensors require grad.
     """
     leaves = [p for params in parts.trainable.values() for p in params.values()]
     with torch.enable_grad():
-        loss, aux = objective(parts, batch, scalars=scalars, counts=counts, autocast=autocast)
+        call: Any = objective
+        loss, aux = call(parts, batch, scalars=scalars, counts=counts, autocast=autocast)
         grads = gradients(loss, leaves)
     means, weights, buffers, loss_state = map_tensors(torch.detach, tuple(aux))
     kinds = {name: model.kind for name, model in objective.models.items()}

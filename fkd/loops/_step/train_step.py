@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from typing import Any, Literal
 
 import torch
 from torch import nn
+from torch.distributed.device_mesh import DeviceMesh
 
 from fkd._check.check import check
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Batch, Scalars, TensorBatch
+from fkd.parallel._objective import Share
 
 from .._compile import Shapes, captures_graphs, options_of
 from .._data.batch import normalised, signature, split
+from .._data.prefetch import Move, mover
+from .._data.shares import moved, share_signature, shares_of
 from .._random import fold_in, seeded
 from .._state import State, device_of
 from .accumulate import accumulated
@@ -27,6 +31,7 @@ from .graphs import Computed, Graphs, Metrics
 from .handles import Handles, HandlesByState
 from .initial import initial
 from .optimizer import MakeOptimizer
+from .ranks import Together
 
 Precision = Literal["fp32", "bf16"]
 
@@ -41,6 +46,7 @@ class TrainStep:
       objective: what is minimised.
       options: for `torch.compile`; None: not compiled.
       autocast: dtype in which models run their matrix products, or None.
+      together: the ranks that divide each batch, or None.
     """
 
     def __init__(
@@ -53,6 +59,7 @@ class TrainStep:
         precision: Precision,
         clip: float | None,
         lr: Callable[[int], float] | None,
+        mesh: DeviceMesh | None,
     ) -> None:
         self.objective = objective
         self.make_optimizer = optimizer
@@ -65,6 +72,7 @@ class TrainStep:
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
         self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
+        self.together = None if mesh is None or mesh.size() == 1 else Together(mesh)
         self._handles = HandlesByState(optimizer)
         self._shapes = Shapes()
 
@@ -83,9 +91,10 @@ class TrainStep:
           modules: by name, modules of the same structure whose parameters and buffers to begin
             with instead. A sweep over initialisations compiles once that way.
         """
-        return initial(
+        state = initial(
             self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
         )
+        return state if self.together is None else self.together.agreed(state)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The tensors of the given state are updated in place: go on with the new one.
@@ -94,10 +103,21 @@ class TrainStep:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
           ValueError: the schedule of the learning rate gives a number that is not finite.
         """
-        return self.advance(state, normalised(batch, device_of(state.trainable)))
+        device = device_of(state.trainable)
+        if self.together is None:
+            return self.advance(state, normalised(batch, device))
+        return self.advance(state, self.own(normalised(batch), mover(device)))
 
-    def advance(self, state: State, batch: TensorBatch) -> tuple[State, Metrics]:
-        """The same for a batch that is normalised and on the device already, as in `fit`."""
+    def own(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
+        """What this process needs of a batch, on the device: all of it, or its examples."""
+        if self.together is None:
+            return move(batch)
+        if self._graphs.over is None:
+            self._agree(batch, self.together)
+        return moved(shares_of(batch, self.together.ranks, parts=self.accumulate), move)
+
+    def advance(self, state: State, batch: TensorBatch | list[Share]) -> tuple[State, Metrics]:
+        """The same for what `own` gives, as in `fit`."""
         device = device_of(state.trainable)
         scalars = self.objective.scalars(state.step, device)
         factor = self._factor(state)
@@ -106,9 +126,12 @@ class TrainStep:
         if replayed:
             self._mark_static(handles, state)
         seed = fold_in(state.seed, state.step)
-        first = functools.partial(check, self.objective, batch)
+        if self.together is not None:
+            seed = fold_in(seed, self.together.ranks.rank)  # each drops out other activations
+        first = functools.partial(self._first, batch)
         draws = seeded(seed, device, host=self._host)
-        with self._shapes.new(signature(batch), first=first), draws, torch.no_grad():
+        shape = self._shape(batch)
+        with self._shapes.new(shape, first=first), draws, torch.no_grad():
             computed = self._computed(handles.parts(state), scalars, batch, seed, replayed)
         gradients, measured, finite = computed
         handles.updater.update(gradients.grads, finite, factor)
@@ -124,12 +147,31 @@ class TrainStep:
         )
         return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
 
+    def _shape(self, batch: Any) -> Hashable:
+        """What the step is compiled for."""
+        return signature(batch) if self.together is None else share_signature(batch)
+
+    def _first(self, batch: Any) -> None:
+        """What is looked at before anything is compiled."""
+        if self.together is None:
+            check(self.objective, batch)
+
+    def _agree(self, batch: TensorBatch, together: Together) -> None:
+        """The same over ranks, before the first batch is divided."""
+        check(self.objective, batch)
+        over = together.objective(self.objective, batch)
+        self._graphs = Graphs(
+            self.objective, self.options, autocast=self.autocast, clip=self.clip, over=over
+        )
+
     def _computed(
-        self, parts: Parts, scalars: Scalars, batch: TensorBatch, seed: int, replayed: bool
+        self, parts: Parts, scalars: Scalars, batch: Any, seed: int, replayed: bool
     ) -> Computed:
+        batches: Any = batch
+        if self.together is None:
+            batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
         if self.accumulate == 1:
-            return self._graphs.whole(parts, scalars, batch)
-        batches = split(batch, self.accumulate)
+            return self._graphs.whole(parts, scalars, batches[0])
         keep = copied if replayed else _same
         return accumulated(self._graphs, parts, scalars, batches, seed, keep=keep, host=self._host)
 
@@ -199,6 +241,7 @@ def train_step(
     precision: Precision = "fp32",
     clip: float | None = None,
     lr: Callable[[int], float] | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> TrainStep:
     """A training step: `state = step.init(seed)`, then `state, metrics = step(state, batch)`.
 
@@ -228,6 +271,10 @@ def train_step(
         bfloat16; parameters, losses and updates stay in float32.
       clip: greatest norm of the gradient over all models; None does not clip.
       lr: schedule of a factor on the optimizer's learning rates, `step -> float`.
+      mesh: the processes that train together (`torch.distributed.device_mesh`, under `torchrun`).
+        Each is given the whole batch, as a single one would be, and computes its own examples.
+        Value, gradient, metrics, batch statistics and losses that relate the examples of a batch
+        are those of the whole batch. See `fkd.parallel`.
 
     Raises:
       ValueError: an option is out of range.
@@ -251,4 +298,5 @@ def train_step(
         precision=precision,
         clip=clip,
         lr=lr,
+        mesh=mesh,
     )

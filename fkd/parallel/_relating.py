@@ -1,0 +1,252 @@
+"""Which terms relate the examples of a batch to each other, so that no part of it will do.
+
+A term that treats every example by itself obeys the split law: the totals and counts of two
+halves add up to those of the whole. That is tried, on a few examples and random outputs of the
+models, since neither a signature nor a shape says it: a contrastive loss gives one value for each
+example, and a ref may take a mean over the batch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import logging
+import math
+from collections.abc import Generator, Iterable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from fkd._mean import Mean
+from fkd._objective.evaluation import BoundTerms
+from fkd._objective.objective import Objective
+from fkd._objective.program import Parts, Program
+from fkd._objective.terms import Term
+from fkd._refs.refs import Capture, Context, Param, Ref, Tap, children, compute, node, output_path
+from fkd._trees import map_tensors
+from fkd._types import TensorBatch
+
+_log = logging.getLogger("fkd")
+
+HALF = 7
+"""Examples in each half: a loss of angles needs three, and few tensors have an axis of 14 else."""
+MOST = 1 << 29
+"""Bytes of random outputs that are tried with."""
+_TOLERANCE = 1e-4
+
+
+class Relations(NamedTuple):
+    """How the terms of an objective depend on the examples of a batch.
+
+    Attributes:
+      terms: those that relate the examples to each other.
+      by_example: for each value that a term begins with (an output of a model, a field of the
+        batch), which of its tensors have the examples as their first axis; a value is missing
+        where that is not known.
+    """
+
+    terms: frozenset[str]
+    by_example: Mapping[Ref, tuple[bool, ...]]
+
+
+def relations(objective: Objective, batch: TensorBatch) -> Relations:
+    """Which terms and metrics relate the examples of a batch.
+
+    A term with a state is one of them: its state is to follow the whole batch. Where a term
+    cannot be tried (outputs of more than 512 MB, say), it is taken for one that does not, unless
+    it gives one value for the whole batch.
+
+    Args:
+      objective: in its first use.
+      batch: examples as they come; a few of them are used.
+    """
+    stateful = frozenset(name for name, term in objective.terms.items() if term.state is not None)
+    try:
+        trial = _trial(objective, batch)
+    except Exception as error:  # a model that has no fake forward pass, records of another kind
+        _log.warning(
+            "which terms relate the examples of a batch could not be tried (%s: %s): only terms "
+            "with a state are taken for such",
+            *(type(error).__name__, str(error).partition("\n")[0]),
+        )
+        return Relations(stateful, {})
+    others = {name: term for name, term in objective.terms.items() if name not in stateful}
+    names = stateful | {name for name, term in others.items() if _relates(trial, name, term)}
+    first = leaves_of(ref for term in objective.terms.values() for ref in term.refs)
+    return Relations(names, {leaf: flags for leaf in first if (flags := _flags(trial, leaf))})
+
+
+def leaves_of(refs: Iterable[Ref]) -> tuple[Ref, ...]:
+    """What refs begin with, each once: outputs of models, fields of the batch, parameters."""
+    leaves: dict[Ref, None] = {}
+
+    def visit(ref: Ref) -> None:
+        if output_path(ref) is not None or isinstance(node(ref), Tap | Capture | Param):
+            leaves[ref] = None
+        else:
+            for child in children(ref):
+                visit(child)
+
+    for ref in refs:
+        visit(ref)
+    return tuple(leaves)
+
+
+class _Trial(NamedTuple):
+    """The values of the refs of a program: of a few examples, of the same with other random
+    numbers, and of the two halves."""
+
+    program: Program
+    scalars: Mapping[str, Tensor]
+    context: Context
+    whole: Sequence[Any]
+    again: Sequence[Any]
+    halves: tuple[Sequence[Any], Sequence[Any]]
+
+
+def _trial(objective: Objective, batch: TensorBatch) -> _Trial:
+    program = objective.program.evaluating()
+    few = map_tensors(_few, batch)
+    parts = program.parts(lambda x: x.detach(), lambda x: x.detach())
+    outputs, taps = _random_like(*_fake_outputs(program, parts, few))
+    device = next(x.device for tree in parts[:3] for held in tree.values() for x in held.values())
+    few = map_tensors(lambda x: x.to(device), few)
+    modules = program.start(parts, few).context
+
+    def context(part: slice) -> Context:
+        def cut(x: Tensor) -> Tensor:
+            return x[part] if x.ndim and x.shape[0] == 2 * HALF else x
+
+        values = map_tensors(cut, {**outputs, "batch": few})
+        return Context(values, map_tensors(cut, taps), modules.params, modules.modules)
+
+    def values(part: slice, seed: int = 0) -> Sequence[Any]:
+        with _drawing(seed, device):
+            return program.plan.compute(context(part), attempt=_attempt)
+
+    every = slice(None)
+    halves = values(slice(0, HALF)), values(slice(HALF, 2 * HALF))
+    return _Trial(
+        program,
+        objective.scalars(0, device),
+        context(every),
+        values(every),
+        values(every, seed=1),
+        halves,
+    )
+
+
+@contextlib.contextmanager
+def _drawing(seed: int, device: torch.device) -> Generator[None]:
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
+        torch.manual_seed(seed)
+        yield
+
+
+def _few(x: Tensor) -> Tensor:
+    """As many examples as are tried, some of them several times if there are not enough."""
+    return x[torch.arange(2 * HALF, device=x.device) % x.shape[0]] if x.ndim else x
+
+
+def _fake_outputs(program: Program, parts: Parts, batch: TensorBatch) -> tuple[Any, Any]:
+    """What the models would return, as fake tensors: nothing is computed."""
+    mode = FakeTensorMode(allow_non_fake_inputs=True)
+    with mode, torch.no_grad():
+        fake_parts = Parts(*(map_tensors(mode.from_tensor, tree) for tree in parts))
+        forward = program.context(fake_parts, map_tensors(mode.from_tensor, batch))
+    context = forward.context
+    outputs = {name: context[name] for name in program.runs}
+    return outputs, {name: context.taps[name] for name in program.runs}
+
+
+def _random_like(outputs: Any, taps: Any) -> tuple[Any, Any]:
+    """Random values of the same shapes: positive, with the sum 1 along the last axis, so that
+    they can stand for logits, hidden states and probabilities."""
+    tensors = tensors_in((outputs, taps))
+    if sum(x.numel() * 4 for x in tensors) > MOST:
+        raise ValueError("the outputs of a few examples take more than 512 MB")
+    generator = torch.Generator().manual_seed(0)
+
+    def draw(x: Tensor) -> Tensor:
+        drawn = torch.randn(x.shape, generator=generator)
+        if not x.is_floating_point():
+            return (drawn > 0).to(x.device, x.dtype)
+        return drawn.softmax(-1).to(x.device, x.dtype) if x.ndim else drawn.to(x.device, x.dtype)
+
+    return map_tensors(draw, outputs), map_tensors(draw, taps)
+
+
+def _attempt(ref: Ref, ctx: Context, below: Sequence[Any]) -> Any:
+    """A value, or None where it cannot be computed; `check` has said why."""
+    try:
+        return compute(ref, ctx, *below)
+    except Exception:
+        return None
+
+
+def _flags(trial: _Trial, leaf: Ref) -> tuple[bool, ...]:
+    """Which tensors of a value have the examples as their first axis."""
+    tensors = tensors_in(trial.whole[trial.program.plan.place[leaf]])
+    return tuple(x.ndim > 0 and x.shape[0] == 2 * HALF for x in tensors)
+
+
+def tensors_in(value: Any) -> list[Tensor]:
+    """The tensors of a value, in the order in which `map_tensors` visits them."""
+    tensors: list[Tensor] = []
+    map_tensors(tensors.append, value)
+    return tensors
+
+
+class _Tried(NamedTuple):
+    mean: Mean
+    weight: Tensor | None
+    one_value: bool
+
+
+def _relates(trial: _Trial, name: str, term: Term) -> bool:
+    tried = functools.partial(_evaluated, trial, name, term)
+    try:
+        one = tried(trial.whole)
+    except Exception:  # which `check` has reported
+        return False
+    if one.one_value:
+        return True
+    try:
+        again = tried(trial.again, seed=1)
+        halves = [tried(half) for half in trial.halves]
+    except Exception:  # a half is not enough for it
+        return True
+    if not _close(one.mean.total, again.mean.total):
+        return False  # it draws random numbers, so that nothing can be compared
+    total = halves[0].mean.merge(halves[1].mean)
+    weights = [half.weight for half in halves]
+    return not (
+        _close(one.mean.total, total.total)
+        and _close(one.mean.count, total.count)
+        and all(w is None or one.weight is None or _close(one.weight, w) for w in weights)
+    )
+
+
+def _evaluated(
+    trial: _Trial, name: str, term: Term, values: Sequence[Any], seed: int = 0
+) -> _Tried:
+    bound = BoundTerms({name: term}, trial.program.plan.place)
+    device = next((x.device for x in tensors_in(list(values))), torch.device("cpu"))
+    with _drawing(seed, device):
+        result = bound.functions[name](values, trial.scalars, None).result
+    with _drawing(seed, device):
+        evaluation = bound.evaluate(values, trial.scalars, {})
+    one_value = isinstance(result, Tensor) and result.ndim == 0
+    return _Tried(evaluation.means[name], evaluation.weights.get(name), one_value)
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    """Whether two numbers are equal up to the rounding of a sum. Where one is not finite, nothing
+    can be said."""
+    x, y = float(a), float(b)
+    if not (math.isfinite(x) and math.isfinite(y)):
+        return True
+    return abs(x - y) <= _TOLERANCE * max(abs(x), abs(y), 1e-6)
