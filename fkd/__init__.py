@@ -1,6 +1,7 @@
 """fkd: a functional, JAX-style library for knowledge distillation on PyTorch."""
 
 from . import adapters as adapters
+from . import gradients as gradients
 from . import interop as interop
 from . import loops as loops
 from . import losses as losses
@@ -61,6 +62,7 @@ __all__ = [
     "draw",
     "ema",
     "frozen",
+    "gradients",
     "interop",
     "layer_map",
     "loops",

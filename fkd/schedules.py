@@ -147,6 +147,40 @@ def _constant(value: float, step: int) -> float:
     return value
 
 
+@dataclass(frozen=True)
+class Turn:
+    """Whether it is a model's turn at a step; see `turns`."""
+
+    start: int
+    length: int
+    period: int
+
+    def __call__(self, step: int) -> bool:
+        """Whether it is."""
+        return self.start <= int(step) % self.period < self.start + self.length
+
+
+def turns(**steps: int) -> dict[str, Turn]:
+    """Models that are updated in turn, each for some steps: for `train_step(when=...)`.
+
+    Args:
+      steps: how many steps each model has before the next one's turn, in this order.
+
+    Example:
+      >>> when = turns(student=2, generator=1)
+      >>> [name for step in range(4) for name in when if when[name](step)]
+      ['student', 'student', 'generator', 'student']
+    """
+    for name, count in steps.items():
+        if count < 1:
+            raise ValueError(f"turns: {name} has {count} steps; at least 1 is expected.")
+    ends = list(itertools.accumulate(steps.values()))
+    return {
+        name: Turn(end - steps[name], steps[name], ends[-1])
+        for name, end in zip(steps, ends, strict=True)
+    }
+
+
 def _linear(start: float, end: float, steps: int, step: int) -> float:
     return start + (end - start) * _progress(step, steps)
 

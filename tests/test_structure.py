@@ -61,7 +61,7 @@ def area(module: str) -> str:
     parts = module.split(".")
     if parts[0] != "fkd":
         return parts[0]
-    areas = ("losses", "loops", "parallel", "interop", "adapters", "sources")
+    areas = ("losses", "loops", "parallel", "interop", "adapters", "sources", "gradients")
     areas += ("_catalogue", "_commands")
     if parts[1:] == ["__main__"]:
         return "_commands"
@@ -73,7 +73,8 @@ INWARD = {
     "adapters": {"adapters", "losses"},
     "core": {"core"},
     "parallel": {"parallel", "core"},
-    "loops": {"loops", "parallel", "core"},
+    "gradients": {"gradients"},
+    "loops": {"loops", "parallel", "gradients", "core"},
     "sources": {"sources", "loops", "parallel", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
     "_catalogue": {"_catalogue", "losses", "adapters"},
@@ -87,6 +88,7 @@ EVERYBODYS = {"fkd._arguments", "fkd._mean", "fkd._sparse"}
 OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
+    "gradients": {"torch"},
     "core": {"torch", "jaxtyping", "optree"},
     "parallel": {"torch", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
@@ -104,6 +106,7 @@ DOORS = {
     ("fkd", "", "interop"),  # which imports nothing before one of its names is used
     ("fkd", "", "sources"),
     ("fkd", "", "parallel"),
+    ("fkd", "", "gradients"),
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
@@ -193,7 +196,7 @@ def test_rooms_import_only_from_floors_below(area_name):
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     areas = {"__init__", "__main__", "adapters", "interop", "loops", "losses", "sources"}
-    areas |= {"_catalogue", "_commands", "parallel"}
+    areas |= {"_catalogue", "_commands", "parallel", "gradients"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

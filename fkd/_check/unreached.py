@@ -11,6 +11,7 @@ from .._errors import listing
 from .._mean import Mean, divide
 from .._objective.objective import Objective
 from .._objective.program import Parts
+from .._objective.reach import backward_passes
 from .._refs.refs import Ref, roots
 
 SHOWN = 8
@@ -25,15 +26,11 @@ def unreached(objective: Objective, parts: Parts, means: Mapping[str, Mean]) -> 
       parts: those of the dry run, whose trainable tensors require grad.
       means: of the terms.
     """
-    total = torch.stack([divide(*means[name]) for name in objective.weighted]).sum()
-    if not total.requires_grad:
+    parts_of_total = {name: divide(*means[name]) for name in objective.weighted}
+    if not any(x.requires_grad for x in parts_of_total.values()):
         yield "the loss does not depend on any trainable parameter. Is a student among the refs?"
         return
-    leaves = [(m, n, p) for m, params in parts.trainable.items() for n, p in params.items()]
-    # torch declares tensors, and gives None where there is no path.
-    grads: list[Tensor | None] = [
-        *torch.autograd.grad(total, [p for *_, p in leaves], allow_unused=True)
-    ]
+    reached = _reached(objective, parts, parts_of_total)
     # A weight that is a ref (a learned uncertainty, say) reaches parameters as well.
     through_weights = {
         name
@@ -42,9 +39,29 @@ def unreached(objective: Objective, parts: Parts, means: Mapping[str, Mean]) -> 
         for name in (roots(term.weight) or objective.models)
     }
     for model, params in parts.trainable.items():
-        lost = [n for (m, n, _), g in zip(leaves, grads, strict=True) if m == model and g is None]
+        lost = [n for n in params if (model, n) not in reached]
         if lost and model not in through_weights:
             yield _message(model, lost, list(params))
+
+
+def _reached(
+    objective: Objective, parts: Parts, parts_of_total: Mapping[str, Tensor]
+) -> set[tuple[str, str]]:
+    """The parameters on which a term depends that trains their model."""
+    reached: set[tuple[str, str]] = set()
+    for terms, models in backward_passes(objective.terms, parts.trainable):
+        ends = [parts_of_total[n] for n in terms if parts_of_total[n].requires_grad]
+        leaves = [(m, n) for m in models for n in parts.trainable[m]]
+        if not ends or not leaves:
+            continue
+        inputs = [parts.trainable[m][n] for m, n in leaves]
+        total = torch.stack(ends).sum()
+        # torch declares tensors, and gives None where there is no path.
+        grads: list[Tensor | None] = [
+            *torch.autograd.grad(total, inputs, allow_unused=True, retain_graph=True)
+        ]
+        reached |= {leaf for leaf, grad in zip(leaves, grads, strict=True) if grad is not None}
+    return reached
 
 
 def _message(model: str, lost: Sequence[str], names: Sequence[str]) -> str:

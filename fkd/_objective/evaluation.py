@@ -98,12 +98,21 @@ class BoundTerms:
           evaluation: from `evaluate`.
           counts: what each term's total is divided by, instead of this batch's own count.
         """
-        parts: list[Tensor] = []
-        for name, weight in evaluation.weights.items():
-            term_mean = evaluation.means[name]
-            count = term_mean.count if counts is None else counts[name]
-            parts.append(weight * divide(term_mean.total, count))
-        return torch.stack(parts).sum()
+        parts = contributions(evaluation.means, evaluation.weights, counts)
+        return torch.stack(list(parts.values())).sum()
+
+
+def contributions(
+    means: Mapping[str, Mean],
+    weights: Mapping[str, Tensor],
+    counts: Mapping[str, Tensor] | None = None,
+) -> dict[str, Tensor]:
+    """`[]` for each term with a weight: what it adds to the total, weight * total / count."""
+    parts: dict[str, Tensor] = {}
+    for name, weight in weights.items():
+        count = means[name].count if counts is None else counts[name]
+        parts[name] = weight * divide(means[name].total, count)
+    return parts
 
 
 class Evaluated(NamedTuple):

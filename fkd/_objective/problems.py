@@ -15,6 +15,7 @@ from .._refs.derived import Call
 from .._refs.paths import name_of
 from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, output_path, walk
 from .apply import Model, has_attention_captures, layer_drop, trainable_parameters
+from .reach import reach_problems
 from .terms import Term, moves, value_at
 
 _NUMBER = re.compile(r"(^|\.)\d+(\.|$)")
@@ -34,7 +35,8 @@ def read_problems(
     known = {name: model for name, model in models.items() if isinstance(model, Model)}
     problems: list[str] = []
     for name, term in terms.items():
-        problems += [f"term {name!r}: {p}" for p in (*_signature(term), *_knobs(term))]
+        own = (*_signature(term), *_knobs(term), *reach_problems(term, models))
+        problems += [f"term {name!r}: {p}" for p in own]
     for ref in dict.fromkeys(refs):
         where = first_reader(terms, ref)
         problems += [where + p for p in _ref(ref, models, known)]

@@ -29,6 +29,7 @@ class Term:
     weight: Knob = 1.0
     where: Ref | None = None
     state: Any = None
+    to: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
         shown = [name_of(self.loss), *map(repr, self.args)]
@@ -36,7 +37,14 @@ class Term:
         shown += [] if self.where is None else [f"where={self.where!r}"]
         if self.weight is None:
             return f"metric({', '.join(shown)})"
-        return f"term({', '.join([*shown, f'weight={show(self.weight)}'])})"
+        shown += [f"weight={show(self.weight)}"]
+        if self.to is not None:
+            shown.append(f"to={self.to!r}" if len(self.to) != 1 else f"to={self.to[0]!r}")
+        return f"term({', '.join(shown)})"
+
+    def reaches(self, model: str) -> bool:
+        """Whether the parameters of a model may have a gradient from this term."""
+        return self.weight is not None and (self.to is None or model in self.to)
 
     def _arithmetic(self, other: Any) -> NoReturn:
         raise TypeError(
@@ -71,6 +79,7 @@ def term(
     weight: Knob = 1.0,
     where: Any = None,
     state: Any = None,
+    to: str | Sequence[str] | None = None,
     **kwargs: Any,
 ) -> Term:
     """A loss with its arguments not yet filled in; written like the call of the loss itself.
@@ -87,6 +96,10 @@ def term(
         value and no gradient. A loss that takes a finer mask (one of places, of tokens) is
         given it, and its value counts where any part of it does.
       state: initial state (a pytree of tensors) of a stateful loss, passed as `state=`.
+      to: the trainable models whose parameters the term trains, a name or several; what it reads
+        of others is a constant to it, though gradients pass through them (to a generator, through
+        the student that looks at its images). None: every model that it depends on. One forward
+        pass serves all terms, and each model has one backward pass over what it needs.
       kwargs: the loss's options. Refs are filled in; functions of one argument are
         schedules; anything else is passed as it is.
 
@@ -96,6 +109,8 @@ def term(
     Example:
       >>> term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
       term(kl, student.logits, teacher.logits, temperature=4.0, weight=0.9)
+      >>> term(kl, ref("peer").logits, student.logits, to="peer")
+      term(kl, ref('peer').logits, student.logits, weight=1.0, to='peer')
     """
     args, absent = _without_none(loss, args)
     return Term(
@@ -105,6 +120,7 @@ def term(
         weight=weight,
         where=None if where is None else as_ref(where),
         state=state,
+        to=(to,) if isinstance(to, str) else None if to is None else tuple(to),
     )
 
 

@@ -144,7 +144,19 @@ class Bound(nn.Module):
         Args:
           batch: what the loader yields.
           step: the number of the update, at which schedules are evaluated.
+
+        Raises:
+          ValueError: gradients are wanted, and a term names the models that it trains (`to=`):
+            the sum of all terms has no such gradient. `backward` gives it.
         """
+        aimed = [name for name, term in self.objective.terms.items() if term.to is not None]
+        if aimed and torch.is_grad_enabled():
+            raise ValueError(
+                f"bound(batch): term {aimed[0]!r} names the models that it trains "
+                f"(to={self.objective.terms[aimed[0]].to!r}), and loss.backward() would train "
+                "all. Call bound.backward(batch, step) instead, which adds to `.grad`; or measure "
+                "under torch.no_grad()."
+            )
         loss, aux = self._run(_loss, batch, step)
         self._write(aux)
         return loss, aux

@@ -26,6 +26,7 @@ class State(NamedTuple):
       skipped: `[]`, how many updates were left out, since loss or gradient were not finite.
       step: how many batches have been used.
       seed: from which all randomness follows, with the step.
+      combine_state: what a combination of gradients remembers (`train_step(combine=...)`).
     """
 
     trainable: dict[str, dict[str, Tensor]]
@@ -36,6 +37,7 @@ class State(NamedTuple):
     skipped: Tensor
     step: int
     seed: int
+    combine_state: Any = None
 
     def __repr__(self) -> str:
         trees = {n: sizes(getattr(self, n)) for n in ("trainable", "frozen", "buffers")}

@@ -12,6 +12,7 @@ from typing import Any, TypeVar, get_type_hints
 import optree
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
@@ -24,8 +25,10 @@ from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, valida
 from .._digest import digest_of
 from .._errors import CheckpointError, DamagedError, MismatchError
 from .._state import State
-from .._step.optimizer import Updater
+from .._step.by_model import Names, label
+from .._step.combine import Combined
 from .._step.train_step import TrainStep
+from .._step.updaters import Updaters
 from .identity import facts_of, without_addresses
 
 T = TypeVar("T")
@@ -42,6 +45,7 @@ _STATE = {
     "skipped": _SCALAR,
     "step": COUNT,
     "seed": INTEGER,
+    "combine_state?": [_TENSOR],
 }
 _FIELDS = {int: COUNT, int | None: maybe(COUNT), float | None: maybe(NUMBER)}
 
@@ -58,6 +62,7 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
         "skipped": state.skipped,
         "step": state.step,
         "seed": state.seed,
+        **_only_if("combine_state", optree.tree_leaves(state.combine_state)),
     }
 
 
@@ -84,6 +89,7 @@ def from_tree(objective: Objective, state: State, tree: Any) -> State:
         skipped=tree["skipped"].to(state.skipped.device),
         step=tree["step"],
         seed=tree["seed"],
+        combine_state=_combine_state(state, tree.get("combine_state", [])),
     )
 
 
@@ -109,6 +115,14 @@ def _loss_state(state: State, stored: Mapping[str, Any]) -> dict[str, Any]:
             raise DamagedError(f"its state of the term {name!r} is not that of such a term")
         placed[name] = optree.tree_unflatten(structure, [_on(x, device) for x in values])
     return placed
+
+
+def _combine_state(state: State, stored: list[Tensor]) -> Any:
+    leaves, structure = optree.tree_flatten(state.combine_state)
+    if len(leaves) != len(stored):
+        raise DamagedError("its state of combined gradients is not that of such a combination")
+    placed = [x.to(fresh.device) for x, fresh in zip(stored, leaves, strict=True)]
+    return optree.tree_unflatten(structure, placed)
 
 
 def record_from(kind: Callable[..., T], tree: Any, what: str) -> T:
@@ -139,8 +153,52 @@ def nonfinite_in(tree: Any) -> list[str]:
 def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     """A description of objective and optimizer; runs with different ones do not mix."""
     objective = step.objective
-    optimizer = Updater(step.make_optimizer, state.trainable, {}).optimizer
-    names = {id(p): f"{m}.{n}" for m, params in state.trainable.items() for n, p in params.items()}
+    names = {id(p): f"{m}.{n}" for m, held in state.trainable.items() for n, p in held.items()}
+    made = Updaters(step.choices.optimizers, state.trainable, {}).optimizers
+    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in made.items()}
+    return {
+        "terms": {name: _term(term) for name, term in objective.terms.items()},
+        "models": {name: _described(objective, state, name) for name in objective.models},
+        "optimizer": optimizers[label(step.choices.models)]
+        if list(made) == [step.choices.models]
+        else optimizers,
+        "step": {
+            "accumulate": step.accumulate,
+            "autocast": str(step.autocast),
+            "clip": _by_models(step.choices.clips, step.choices.models),
+            "lr": _by_models(
+                {n: _words(_shown(f), f) for n, f in step.choices.rates.items()},
+                step.choices.models,
+            ),
+            **_only_if(
+                "when", {label(n): _words(_shown(f), f) for n, f in step.choices.when.items()}
+            ),
+            **_only_if("combine", step.combined and _combination(step.combined)),
+        },
+    }
+
+
+def _by_models(chosen: Mapping[Names, Any], models: Names) -> Any:
+    """The value for all models; by their names, where it is one of some."""
+    if list(chosen) == [models]:
+        return chosen[models]
+    return {label(names): value for names, value in chosen.items()} or None
+
+
+def _only_if(name: str, value: Any) -> dict[str, Any]:
+    """A field that runs without it do not have, as those of earlier versions."""
+    return {name: value} if value else {}
+
+
+def _combination(combined: Combined) -> dict[str, Any]:
+    what = combined.combination
+    return {
+        "what": _words(_shown(what), what),
+        "groups": {group: list(names) for group, names in combined.groups.items()},
+    }
+
+
+def _optimizer_words(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
     groups = [
         {
             **{k: _shown(v) for k, v in g.items() if k not in ("params", "param_names")},
@@ -148,17 +206,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
         }
         for g in optimizer.param_groups
     ]
-    return {
-        "terms": {name: _term(term) for name, term in objective.terms.items()},
-        "models": {name: _described(objective, state, name) for name in objective.models},
-        "optimizer": {"class": type(optimizer).__name__, "groups": groups},
-        "step": {
-            "accumulate": step.accumulate,
-            "autocast": str(step.autocast),
-            "clip": step.clip,
-            "lr": None if step.lr is None else _words(_shown(step.lr), step.lr),
-        },
-    }
+    return {"class": type(optimizer).__name__, "groups": groups}
 
 
 def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:

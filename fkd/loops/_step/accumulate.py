@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -24,6 +25,7 @@ def accumulated(
     scalars: Scalars,
     batches: Sequence[TensorBatch | Share],
     seed: int,
+    combine_state: Any,
     *,
     keep: Callable[[Gradients], Gradients],
     host: bool,
@@ -36,6 +38,7 @@ def accumulated(
       scalars: the moving knobs.
       batches: the parts of a batch.
       seed: from which the randomness of every part follows.
+      combine_state: what a combination of gradients remembers.
       keep: what makes tensors safe from the next call of a graph.
       host: whether Python's and NumPy's generators are seeded, too.
     """
@@ -46,9 +49,8 @@ def accumulated(
         with seeded(part_seed, device, host=host):
             counted = graphs.counts(parts, scalars, batch)
         counts = {n: c + counts[n] if n in counts else c.clone() for n, c in counted.items()}
-    zeros = [torch.zeros_like(p) for params in parts.trainable.values() for p in params.values()]
     loss = torch.zeros((), device=device)
-    so_far = Gradients(zeros, loss, {}, {}, parts.buffers, parts.loss_state)
+    so_far = Gradients(graphs.zeros(parts), loss, {}, {}, parts.buffers, parts.loss_state)
     for batch, part_seed in zip(batches, seeds, strict=True):
         buffers = {**parts.buffers, **so_far.buffers}
         now = Parts(parts.trainable, parts.frozen, buffers, so_far.loss_state)
@@ -56,8 +58,8 @@ def accumulated(
             new = graphs.part(so_far.grads, now, scalars, batch, counts)
         so_far = _merged(so_far, keep(new))
     if graphs.over is None:
-        return graphs.finish(so_far, parts)
-    return graphs.finish(so_far, parts, graphs.share_of(batches, loss), counts)
+        return graphs.finish(so_far, parts, combine_state)
+    return graphs.finish(so_far, parts, combine_state, graphs.share_of(batches, loss), counts)
 
 
 def _merged(so_far: Gradients, new: Gradients) -> Gradients:

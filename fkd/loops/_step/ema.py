@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -14,7 +14,11 @@ from .._state import State
 
 @torch.no_grad()
 def follow(
-    models: Mapping[str, Model], state: State, scalars: Mapping[str, Tensor], finite: Tensor
+    models: Mapping[str, Model],
+    state: State,
+    scalars: Mapping[str, Tensor],
+    finite: Tensor,
+    updated: Sequence[str],
 ) -> None:
     """Move the EMA models of a state in place, unless the update was left out.
 
@@ -23,10 +27,12 @@ def follow(
       state: after the update.
       scalars: the moving knobs, decays among them.
       finite: `[]`, whether the update was done.
+      updated: the trainable models that this step updates; a model that follows another one
+        stands still with it.
     """
     done = finite.to(torch.get_default_dtype())
     for name, model in models.items():
-        if model.kind != "ema":
+        if model.kind != "ema" or model.of not in updated:
             continue
         # 1 - decay, and 0 where the update was left out: nothing here is sent to the device.
         share = done - done * scalars.get(f"{name}/decay", model.decay)

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from fkd._mean import Mean
+from fkd._objective.evaluation import contributions
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
+from fkd._objective.reach import Backward, backward_passes
 from fkd._trees import map_tensors
 from fkd._types import Params, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
@@ -23,7 +25,8 @@ class Gradients(NamedTuple):
     """What the differentiated function gives for one (part of a) batch.
 
     Attributes:
-      grads: one for each trainable tensor, in the order of the state.
+      grads: one for each trainable tensor that is updated, in the order of the state; where
+        gradients are combined, those of one group of terms after those of the other.
       loss: `[]`.
       means, weights: of the terms.
       buffers: of the trainable models; those of all others never change.
@@ -46,6 +49,7 @@ def differentiated(
     *,
     counts: Mapping[str, Tensor] | None = None,
     autocast: torch.dtype | None = None,
+    groups: Sequence[Sequence[Backward]] | None = None,
 ) -> Gradients:
     """The loss of a batch, its gradient, and what the forward pass leaves behind.
 
@@ -53,19 +57,52 @@ def differentiated(
       objective: what is differentiated; see `Objective.__call__` for the other arguments. One of
         which every rank has some examples gives what this rank adds to the gradient.
       parts: its trainable tensors require grad.
+      groups: the backward passes of each group of terms; by default one group of all terms, for
+        all trainable models.
     """
-    leaves = [p for params in parts.trainable.values() for p in params.values()]
+    if groups is None:
+        assert isinstance(objective, Objective)
+        groups = [backward_passes(objective.terms, parts.trainable)]
     with torch.enable_grad():
         call: Any = objective
         loss, aux = call(parts, batch, scalars=scalars, counts=counts, autocast=autocast)
-        grads = gradients(loss, leaves)
+        whole = [one.terms for passes in groups for one in passes] == [tuple(aux.weights)]
+        total = Total(loss, {} if whole else contributions(aux.terms, aux.weights, counts))
+        grads = [grad for passes in groups for grad in of_group(total, passes, parts.trainable)]
     means, weights, buffers, loss_state = map_tensors(torch.detach, tuple(aux))
     kinds = {name: model.kind for name, model in objective.models.items()}
     moved = {name: buffers[name] for name in parts.buffers if kinds[name] == "trainable"}
     return Gradients(grads, loss.detach(), means, weights, moved, loss_state)
 
 
-def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
+class Total(NamedTuple):
+    """A loss, and what each term adds to it (where some passes begin at a part of the terms)."""
+
+    loss: Tensor
+    shares: dict[str, Tensor]
+
+
+def of_group(total: Total, passes: Sequence[Backward], trainable: Params) -> list[Tensor]:
+    """The gradient of a group of terms by the models of its passes, in the order of the state."""
+    by_model: dict[str, list[Tensor]] = {}
+    for terms, models in passes:
+        leaves = [p for model in models for p in trainable[model].values()]
+        # Graphs are kept for other passes; the last reference to the loss frees them.
+        found = iter(gradients(_end(total, terms), leaves, keep=bool(total.shares)))
+        for model in models:
+            by_model[model] = [next(found) for _ in trainable[model]]
+    return [grad for model in trainable if model in by_model for grad in by_model[model]]
+
+
+def _end(total: Total, terms: Sequence[str]) -> Tensor:
+    """Where a backward pass begins: the sum of what its terms add to the loss."""
+    if not total.shares:
+        return total.loss
+    shares = [total.shares[name] for name in terms]
+    return torch.stack(shares).sum() if shares else total.loss.detach()
+
+
+def gradients(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) -> list[Tensor]:
     """The derivative of a loss by each leaf; zeros where it does not depend on it.
 
     Not torch.func.grad, which inside torch.compile (torch 2.11 to 2.13) differentiates the
@@ -75,12 +112,20 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor]) -> list[Tensor]:
     Args:
       loss: `[]`.
       leaves: tensors that require grad.
+      keep: whether the graph is used again.
     """
-    if not loss.requires_grad:
+    if not loss.requires_grad or not leaves:
         return [torch.zeros_like(x) for x in leaves]
     # torch declares tensors, and gives None where there is no path.
-    grads: list[Tensor | None] = [*torch.autograd.grad(loss, leaves, allow_unused=True)]
+    grads: list[Tensor | None] = [
+        *torch.autograd.grad(loss, leaves, allow_unused=True, retain_graph=keep)
+    ]
     return [torch.zeros_like(x) if g is None else g for x, g in zip(leaves, grads, strict=True)]
+
+
+def by_names(grads: Iterator[Tensor], trainable: Params) -> dict[str, dict[str, Tensor]]:
+    """The next gradients as a tree like the parameters."""
+    return {m: {name: next(grads) for name in held} for m, held in trainable.items()}
 
 
 def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[str, Tensor]:
@@ -88,7 +133,7 @@ def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[
 
     Args:
       grads: in the order of the state.
-      trainable: of the state.
+      trainable: of the state, those models that are updated.
       wide: finite up to 1e38, as clipping needs it. Otherwise infinite where a square is
         (from 1.8e19 on), which an optimizer could not compute either.
     """

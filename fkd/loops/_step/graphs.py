@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple, TypeAlias, cast
+from typing import Any, NamedTuple, TypeAlias
 
 import optree
 import torch
@@ -13,10 +13,13 @@ from fkd._mean import Mean
 from fkd._objective.apply import modules_of, not_traceable
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
-from fkd._types import Scalars, TensorBatch
+from fkd._objective.reach import backward_passes
+from fkd._types import Params, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 
 from .._compile import compiled, refuse_to_compile
+from .by_model import Names
+from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm
 
 Metrics: TypeAlias = dict[str, Tensor]
@@ -27,14 +30,17 @@ class Computed(NamedTuple):
     """What the forward and backward passes of a step give.
 
     Attributes:
-      gradients: clipped; buffers and loss state are the old ones if anything is not finite.
+      gradients: combined and clipped; buffers and loss state are the old ones if anything is not
+        finite.
       measured: metrics.
       finite: `[]`, whether loss, gradient, and all that the batch leaves behind are.
+      combine_state: what a combination of gradients remembers.
     """
 
     gradients: Gradients
     measured: Metrics
     finite: Tensor
+    combine_state: Any
 
 
 class Graphs:
@@ -44,7 +50,9 @@ class Graphs:
       objective: what is differentiated.
       options: for `torch.compile`; None does not compile.
       autocast: dtype in which models run their matrix products.
-      clip: greatest norm of the gradient.
+      clips: greatest norm of the gradient of some models together, by their names.
+      models: those that are updated; the gradient by the others is not computed.
+      combined: what makes one gradient of those of the terms; None adds them up.
       over: the objective on the examples of one rank, where several divide each batch.
     """
 
@@ -54,13 +62,19 @@ class Graphs:
         options: Mapping[str, Any] | None,
         *,
         autocast: torch.dtype | None,
-        clip: float | None,
+        clips: Mapping[Names, float],
+        models: Names,
+        combined: Combined | None = None,
         over: OverRanks | None = None,
     ) -> None:
         self.objective: Objective | OverRanks = objective if over is None else over
         self.over = over
         self.autocast = autocast
-        self.clip = clip
+        self.clips = {names: clip for names, clip in clips.items() if set(names) & set(models)}
+        self.models = models
+        self.combined = combined
+        one_group = [backward_passes(objective.terms, models)]
+        self.passes = combined.passes(objective, models) if combined is not None else one_group
         modules = modules_of(objective.models)
         refuse_to_compile(not_traceable(objective.models), options)
         self.whole = compiled(self._whole, options, modules)
@@ -68,10 +82,12 @@ class Graphs:
         self.counts = compiled(self._counts, options, modules)
         self.finish = compiled(self._finish, options, modules)
 
-    def _whole(self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share) -> Computed:
+    def _whole(
+        self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share, combine_state: Any
+    ) -> Computed:
         """Everything, for a batch in one part."""
         new = self._differentiated(parts, scalars, batch, None)
-        return self._finish(new, parts, self.share_of([batch], new.loss))
+        return self._finish(new, parts, combine_state, self.share_of([batch], new.loss))
 
     def _part(
         self,
@@ -84,6 +100,15 @@ class Graphs:
         """The gradients of a part of a batch, added to those of the parts before it."""
         new = self._differentiated(parts, scalars, batch, counts)
         return Gradients([a + b for a, b in zip(sums, new.grads, strict=True)], *new[1:])
+
+    def zeros(self, parts: Parts) -> list[Tensor]:
+        """The gradients before the first part of a batch."""
+        updated = self._updated(parts)
+        one = [torch.zeros_like(p) for params in updated.values() for p in params.values()]
+        return one + [torch.zeros_like(x) for _ in self.passes[1:] for x in one]
+
+    def _updated(self, parts: Parts) -> Params:
+        return {m: parts.trainable[m] for m in parts.trainable if m in self.models}
 
     def _counts(
         self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share
@@ -102,48 +127,72 @@ class Graphs:
         counts: Mapping[str, Tensor] | None,
     ) -> Gradients:
         return differentiated(
-            self.objective, parts, scalars, batch, counts=counts, autocast=self.autocast
+            self.objective,
+            parts,
+            scalars,
+            batch,
+            counts=counts,
+            autocast=self.autocast,
+            groups=self.passes,
         )
 
     def _finish(
         self,
         new: Gradients,
         parts: Parts,
+        combine_state: Any,
         share: Tensor | None = None,
         counts: Mapping[str, Tensor] | None = None,
     ) -> Computed:
-        """Sum over the ranks, clip, and keep the old buffers and loss state if anything is not
-        finite. What is summed has the same bits on all ranks, and so has all that follows.
+        """Sum over the ranks, combine, clip, and keep what the batch leaves behind if everything
+        is finite. What is summed has the same bits on all ranks, and so has all that follows.
 
         Args:
+          combine_state: what a combination of gradients remembers.
           share: `[]`, which part of the examples of the batch this rank has.
           counts: of the terms, over all parts and ranks; None: the means have them already.
         """
         if self.over is not None:
             assert share is not None
             new = _summed(self.over, new, parts, share, counts)
-        norms = norms_of(new.grads, parts.trainable, wide=self.clip is not None)
+        grads, remembered, more = new.grads, combine_state, {}
+        if self.combined is not None:
+            grads, remembered, more = self.combined(new, self._updated(parts), combine_state)
+        norms = norms_of(grads, self._updated(parts), wide=bool(self.clips))
         total = total_norm(norms)
-        left: Any = {name: parts.buffers[name] for name in new.buffers}, parts.loss_state
-        finite = torch.isfinite(total) & torch.isfinite(new.loss)
-        finite = finite & _still_finite((new.buffers, new.loss_state), left)
-        grads = new.grads
-        if self.clip is not None:
-            factor = (self.clip / (total + 1e-6)).clamp(max=1.0)
-            grads = [g * factor for g in grads]
+        buffers: Any = {name: parts.buffers[name] for name in new.buffers}
+        left: Any = buffers, parts.loss_state, combine_state
+        now: Any = new.buffers, new.loss_state, remembered
+        finite = torch.isfinite(total) & torch.isfinite(new.loss) & _still_finite(now, left)
+        grads = self._clipped(grads, norms, parts)
         measured = {
             "loss/total": new.loss,
             **{f"loss/{name}": mean.value for name, mean in new.means.items()},
             **{f"grad_norm/{name}": norm for name, norm in norms.items()},
             "grad_norm/total": total,
             "finite": finite.to(total.dtype),
+            **more,
         }
-        kept: Any = optree.tree_map(
-            lambda a, b: torch.where(finite, a, b), cast(Any, (new.buffers, new.loss_state)), left
-        )
+        kept: Any = optree.tree_map(lambda a, b: torch.where(finite, a, b), now, left)
         # Not by _replace, whose class torch 2.11 cannot name when it compiles.
         clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
-        return Computed(clipped, measured, finite)
+        return Computed(clipped, measured, finite, kept[2])
+
+    def _clipped(
+        self, grads: Sequence[Tensor], norms: Mapping[str, Tensor], parts: Parts
+    ) -> list[Tensor]:
+        """The gradients, those of models that are clipped together times one factor."""
+        factors: dict[str, Tensor] = {}
+        for names, clip in self.clips.items():
+            among = {name: norms[name] for name in names if name in norms}
+            factor = (clip / (total_norm(among) + 1e-6)).clamp(max=1.0)
+            factors.update(dict.fromkeys(among, factor))
+        rest = iter(grads)
+        return [
+            next(rest) * factors[model] if model in factors else next(rest)
+            for model, params in self._updated(parts).items()
+            for _ in params
+        ]
 
     def share_of(self, batches: Sequence[Any], like: Tensor) -> Tensor | None:
         """`[]`, which part of the examples of some shares this rank has."""

@@ -8,7 +8,8 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fkd._objective.program import Parts
 
 from .._state import State
-from .optimizer import MakeOptimizer, Updater
+from .optimizer import MakeOptimizer
+from .updaters import Optimizers, Updaters
 
 
 class Handles:
@@ -17,17 +18,17 @@ class Handles:
     Attributes:
       leaves: the trainable tensors as tensors that require grad and share their memory. Made
         here and not in the graph, since torch 2.11 cannot trace `requires_grad_`.
-      updater: the optimizer.
+      updater: the optimizers.
       marked: whether the tensors are known to captured graphs as staying where they are.
     """
 
-    def __init__(self, make_optimizer: MakeOptimizer, state: State) -> None:
+    def __init__(self, make_optimizer: MakeOptimizer | Optimizers, state: State) -> None:
         self._tensors = _tensors_of(state)
         self.leaves = {
             model: {name: p.detach().requires_grad_() for name, p in params.items()}
             for model, params in state.trainable.items()
         }
-        self.updater = Updater(make_optimizer, state.trainable, state.optimizer)
+        self.updater = Updaters(make_optimizer, state.trainable, state.optimizer)
         self.marked = False
 
     def parts(self, state: State) -> Parts:
@@ -51,7 +52,7 @@ class HandlesByState:
     state is known again, and with it the handles go.
     """
 
-    def __init__(self, make_optimizer: MakeOptimizer) -> None:
+    def __init__(self, make_optimizer: MakeOptimizer | Optimizers) -> None:
         self._make_optimizer = make_optimizer
         self._by_state: WeakIdKeyDictionary = WeakIdKeyDictionary()
 

@@ -120,9 +120,9 @@ class Updater:
         self.tree = {name: live[p] for name, p in self.named.items() if p in live}
 
     @torch.no_grad()
-    def update(self, grads: Sequence[Tensor], finite: Tensor, lr_factor: float) -> None:
+    def update(self, grads: Sequence[Tensor | None], finite: Tensor, lr_factor: float) -> None:
         """One step of the optimizer, left out where `finite` is False; the host never waits
-        for a device to know."""
+        for a device to know. A parameter whose gradient is None stays as it is."""
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * lr_factor
         for p, grad in zip(self.named.values(), grads, strict=True):

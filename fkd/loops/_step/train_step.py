@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Hashable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -15,7 +14,7 @@ from fkd._check.check import check
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Batch, Scalars, TensorBatch
-from fkd.parallel._objective import Share
+from fkd.parallel._objective import OverRanks, Share
 
 from .._compile import Shapes, captures_graphs, options_of
 from .._data.batch import normalised, signature, split
@@ -24,6 +23,8 @@ from .._data.shares import moved, share_signature, shares_of
 from .._random import fold_in, seeded
 from .._state import State, device_of
 from .accumulate import accumulated
+from .by_model import ByModel, Choices, Names, Schedule, When, choices_of
+from .combine import Combine, Combined
 from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_static
 from .ema import follow
 from .gradient import Gradients
@@ -46,34 +47,35 @@ class TrainStep:
       objective: what is minimised.
       options: for `torch.compile`; None: not compiled.
       autocast: dtype in which models run their matrix products, or None.
+      choices: optimizers, clips, learning rates and turns, by the models for which they hold.
+      combined: what makes one gradient of those of the terms, or None.
       together: the ranks that divide each batch, or None.
     """
 
     def __init__(
         self,
         objective: Objective,
-        optimizer: MakeOptimizer,
         *,
         compile: bool | Mapping[str, Any],
         accumulate: int,
         precision: Precision,
-        clip: float | None,
-        lr: Callable[[int], float] | None,
+        choices: Choices,
+        combine: Combine | None,
         mesh: DeviceMesh | None,
     ) -> None:
         self.objective = objective
-        self.make_optimizer = optimizer
+        self.choices = choices
         self.accumulate = accumulate
         self.autocast = torch.bfloat16 if precision == "bf16" else None
-        self.clip = clip
-        self.lr = lr
+        self.combined = None if combine is None else Combined(objective, combine)
         self.options = options_of(compile)
         self._captures = captures_graphs(self.options)
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
-        self._graphs = Graphs(objective, self.options, autocast=self.autocast, clip=clip)
         self.together = None if mesh is None or mesh.size() == 1 else Together(mesh)
-        self._handles = HandlesByState(optimizer)
+        self._over: OverRanks | None = None
+        self._graphs = {choices.models: self._graphs_of(choices.models)}
+        self._handles = HandlesByState(choices.optimizers)
         self._shapes = Shapes()
 
     def init(
@@ -94,6 +96,8 @@ class TrainStep:
         state = initial(
             self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
         )
+        if self.combined is not None:
+            state = state._replace(combine_state=self.combined.init(state.trainable))
         return state if self.together is None else self.together.agreed(state)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
@@ -112,7 +116,7 @@ class TrainStep:
         """What this process needs of a batch, on the device: all of it, or its examples."""
         if self.together is None:
             return move(batch)
-        if self._graphs.over is None:
+        if self._over is None:
             self._agree(batch, self.together)
         return moved(shares_of(batch, self.together.ranks, parts=self.accumulate), move)
 
@@ -120,7 +124,8 @@ class TrainStep:
         """The same for what `own` gives, as in `fit`."""
         device = device_of(state.trainable)
         scalars = self.objective.scalars(state.step, device)
-        factor = self._factor(state)
+        factors = self.choices.factors(state.step)
+        updated = self.choices.updated(state.step)
         handles = self._handles.of(state)
         replayed = self._is_replayed(device)
         if replayed:
@@ -130,20 +135,25 @@ class TrainStep:
             seed = fold_in(seed, self.together.ranks.rank)  # each drops out other activations
         first = functools.partial(self._first, batch)
         draws = seeded(seed, device, host=self._host)
-        shape = self._shape(batch)
+        shape = self._shape(batch), updated
         with self._shapes.new(shape, first=first), draws, torch.no_grad():
-            computed = self._computed(handles.parts(state), scalars, batch, seed, replayed)
-        gradients, measured, finite = computed
-        handles.updater.update(gradients.grads, finite, factor)
+            parts, remembered = handles.parts(state), state.combine_state
+            computed = self._computed(updated, parts, scalars, batch, seed, remembered, replayed)
+        gradients, measured, finite, combine_state = computed
+        handles.updater.update(gradients.grads, finite, factors, updated)
         copy_into(state.buffers, gradients.buffers)
-        follow(self.objective.models, state, scalars, finite)
+        follow(self.objective.models, state, scalars, finite, updated)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
         loss_state = gradients.loss_state
         if replayed:  # the next call of a captured graph writes into the same memory
             measured = copied_scalars(measured)
             loss_state = copied_into(state.loss_state, loss_state)
+            combine_state = copied_into(state.combine_state, combine_state)
         state = state._replace(
-            optimizer=handles.updater.tree, loss_state=loss_state, step=state.step + 1
+            optimizer=handles.updater.tree,
+            loss_state=loss_state,
+            step=state.step + 1,
+            combine_state=combine_state,
         )
         return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
 
@@ -159,21 +169,43 @@ class TrainStep:
     def _agree(self, batch: TensorBatch, together: Together) -> None:
         """The same over ranks, before the first batch is divided."""
         check(self.objective, batch)
-        over = together.objective(self.objective, batch)
-        self._graphs = Graphs(
-            self.objective, self.options, autocast=self.autocast, clip=self.clip, over=over
-        )
+        self._over = together.objective(self.objective, batch)
+        self._graphs = {}
 
     def _computed(
-        self, parts: Parts, scalars: Scalars, batch: Any, seed: int, replayed: bool
+        self,
+        updated: Names,
+        parts: Parts,
+        scalars: Scalars,
+        batch: Any,
+        seed: int,
+        combine_state: Any,
+        replayed: bool,
     ) -> Computed:
+        if updated not in self._graphs:
+            self._graphs[updated] = self._graphs_of(updated)
+        graphs = self._graphs[updated]
         batches: Any = batch
         if self.together is None:
             batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
         if self.accumulate == 1:
-            return self._graphs.whole(parts, scalars, batches[0])
+            return graphs.whole(parts, scalars, batches[0], combine_state)
         keep = copied if replayed else _same
-        return accumulated(self._graphs, parts, scalars, batches, seed, keep=keep, host=self._host)
+        return accumulated(
+            graphs, parts, scalars, batches, seed, combine_state, keep=keep, host=self._host
+        )
+
+    def _graphs_of(self, updated: Names) -> Graphs:
+        """What a step computes in which these models are updated."""
+        return Graphs(
+            self.objective,
+            self.options,
+            autocast=self.autocast,
+            clips=self.choices.clips,
+            models=updated,
+            combined=self.combined,
+            over=self._over,
+        )
 
     @property
     def compilations(self) -> int:
@@ -187,21 +219,11 @@ class TrainStep:
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rate of each parameter group at the next step."""
-        base, factor = self._handles.of(state).updater.base_lr, self._factor(state)
-        return {f"lr/{i}": float(lr) * factor for i, lr in enumerate(base)}
+        return self._handles.of(state).updater.rates(self.choices.factors(state.step))
 
     def _is_replayed(self, device: torch.device) -> bool:
         """Whether the graphs are replayed, each time into the same memory."""
         return self._captures and device.type == "cuda"
-
-    def _factor(self, state: State) -> float:
-        factor = 1.0 if self.lr is None else float(self.lr(state.step))
-        if not math.isfinite(factor):
-            raise ValueError(
-                f"train_step: lr gives {factor} at step {state.step}; a finite factor on the "
-                "learning rate is expected. Nothing was updated."
-            )
-        return factor
 
     def _mark_static(self, handles: Handles, state: State) -> None:
         """Tell captured graphs which tensors stay at their addresses."""
@@ -234,13 +256,15 @@ def _same(x: Gradients) -> Gradients:
 
 def train_step(
     objective: Objective,
-    optimizer: MakeOptimizer,
+    optimizer: MakeOptimizer | ByModel[MakeOptimizer],
     *,
     compile: bool | Mapping[str, Any] = True,
     accumulate: int = 1,
     precision: Precision = "fp32",
-    clip: float | None = None,
-    lr: Callable[[int], float] | None = None,
+    clip: float | ByModel[float] | None = None,
+    lr: Schedule | ByModel[Schedule] | None = None,
+    when: ByModel[When] | None = None,
+    combine: Combine | None = None,
     mesh: DeviceMesh | None = None,
 ) -> TrainStep:
     """A training step: `state = step.init(seed)`, then `state, metrics = step(state, batch)`.
@@ -259,7 +283,8 @@ def train_step(
       objective: what to minimise.
       optimizer: named parameters -> optimizer, as in
         `lambda params: torch.optim.AdamW(params, lr=1e-4)`. For groups (no decay on biases and
-        norms, other rates for adapters) see `param_groups`.
+        norms, other rates for adapters) see `param_groups`. Models with optimizers of their own:
+        `{"student": make_one, ("generator", "noise"): make_other}`, every trainable model once.
       compile: True, False, or options for `torch.compile`. `{"mode": "reduce-overhead"}` and
         `{"mode": "max-autotune"}` capture CUDA graphs, whose outputs the step copies where they
         live on; an optimizer of your own must not keep the gradients that it is given.
@@ -269,34 +294,34 @@ def train_step(
         Counting is a second, forward-only pass; compiled, it costs only what the counts need.
       precision: `"fp32"`, or `"bf16"`: models under autocast, teachers' matrices held in
         bfloat16; parameters, losses and updates stay in float32.
-      clip: greatest norm of the gradient over all models; None does not clip.
-      lr: schedule of a factor on the optimizer's learning rates, `step -> float`.
+      clip: greatest norm of the gradient over all models; None does not clip. By model:
+        `{"student": 1.0}` clips that model's gradient alone.
+      lr: schedule of a factor on the optimizer's learning rates, `step -> float`; by the same
+        models as the optimizers, where these are several.
+      when: `{model: step -> bool}`, the steps at which a model is updated; the others are updated
+        at every step. What a resting model computes is still read by others, and its own gradient
+        is not computed. A generator that is updated once for five times of its student:
+        `when=fkd.schedules.turns(student=5, generator=1)`.
+      combine: what the optimizer receives, from the gradients of the terms: `fkd.gradients.dot`,
+        `pcgrad`, `grad_norm`, `min_norm`, or a function of your own. None: their sum.
       mesh: the processes that train together (`torch.distributed.device_mesh`, under `torchrun`).
         Each is given the whole batch, as a single one would be, and computes its own examples.
         Value, gradient, metrics, batch statistics and losses that relate the examples of a batch
         are those of the whole batch. See `fkd.parallel`.
 
     Raises:
-      ValueError: an option is out of range.
+      ValueError: an option is out of range, or names what is not a trainable model.
     """
     if accumulate < 1:
         raise ValueError(f"train_step: accumulate is {accumulate}; at least 1 is expected.")
     if precision not in ("fp32", "bf16"):
         raise ValueError(f"train_step: precision is {precision!r}; 'fp32' or 'bf16' is expected.")
-    if clip is not None and not clip > 0:
-        raise ValueError(f"train_step: clip is {clip}; a positive norm or None is expected.")
-    if not callable(optimizer):
-        raise TypeError(
-            f"train_step: optimizer is a {type(optimizer).__name__}; a function of the parameters "
-            "is expected: lambda params: torch.optim.AdamW(params, lr=1e-4)."
-        )
     return TrainStep(
         objective,
-        optimizer,
         compile=compile,
         accumulate=accumulate,
         precision=precision,
-        clip=clip,
-        lr=lr,
+        choices=choices_of(objective, optimizer, clip=clip, lr=lr, when=when or {}),
+        combine=combine,
         mesh=mesh,
     )

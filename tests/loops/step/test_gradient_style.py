@@ -63,9 +63,9 @@ def step_gradients(objective: Objective, data: Any, options: Any) -> list[Tensor
     step = train_step(objective, adamw, compile=False)
     state = step.init()
     parts = step._handles.of(state).parts(state)
-    whole = compiled(step._graphs._whole, options)
+    whole = compiled(step._graphs[step.choices.models]._whole, options)
     with torch.no_grad():
-        found = whole(parts, objective.scalars(0), data)
+        found = whole(parts, objective.scalars(0), data, None)
     return found.gradients.grads
 
 

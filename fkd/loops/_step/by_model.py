@@ -1,0 +1,207 @@
+"""Options that may differ from model to model: `{"student": ..., ("generator", "noise"): ...}`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias, TypeVar
+
+from fkd._errors import listing, nearest
+from fkd._objective.apply import trainable_parameters
+from fkd._objective.objective import Objective
+
+from .optimizer import MakeOptimizer
+
+T = TypeVar("T")
+
+Schedule: TypeAlias = Callable[[int], float]
+"""`step -> factor`."""
+
+When: TypeAlias = Callable[[int], bool]
+"""`step -> whether a model is updated`."""
+
+Names: TypeAlias = tuple[str, ...]
+"""The models for which one option holds."""
+
+ByModel: TypeAlias = Mapping[str | Names, T]
+"""An option by model; a tuple of names has one option in common."""
+
+
+def by_models(
+    option: str, given: ByModel[T], trainable: Sequence[str], *, all_of_them: bool = False
+) -> dict[Names, T]:
+    """An option by the models for which it holds.
+
+    Args:
+      option: its name, for messages.
+      given: by the name of a model, or by a tuple of names.
+      trainable: the models that there are.
+      all_of_them: each has to be named.
+
+    Raises:
+      ValueError: a name is unknown or given twice, or a model is missing.
+    """
+    chosen = {(k,) if isinstance(k, str) else tuple(k): value for k, value in given.items()}
+    named = [name for names in chosen for name in names]
+    for name in named:
+        if name not in trainable:
+            raise ValueError(
+                f"train_step: {option} names {name!r}, which is not a trainable model. "
+                f"{nearest(str(name), trainable)}Trainable models: {listing(trainable)}."
+            )
+        if named.count(name) > 1:
+            raise ValueError(
+                f"train_step: {option} names {name!r} twice; each model is expected once."
+            )
+    missing = [name for name in trainable if name not in named]
+    if all_of_them and missing:
+        raise ValueError(
+            f"train_step: {option} names no {listing(map(repr, missing))}. Every trainable model "
+            f"is expected; several may share one: {{{tuple(trainable)!r}: ...}}."
+        )
+    return chosen
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What may differ from model to model.
+
+    Attributes:
+      models: those that are trained, in the order of a state.
+      optimizers, clips, rates, when: see `train_step`.
+    """
+
+    models: Names
+    optimizers: Mapping[Names, MakeOptimizer]
+    clips: Mapping[Names, float]
+    rates: Mapping[Names, Schedule]
+    when: Mapping[Names, When]
+
+    def updated(self, step: int) -> Names:
+        """The models that are updated at a step.
+
+        Raises:
+          ValueError: none is.
+        """
+        if not self.when:
+            return self.models
+        resting = {n for names, when in self.when.items() if not when(step) for n in names}
+        updated = tuple(name for name in self.models if name not in resting)
+        if not updated:
+            raise ValueError(f"train_step: at step {step} no model is updated, as `when` has it.")
+        return updated
+
+    def factors(self, step: int) -> dict[Names, float]:
+        """On the learning rate of each optimizer.
+
+        Raises:
+          ValueError: one is not finite.
+        """
+        factors = dict.fromkeys(self.optimizers, 1.0)
+        for names, schedule in self.rates.items():
+            factors[names] = factor = float(schedule(step))
+            if not math.isfinite(factor):
+                raise ValueError(
+                    f"train_step: lr gives {factor} at step {step}; a finite factor on the "
+                    "learning rate is expected. Nothing was updated."
+                )
+        return factors
+
+
+def choices_of(
+    objective: Objective,
+    optimizer: MakeOptimizer | ByModel[MakeOptimizer],
+    *,
+    clip: float | ByModel[float] | None,
+    lr: Schedule | ByModel[Schedule] | None,
+    when: ByModel[When],
+) -> Choices:
+    """The options of `train_step`, by the models for which they hold.
+
+    Raises:
+      ValueError: a name is unknown, given twice, or missing; a number is out of range.
+      TypeError: an optimizer is no function.
+    """
+    models = trainable_models(objective)
+    optimizers = optimizers_of(optimizer, models)
+    return Choices(
+        models=models,
+        optimizers=optimizers,
+        clips=clips_of(clip, models),
+        rates=rates_of(lr, optimizers, models),
+        when=by_models("when", when, models),
+    )
+
+
+def trainable_models(objective: Objective) -> Names:
+    """The models of an objective that have something to train, in the order of a state."""
+    return tuple(
+        name
+        for name, model in objective.models.items()
+        if model.kind == "trainable" and trainable_parameters(model)
+    )
+
+
+def optimizers_of(
+    given: MakeOptimizer | ByModel[MakeOptimizer], trainable: Names
+) -> dict[Names, MakeOptimizer]:
+    """What makes an optimizer, by the models that it updates.
+
+    Raises:
+      ValueError: a name is unknown, given twice, or missing.
+      TypeError: what is given cannot be called.
+    """
+    if isinstance(given, Mapping):
+        makers = by_models("optimizer", given, trainable, all_of_them=True)
+    else:
+        makers = {trainable: given}
+    for names, maker in makers.items():
+        if not callable(maker):
+            whose = f" of {label(names)!r}" if isinstance(given, Mapping) else ""
+            raise TypeError(
+                f"train_step: optimizer{whose} is a {type(maker).__name__}; a function of the "
+                "parameters is expected: lambda params: torch.optim.AdamW(params, lr=1e-4)."
+            )
+    return makers
+
+
+def clips_of(given: float | ByModel[float] | None, trainable: Names) -> dict[Names, float]:
+    """The greatest norms of gradients, by the models that are clipped together."""
+    clips = by_models("clip", given, trainable) if isinstance(given, Mapping) else {}
+    if given is not None and not isinstance(given, Mapping):
+        clips[trainable] = given
+    for clip in clips.values():
+        if not clip > 0:
+            raise ValueError(f"train_step: clip is {clip}; a positive norm or None is expected.")
+    return clips
+
+
+def rates_of(
+    given: Schedule | ByModel[Schedule] | None, optimizers: Mapping[Names, Any], trainable: Names
+) -> dict[Names, Schedule]:
+    """The schedules of learning rates, by the models of an optimizer.
+
+    Raises:
+      ValueError: a schedule is for models that no single optimizer updates alone.
+    """
+    if given is None:
+        return {}
+    if not isinstance(given, Mapping):
+        return dict.fromkeys(optimizers, given)
+    rates: dict[Names, Schedule] = {}
+    for names, schedule in by_models("lr", given, trainable).items():
+        owner = next((key for key in optimizers if set(key) == set(names)), None)
+        if owner is None:
+            raise ValueError(
+                f"train_step: lr names {label(names)!r}, and these have no optimizer of their own. "
+                f"Optimizers: {listing(map(label, optimizers))}. Give them one: "
+                "optimizer={'student': ..., ...}."
+            )
+        rates[owner] = schedule
+    return rates
+
+
+def label(names: Names) -> str:
+    """Models that share an option, in logs."""
+    return "+".join(names)
