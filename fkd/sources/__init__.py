@@ -19,6 +19,8 @@ from ._frontier import frontier as frontier
 from ._kept import Kept as Kept
 from ._kept import open as open
 from ._live import live as live
+from ._routed import Routed as Routed
+from ._routed import routed as routed
 from ._served import Served as Served
 from ._served import served as served
 from ._server import Server as Server
@@ -33,6 +35,7 @@ __all__ = [
     "Exact",
     "Kept",
     "MissError",
+    "Routed",
     "SampledDistribution",
     "Served",
     "ServedError",
@@ -48,6 +51,7 @@ __all__ = [
     "frontier",
     "live",
     "open",
+    "routed",
     "sampled",
     "serve",
     "served",
