@@ -31,6 +31,8 @@ FORMAT, VERSION = "fkd served", 1
 ABOUT, VALUES = "/fkd/about", "/fkd/values"
 _LOG = logging.getLogger("fkd")
 _PIECE = 1 << 20
+_QUEUE = 5.0
+"""Seconds that a request waits for a place."""
 _OURS = (ValueError, TypeError, LookupError, AttributeError)
 """What a teacher raises for a batch that does not fit it, and would raise again."""
 
@@ -154,7 +156,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         """The values for a batch."""
         if not self._admitted():
             return
-        if not self.ours.places.acquire(blocking=False):
+        if not self.ours.places.acquire(timeout=_QUEUE):  # the body waits on its way meanwhile
             return self._say(503, "Too many requests at once.", {"Retry-After": "1"})
         try:
             raw = self._body()
