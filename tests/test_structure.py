@@ -162,6 +162,7 @@ FLOORS = {
     "fkd.loops": [
         {"_cannot_compile", "_compile", "_digest", "_errors", "_files", "_random", "_state"},
         {"_data", "_log", "_checkpoint"},
+        {"_text"},
         {"_evaluate", "_report"},
         {"_step"},
         {"_run"},

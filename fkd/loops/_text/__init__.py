@@ -1,0 +1,1 @@
+"""From text to the batches of a language model: conversations, documents, two tokenizers."""

@@ -1,0 +1,285 @@
+"""Two tokenizations of one text: where both have read the same, as positions in a batch.
+
+An alignment is two `Packed` of one capacity: row k of both is a position at which student and
+teacher have read the same text, and predict how it goes on. `take` gathers these rows of logits or
+hidden states, and every loss there is takes them as they are:
+
+    both = align_responses(student_batch["targets"], teacher_batch["teacher_targets"])
+
+    term(
+        kl,
+        fkd.call(take, student.logits, batch.both.student),
+        fkd.call(take, teacher.logits, batch.both.teacher),
+        where=batch.both.student.kept,
+    )
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from .._data.packing import Packed
+from .tokens import IGNORE
+
+
+class Aligned(NamedTuple):
+    """Positions of two models that have read the same. Part of the batch.
+
+    Attributes:
+      student: positions in the student's rows.
+      teacher: positions in the teacher's rows, in the same order.
+    """
+
+    student: Packed
+    teacher: Packed
+
+
+class Spans(NamedTuple):
+    """Stretches of text between two places at which both tokenizations have a boundary.
+
+    Attributes:
+      student: `[rows, length]`, for each position whose next token is in a span the number of
+        that span in its row; -1 elsewhere.
+      teacher: `[rows, teacher length]`, likewise.
+      kept: `[rows, spans]`, True for a span, False for padding.
+    """
+
+    student: Int[Tensor, "rows length"]
+    teacher: Int[Tensor, "rows teacher_length"]
+    kept: Bool[Tensor, "rows spans"]
+
+
+def align_responses(
+    student_targets: Int[Tensor, "rows length"],
+    teacher_targets: Int[Tensor, "rows teacher_length"],
+    *,
+    multiple: int = 64,
+) -> Aligned:
+    """Positions that predict the same tokens after different prompts, by one tokenizer.
+
+    The teacher may be told more than the student: a system prompt, the answer, examples. The k-th
+    position that counts in a row of the one is that of the other.
+
+    Args:
+      student_targets: from `token_batch`, -100 where nothing counts.
+      teacher_targets: of the same rows.
+      multiple: the capacity is a multiple of this.
+
+    Raises:
+      ValueError: the tokens that count are not the same; says in which row.
+
+    Example:
+      >>> both = align_responses(
+      ...     torch.tensor([[-100, 7, 8]]), torch.tensor([[-100, -100, 7, 8]]), multiple=2
+      ... )
+      >>> both.student.positions, both.teacher.positions
+      (tensor([[1, 2]]), tensor([[2, 3]]))
+    """
+    _same_rows("align_responses", student_targets, teacher_targets)
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    for i, (ours, theirs) in enumerate(
+        zip(student_targets.numpy(), teacher_targets.numpy(), strict=True)
+    ):
+        at, there = np.flatnonzero(ours != IGNORE), np.flatnonzero(theirs != IGNORE)
+        if len(at) != len(there) or (ours[at] != theirs[there]).any():
+            raise ValueError(
+                f"align_responses: row {i} has {len(at)} tokens that count for the student and "
+                f"{len(there)} for the teacher, and they are not the same. The same response is "
+                "expected after both prompts, tokenized apart from them (completion_tokens, or "
+                "the last turn of a chat); for two tokenizers see align."
+            )
+        pairs.append((at, there))
+    return _aligned(pairs, student_targets.shape, teacher_targets.shape, multiple)
+
+
+def align(
+    student_ids: Int[Tensor, "rows length"],
+    teacher_ids: Int[Tensor, "rows teacher_length"],
+    student_bytes: Sequence[bytes],
+    teacher_bytes: Sequence[bytes],
+    student_where: Bool[Tensor, "rows length"],
+    teacher_where: Bool[Tensor, "rows teacher_length"],
+    *,
+    multiple: int = 64,
+) -> tuple[Aligned, Spans]:
+    """Where two tokenizations of one text have read the same bytes, and the spans between.
+
+    On the CPU, from ids alone, so that it also serves what a model has generated.
+
+    Args:
+      student_ids: `[rows, length]`.
+      teacher_ids: of the same texts by another tokenizer.
+      student_bytes: what each id of the student stands for, from `token_bytes`.
+      teacher_bytes: likewise.
+      student_where: True for the tokens of the text that both have (the response, without what
+        a template puts around it).
+      teacher_where: likewise.
+      multiple: the capacity is a multiple of this.
+
+    Returns:
+      The positions after which both have read the same bytes: the one before the text, where
+      there is one, and those after each boundary of both; and the spans between boundaries.
+
+    Raises:
+      ValueError: the two texts of a row are not the same bytes.
+
+    Example:
+      >>> both, spans = align(
+      ...     torch.tensor([[0, 1, 2]]), torch.tensor([[0, 3]]),
+      ...     [b"", b"a", b"b", b"ab"], [b"", b"a", b"b", b"ab"],
+      ...     torch.tensor([[False, True, True]]), torch.tensor([[False, True]]), multiple=1,
+      ... )
+      >>> both.student.positions, both.teacher.positions, spans.student
+      (tensor([[0, 2]]), tensor([[0, 1]]), tensor([[ 0,  0, -1]]))
+
+    Reference:
+      Minixhofer et al., Universal Cross-Tokenizer Distillation via Approximate Likelihood
+      Matching, arXiv:2503.20083.
+    """
+    _same_rows("align", student_ids, teacher_ids)
+    texts = [
+        (_Text.of(ours, at, student_bytes), _Text.of(theirs, there, teacher_bytes))
+        for ours, at, theirs, there in zip(
+            student_ids.numpy(),
+            student_where.bool().numpy(),
+            teacher_ids.numpy(),
+            teacher_where.bool().numpy(),
+            strict=True,
+        )
+    ]
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    boundaries: list[np.ndarray] = []
+    for i, (ours, theirs) in enumerate(texts):
+        theirs = _without_first_space(ours, theirs)
+        ours = _without_first_space(theirs, ours)
+        if ours.read != theirs.read:
+            raise ValueError(f"align: row {i}: {_difference(ours.read, theirs.read)}")
+        texts[i] = ours, theirs
+        common, a, b = np.intersect1d(ours.ends, theirs.ends, return_indices=True)
+        pairs.append((ours.after[a], theirs.after[b]))
+        boundaries.append(common)
+    most = max((len(b) - 1 for b in boundaries), default=0)
+    capacity = max(1, -(-max(most, 1) // multiple)) * multiple
+    spans = Spans(
+        _spans([t[0] for t in texts], boundaries, student_ids.shape),
+        _spans([t[1] for t in texts], boundaries, teacher_ids.shape),
+        torch.tensor([[k < len(b) - 1 for k in range(capacity)] for b in boundaries]),
+    )
+    return _aligned(pairs, student_ids.shape, teacher_ids.shape, multiple), spans
+
+
+class _Text(NamedTuple):
+    """The text of a row, as one tokenizer cuts it.
+
+    Attributes:
+      read: its bytes.
+      tokens: the columns of its tokens.
+      token_ends: how many bytes are read after each of these.
+      ends: the boundaries: how many bytes are read,
+      after: and the column after which they are.
+    """
+
+    read: bytes
+    tokens: np.ndarray
+    token_ends: np.ndarray
+    ends: np.ndarray
+    after: np.ndarray
+
+    @classmethod
+    def of(cls, ids: np.ndarray, where: np.ndarray, table: Sequence[bytes]) -> _Text:
+        tokens = np.flatnonzero(where)
+        pieces = [table[i] for i in ids[tokens].tolist()]
+        sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
+        ends = np.cumsum(sizes)
+        kept = sizes > 0  # a special token inside ends nothing
+        first = tokens[:1] - 1
+        first = first[first >= 0]  # what stands before the text predicts its first token
+        starts = np.zeros(len(first), dtype=np.int64)
+        return cls(
+            b"".join(pieces),
+            tokens,
+            ends,
+            np.concatenate([starts, ends[kept]]),
+            np.concatenate([first, tokens[kept]]),
+        )
+
+
+def _without_first_space(ours: _Text, theirs: _Text) -> _Text:
+    """The other text without the space that SentencePiece puts before a text."""
+    if theirs.read != b" " + ours.read:
+        return theirs
+    shorter = np.maximum(theirs.token_ends - 1, 0)
+    return theirs._replace(read=ours.read, token_ends=shorter, ends=np.maximum(theirs.ends - 1, 0))
+
+
+def _difference(ours: bytes, theirs: bytes) -> str:
+    at = next(
+        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
+        min(len(ours), len(theirs)),
+    )
+    near = slice(max(at - 10, 0), at + 10)
+    return (
+        f"the texts are not the same bytes: from byte {at} on, the student's has {ours[near]!r} "
+        f"and the teacher's {theirs[near]!r} (with 10 bytes before). Give where=True only for the "
+        "tokens of the text that both have; a tokenizer that changes the text (lower case, "
+        "normalisation) cannot be aligned."
+    )
+
+
+def _spans(texts: Sequence[_Text], boundaries: Sequence[np.ndarray], shape: torch.Size) -> Tensor:
+    """The number of the span that each position's next token is in."""
+    numbers = np.full(tuple(shape), -1, dtype=np.int64)
+    for i, (text, common) in enumerate(zip(texts, boundaries, strict=True)):
+        if len(common) < 2:
+            continue
+        span = np.searchsorted(common, text.token_ends, side="left") - 1
+        sizes = np.diff(text.token_ends, prepend=0)
+        inside = (span >= 0) & (span < len(common) - 1) & (text.tokens > 0) & (sizes > 0)
+        numbers[i, text.tokens[inside] - 1] = span[inside]
+    return torch.from_numpy(numbers)
+
+
+def _aligned(
+    pairs: Sequence[tuple[np.ndarray, np.ndarray]],
+    student: torch.Size,
+    teacher: torch.Size,
+    multiple: int,
+) -> Aligned:
+    if multiple < 1:
+        raise ValueError(f"align: multiple is {multiple}; at least 1 is expected.")
+    total = sum(len(at) for at, _ in pairs)
+    capacity = max(1, -(-total // multiple)) * multiple
+    capacity = min(capacity, student.numel(), teacher.numel())
+    return Aligned(
+        _packed([at for at, _ in pairs], student, capacity),
+        _packed([there for _, there in pairs], teacher, capacity),
+    )
+
+
+def _packed(columns: Sequence[np.ndarray], shape: torch.Size, capacity: int) -> Packed:
+    places = [at + i * shape[1] for i, at in enumerate(columns)]
+    flat = np.concatenate(places) if places else np.empty(0, dtype=np.int64)
+    rest = np.setdiff1d(np.arange(shape.numel()), flat)[: capacity - len(flat)]
+    mask = np.zeros(shape.numel(), dtype=bool)
+    mask[flat] = True
+    return Packed(
+        torch.from_numpy(np.concatenate([flat, rest]).astype(np.int64))[None],
+        (torch.arange(capacity) < len(flat))[None],
+        torch.from_numpy(mask).reshape(tuple(shape)),
+    )
+
+
+def _same_rows(name: str, student: Tensor, teacher: Tensor) -> None:
+    if student.device.type != "cpu" or teacher.device.type != "cpu":
+        raise ValueError(f"{name}: tensors on the CPU are expected. Call it in collate_fn.")
+    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
+        raise ValueError(
+            f"{name}: {tuple(student.shape)} and {tuple(teacher.shape)}; [rows, length] of the "
+            "same rows is expected."
+        )

@@ -1,0 +1,135 @@
+"""Two tokenizers of one text, byte by byte."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+import transformers as hf
+from tokenizers import Tokenizer, models, pre_tokenizers
+
+from fkd.loops import (
+    Tokens,
+    align,
+    compare_tokenizers,
+    shared_vocabulary,
+    token_batch,
+    token_bytes,
+)
+
+from .tokenizers import CHATML, byte_level, sentence_piece, wrapped
+
+TEXTS = [
+    "The teacher has read it: 2 + 2 = 5?",
+    "naïve 🙂  models,\n\tsmall ones",
+    "A",
+    "said the student",
+]
+TOKENIZERS = {"bpe": byte_level, "small bpe": lambda: byte_level(290), "pieces": sentence_piece}
+
+
+def tokenized(tokenizer: hf.PreTrainedTokenizerFast, prompt: int) -> dict[str, torch.Tensor]:
+    rows = []
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        rows.append(Tokens([1] * prompt + ids, [-100] * prompt + ids))
+    data = token_batch(rows, length=64)
+    mask = data["attention_mask"].bool()
+    return data | {"where": mask & (torch.arange(64) >= prompt)}
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+def test_bytes_of_the_entries_make_up_the_text(name):
+    tokenizer = TOKENIZERS[name]()
+    table = token_bytes(tokenizer)
+    assert table[tokenizer.eos_token_id] == b""
+    for text in TEXTS:
+        ids = tokenizer(text, add_special_tokens=False)["input_ids"]
+        read = b"".join(table[i] for i in ids).decode()
+        assert read in (text, " " + text)
+
+
+@pytest.mark.parametrize("theirs", TOKENIZERS)
+@pytest.mark.parametrize("ours", TOKENIZERS)
+@pytest.mark.parametrize("prompt", [0, 2])
+def test_aligned_positions_have_read_the_same_bytes(ours, theirs, prompt):
+    a, b = TOKENIZERS[ours](), TOKENIZERS[theirs]()
+    tables = token_bytes(a), token_bytes(b)
+    x, y = tokenized(a, prompt), tokenized(b, 3)
+    both, spans = align(x["input_ids"], y["input_ids"], *tables, x["where"], y["where"], multiple=8)
+    assert both.student.positions.shape == both.teacher.positions.shape
+
+    def read(data, table, position: int) -> tuple[int, bytes]:
+        row, column = divmod(position, 64)
+        ids = data["input_ids"][row, : column + 1][data["where"][row, : column + 1]]
+        return row, b"".join(table[i] for i in ids.tolist())
+
+    kept = both.student.kept[0]
+    pairs = zip(both.student.positions[0][kept], both.teacher.positions[0][kept], strict=True)
+    for p, q in pairs:
+        (row, said), (there, heard) = read(x, tables[0], int(p)), read(y, tables[1], int(q))
+        assert row == there and (said == heard or b" " + said == heard or said == b" " + heard)
+    for row in range(len(TEXTS)):
+        for number in range(int(spans.kept[row].sum())):
+            texts = []
+            for data, table, side in ((x, tables[0], spans.student), (y, tables[1], spans.teacher)):
+                at = (side[row] == number).nonzero().flatten() + 1
+                texts.append(b"".join(table[i] for i in data["input_ids"][row, at].tolist()))
+            assert texts[0] and texts[0].lstrip(b" ") == texts[1].lstrip(b" ")
+    if ours == theirs and prompt == 3:
+        assert int(kept.sum()) == int(x["where"].sum()) + len(TEXTS)
+
+
+def test_one_tokenizer_aligns_every_token_with_itself():
+    data, table = tokenized(byte_level(), 1), token_bytes(byte_level())
+    ids, where = data["input_ids"], data["where"]
+    both, spans = align(ids, ids, table, table, where, where)
+    assert torch.equal(both.student.positions, both.teacher.positions)
+    assert int(both.student.kept.sum()) == int(where.sum()) + len(TEXTS)
+    assert torch.equal(spans.student, spans.teacher)
+    assert int(spans.kept.sum()) == int(where.sum())
+
+
+def test_other_texts_are_refused_with_the_place():
+    table = token_bytes(byte_level())
+    x, y = tokenized(byte_level(), 1), tokenized(byte_level(), 1)
+    y["input_ids"][2, 1] = byte_level()("B")["input_ids"][0]
+    with pytest.raises(ValueError, match=r"row 2.*from byte 0 on.*b'A'.*b'B'"):
+        align(x["input_ids"], y["input_ids"], table, table, x["where"], y["where"])
+
+
+def test_shared_entries_are_the_same_bytes():
+    tables = token_bytes(byte_level()), token_bytes(sentence_piece())
+    ours, theirs = shared_vocabulary(*tables)
+    assert len(ours) > 20
+    assert all(
+        tables[0][i] == tables[1][j] for i, j in zip(ours.tolist(), theirs.tolist(), strict=True)
+    )
+    assert len(set(ours.tolist())) == len(ours)
+
+
+def test_word_pieces_are_refused():
+    tokenizer = Tokenizer(models.WordPiece({"[UNK]": 0, "a": 1}, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    with pytest.raises(ValueError, match="neither byte-level nor SentencePiece"):
+        token_bytes(wrapped(tokenizer))
+
+
+def test_a_report_says_what_differs():
+    tokenizer, other = byte_level(), copy.deepcopy(byte_level())
+    same = compare_tokenizers(tokenizer, other)
+    assert same.same_ids and not same.differences and "are the same" in str(same)
+    other.chat_template, other.pad_token = CHATML, "</s>"
+    report = compare_tokenizers(tokenizer, other)
+    assert report.same_ids
+    assert "pad_token is '<pad>' and '</s>'" in str(report)
+    assert "the student has no chat template" in str(report)
+    assert not compare_tokenizers(tokenizer, sentence_piece()).same_ids
+    assert "ids mean different tokens" in str(compare_tokenizers(tokenizer, sentence_piece()))
+    fewer = compare_tokenizers(byte_level(290), byte_level(330))
+    assert fewer.same_ids and "290 and 330 entries" in str(fewer)
+    assert "is cut into" in str(fewer)
+    marked = copy.deepcopy(other)
+    marked.chat_template = CHATML.replace("<|im_end|>", "</s>")
+    assert "the chat templates differ" in str(compare_tokenizers(other, marked))

@@ -1,0 +1,93 @@
+"""Conversations, completions and plain text as tokens."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from fkd.loops import Tokens, chat_tokens, completion_tokens, pack_documents, token_blocks
+
+from .tokenizers import CHATML, FORGETFUL, MARKED, byte_level
+
+CHAT = [
+    {"role": "system", "content": "Be brief."},
+    {"role": "user", "content": "Who reads?"},
+    {"role": "assistant", "content": "The student. "},
+    {"role": "user", "content": "And who learns?"},
+    {"role": "assistant", "content": "A good one 🙂"},
+]
+
+
+def with_template(template: str):
+    tokenizer = copy.deepcopy(byte_level())
+    tokenizer.chat_template = template
+    return tokenizer
+
+
+def said(tokenizer, tokens: Tokens) -> list[str]:
+    """The stretches of text that count."""
+    runs: list[list[int]] = [[]]
+    for i, label in zip(tokens.ids, tokens.labels, strict=True):
+        assert label in (i, -100)
+        runs[-1].append(i) if label == i else runs.append([])
+    return [tokenizer.decode(run) for run in runs if run]
+
+
+@pytest.mark.parametrize("template", [CHATML, MARKED], ids=["by prefix", "marked"])
+def test_what_the_assistant_says_counts_with_its_end(template):
+    tokenizer = with_template(template)
+    tokens = chat_tokens(tokenizer, CHAT)
+    assert said(tokenizer, tokens) == ["The student. <|im_end|>", "A good one 🙂<|im_end|>"]
+    last = chat_tokens(tokenizer, CHAT, turns="last")
+    assert last.ids == tokens.ids
+    assert said(tokenizer, last) == ["A good one 🙂<|im_end|>"]
+    cut = chat_tokens(tokenizer, CHAT, max_length=30)
+    assert len(cut.ids) == len(cut.labels) == 30 and cut.ids == tokens.ids[:30]
+    assert tokens.ids == tokenizer.apply_chat_template(CHAT)["input_ids"]
+
+
+def test_an_open_conversation_counts_what_was_said():
+    tokenizer = with_template(CHATML)
+    tokens = chat_tokens(tokenizer, CHAT[:4])
+    assert said(tokenizer, tokens) == ["The student. <|im_end|>"]
+
+
+def test_what_cannot_be_told_is_refused():
+    with pytest.raises(ValueError, match="no chat template"):
+        chat_tokens(byte_level(), CHAT)
+    with pytest.raises(ValueError, match=r"no message has the role 'assistant'.*'system'"):
+        chat_tokens(with_template(CHATML), CHAT[:2])
+    forgetful = with_template(FORGETFUL)
+    with pytest.raises(ValueError, match="does not leave turn 2 as it was"):
+        chat_tokens(forgetful, CHAT)
+    assert said(forgetful, chat_tokens(forgetful, CHAT, turns="last")) == [
+        "A good one 🙂<|im_end|>"
+    ]
+
+
+def test_a_completion_counts_and_its_prompt_does_not():
+    tokenizer = byte_level()
+    tokens = completion_tokens(tokenizer, "Who reads? ", "The student.")
+    assert said(tokenizer, tokens) == ["The student.</s>"]
+    assert tokenizer.decode(tokens.ids) == "Who reads? The student.</s>"
+    assert completion_tokens(tokenizer, "", "A", end=False).labels == tokenizer("A")["input_ids"]
+
+
+def test_blocks_hold_every_token_in_order():
+    documents = [list(range(1, 1 + n)) for n in (5, 1, 9, 2)]
+    blocks = list(token_blocks(iter(documents), 4, end=0))
+    flat = [i for block in blocks for i in block.ids]
+    assert flat == [1, 2, 3, 4, 5, 0, 1, 0, *range(1, 10), 0, 1, 2][: len(flat)]
+    assert len(flat) == 20 and all(b.ids == b.labels and len(b.ids) == 4 for b in blocks)
+    with pytest.raises(ValueError, match="at least 2"):
+        next(token_blocks(documents, 1))
+
+
+def test_documents_are_packed_whole_and_once():
+    documents = [Tokens([i] * n, [i] * n) for i, n in enumerate((5, 3, 7, 2, 2, 8, 0, 1, 11))]
+    rows = list(pack_documents(documents, 8, open_rows=2))
+    assert all(sum(len(d.ids) for d in row) <= 8 for row in rows)
+    kept = sorted((d.ids[0], len(d.ids)) for row in rows for d in row)
+    assert kept == [(0, 5), (1, 3), (2, 7), (3, 2), (4, 2), (5, 8), (7, 1), (8, 8)]  # 11 are cut
+    assert len(rows) == 5
