@@ -164,8 +164,9 @@ FLOORS = {
         {"_data", "_log", "_checkpoint"},
         {"_text"},
         {"_evaluate", "_report"},
+        {"_generate"},
         {"_step"},
-        {"_run"},
+        {"_run", "language"},
     ],
     "fkd.losses": [
         {"_shared"},

@@ -1,5 +1,6 @@
 """Steps and loops: the outer shell, where state is held and files are written."""
 
+from . import language as language
 from ._checkpoint.checkpoint import load as load
 from ._checkpoint.checkpoint import load_latest as load_latest
 from ._checkpoint.checkpoint import save as save
@@ -41,26 +42,9 @@ from ._state import State as State
 from ._step.optimizer import param_groups as param_groups
 from ._step.train_step import TrainStep as TrainStep
 from ._step.train_step import train_step as train_step
-from ._text.align import Aligned as Aligned
-from ._text.align import Spans as Spans
-from ._text.align import align as align
-from ._text.align import align_responses as align_responses
-from ._text.batches import document_mask as document_mask
-from ._text.batches import fields_of as fields_of
-from ._text.batches import token_batch as token_batch
-from ._text.tokenizers import TokenizerReport as TokenizerReport
-from ._text.tokenizers import compare_tokenizers as compare_tokenizers
-from ._text.tokenizers import shared_vocabulary as shared_vocabulary
-from ._text.tokenizers import token_bytes as token_bytes
-from ._text.tokens import Tokens as Tokens
-from ._text.tokens import chat_tokens as chat_tokens
-from ._text.tokens import completion_tokens as completion_tokens
-from ._text.tokens import pack_documents as pack_documents
-from ._text.tokens import token_blocks as token_blocks
 
 __all__ = [
     "INTERRUPTED",
-    "Aligned",
     "BucketBatchSampler",
     "CheckpointError",
     "CompileError",
@@ -72,34 +56,24 @@ __all__ = [
     "NonFiniteError",
     "Packed",
     "Result",
-    "Spans",
     "State",
-    "TokenizerReport",
-    "Tokens",
     "TrainStep",
     "UnreadableError",
-    "align",
-    "align_responses",
     "best",
     "bucket_batches",
     "bucket_lengths",
-    "chat_tokens",
     "collect",
-    "compare_tokenizers",
-    "completion_tokens",
-    "document_mask",
     "evaluate",
     "export",
-    "fields_of",
     "fit",
     "fold_in",
+    "language",
     "linear_cka",
     "load",
     "load_latest",
     "lock",
     "next_tokens",
     "pack",
-    "pack_documents",
     "pad_batch",
     "padded_length",
     "param_groups",
@@ -110,10 +84,6 @@ __all__ = [
     "run",
     "save",
     "score",
-    "shared_vocabulary",
     "take",
-    "token_batch",
-    "token_blocks",
-    "token_bytes",
     "train_step",
 ]

@@ -50,7 +50,9 @@ def fit(arguments: Arguments) -> Iterator[Event]:
         teachers' values from elsewhere, mixup. It is called after a batch is drawn and before it
         is copied to the device, without gradients, with all generators seeded from the seed and
         the step; never for batches that a resumed run has behind it. So it must be a function of
-        its arguments and the generators, and must not keep the state, which the step uses up.
+        its arguments and the generators, and must not keep the state, which the step uses up; or
+        have `state_dict` and `load_state_dict`, and what it keeps is in the checkpoints. The log
+        has the seconds of both halves of a step. See `on_policy`.
       dev: batches to evaluate on.
       metrics: measured on `dev`, by name; see `evaluate`.
       evaluate_every: steps between evaluations; None: at the end of every epoch. There is one

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 import warnings
 from collections.abc import Generator, Iterator
 
@@ -164,15 +165,18 @@ def _tensors(run: Run, batch: Batch) -> TensorBatch:
     prepare, state = run.options.prepare, run.state
     if prepare is not None:
         seed = fold_in(fold_in(state.seed, state.step), _PREPARING)
+        began = time.perf_counter()
         try:
             with seeded(seed, device_of(state.trainable)), torch.no_grad():
                 batch = prepare(state, batch)
         except Exception as error:
             raise LoopError(f"{run.where}: prepare failed: {error!r}") from error
+        run.prepared.seconds += time.perf_counter() - began
     try:
         tensors = normalised(batch)
     except ValueError as error:
         raise LoopError(f"{run.where}: {error}") from error
+    run.prepared.tokens += tokens_in(tensors) if prepare is not None else 0
     if run.first is not None:
         now = signature(tensors)
         change = None if now == run.first else structure_change(run.first, now)

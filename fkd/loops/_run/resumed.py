@@ -29,6 +29,7 @@ _RUN = {
     "window": {"names": [TEXT], "rows": [_ROW]},
     "settings": Each(_ANY),
     "loader?": _ANY,
+    "prepare?": _ANY,
 }
 
 
@@ -40,6 +41,7 @@ class Resumed(NamedTuple):
       position: its place in the data, and its best evaluation.
       window: the metrics since its last log point.
       loader: what the loader said of its place; None if it could not say.
+      prepare: what `prepare` had to keep; None if nothing.
       message: where it goes on, and what a person should know about that.
     """
 
@@ -47,6 +49,7 @@ class Resumed(NamedTuple):
     position: Any
     window: Window
     loader: dict[str, Any] | None
+    prepare: dict[str, Any] | None
     message: str
 
 
@@ -95,7 +98,8 @@ def go_on(
         words.append(unusable(directory, nonfinite_in(newest.tree["state"])))
     for line in words[1 + len(newest.skipped) :]:
         _log.warning("%s: %s", directory, line)
-    return Resumed(state, place, window, newest.tree.get("loader"), "; ".join(words))
+    kept = (newest.tree.get(name) for name in ("loader", "prepare"))
+    return Resumed(state, place, window, *kept, "; ".join(words))
 
 
 def unusable(directory: Path | None, places: list[str]) -> str:

@@ -31,6 +31,7 @@ from .display import Display, open_display
 from .dry_run import try_evaluation
 from .events import Event
 from .options import Arguments, Options
+from .prepared import Prepared, restore, state_of
 from .resume import fingerprint, nonfinite_in, to_tree
 from .resumed import go_on, unusable
 from .settings import settings
@@ -78,6 +79,7 @@ class Run:
     at: Position = field(default_factory=Position)
     window: Window = field(default_factory=Window)
     throughput: Throughput = field(default_factory=lambda: Throughput(time.perf_counter()))
+    prepared: Prepared = field(default_factory=Prepared)
     compilations: int = 0
     compile_seconds: float = 0.0
     first: Signature | None = None
@@ -175,6 +177,8 @@ def log_point(run: Run) -> Iterator[Event]:
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
     values = {**fetched.values, **rates, **_speed(run, steps=len(fetched.finite), now=now)}
+    values |= run.prepared.rates(seconds=now - run.throughput.since, steps=len(fetched.finite))
+    run.prepared = Prepared()
     if run.step.compile_seconds:
         values["compile_s"] = run.step.compile_seconds
     run.throughput = Throughput(now)
@@ -262,6 +266,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
                 "window": run.window.to_tree(),
                 "settings": run.settings,
                 "loader": _place(run),
+                "prepare": state_of(run.options.prepare),
             },
             step=step,
             fingerprint=run.fingerprint,
@@ -359,6 +364,7 @@ def _resume(run: Run) -> tuple[str, str]:
         return "", ""
     run.state, run.at, run.window = resumed.state, resumed.position, resumed.window
     run.place = resumed.loader
+    restore(options.prepare, resumed.prepare)
     run.saved_at = run.state.step
     return resumed.message, ""
 

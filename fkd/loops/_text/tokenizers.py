@@ -149,7 +149,7 @@ def compare_tokenizers(student: Tokenizer, teacher: Tokenizer) -> TokenizerRepor
         found.append(
             f"{len(set(moved) | set(clash))} ids mean different tokens: {ours[first]} is "
             f"{first!r} to the student and {there!r} to the teacher. Logits cannot be compared by "
-            "id: see fkd.loops.align and shared_vocabulary."
+            "id: see fkd.loops.language.align and shared_vocabulary."
         )
     elif ours.keys() != theirs.keys():
         found.append(
@@ -187,7 +187,7 @@ def _templates(student: Tokenizer, teacher: Tokenizer) -> list[str]:
         return [f"the {missing[0]} has no chat template"]
     return [
         f"the chat templates differ: a conversation is {chats[0]!r} and {chats[1]!r}. Each model "
-        "then needs a prompt of its own: see fkd.loops.align_responses."
+        "then needs a prompt of its own: see fkd.loops.language.align_responses."
     ]
 
 

@@ -9,7 +9,7 @@ import torch
 import transformers as hf
 from tokenizers import Tokenizer, models, pre_tokenizers
 
-from fkd.loops import (
+from fkd.loops.language import (
     Tokens,
     align,
     compare_tokenizers,

@@ -10,14 +10,14 @@ import transformers as hf
 
 import fkd
 from fkd import batch, call, student, teacher, term
-from fkd.loops import (
+from fkd.loops import take
+from fkd.loops.language import (
     Tokens,
     align_responses,
     chat_tokens,
     document_mask,
     fields_of,
     pack_documents,
-    take,
     token_batch,
 )
 from fkd.losses import cross_entropy, kl
@@ -31,7 +31,11 @@ def llama(seed: int = 0, layers: int = 2) -> torch.nn.Module:
     torch.manual_seed(seed)
     sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
     config = hf.LlamaConfig(vocab_size=VOCAB, num_hidden_layers=layers, **sizes)
-    return hf.LlamaForCausalLM(config).eval()
+    model = hf.LlamaForCausalLM(config).eval()
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(5 if p.ndim > 1 else 1)  # so that words matter
+    return model
 
 
 def texts() -> list[Tokens]:

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from fkd.loops import Tokens, chat_tokens, completion_tokens, pack_documents, token_blocks
+from fkd.loops.language import Tokens, chat_tokens, completion_tokens, pack_documents, token_blocks
 
 from .tokenizers import CHATML, FORGETFUL, MARKED, byte_level
 

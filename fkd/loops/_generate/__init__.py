@@ -1,0 +1,1 @@
+"""On-policy distillation: batches that the student itself has written."""

@@ -1,0 +1,269 @@
+"""Who writes: a generator is a function `(state, prompts, seed) -> batch`.
+
+`generator` runs the `generate` of a transformers model on the state's own tensors;
+`engine_generator` hands the tensors to another engine. Any other function of this form will do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol, TypeAlias, runtime_checkable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import stateless
+
+from fkd._objective.apply import skeleton
+from fkd._objective.objective import Objective
+
+from .._data.packing import next_tokens
+from .._evaluate.score import autocast_of
+from .._random import seeded
+from .._state import State, device_of
+from .._text.tokens import IGNORE
+
+Prompts: TypeAlias = Mapping[str, Tensor]
+"""`input_ids` and `attention_mask`, `[rows, prompt]`, padded left."""
+
+Generator: TypeAlias = Callable[[State, Prompts, int], dict[str, Tensor]]
+"""`(state, prompts, seed) -> batch`, a function of its arguments alone."""
+
+
+@runtime_checkable
+class Engine(Protocol):
+    """An engine that generates with weights of its own: vLLM, SGLang, a server."""
+
+    def load(self, tensors: Mapping[str, Tensor], version: int) -> None:
+        """Take new weights, by the names of the model's checkpoint."""
+        ...
+
+    def generate(self, prompts: Sequence[Sequence[int]], seed: int) -> Sequence[Sequence[int]]:
+        """What is said after each prompt, up to the token that ends it (that one included)."""
+        ...
+
+
+def generator(
+    objective: Objective,
+    name: str = "student",
+    *,
+    new_tokens: int,
+    samples: int = 1,
+    temperature: float = 1.0,
+    top_p: float = 1.0,
+    top_k: int | None = None,
+    end: int | Sequence[int] | None = None,
+    pad: int | None = None,
+    behaviour: bool = False,
+    **options: Any,
+) -> Generator:
+    """Generation by a model of the objective, on the parameters of a state: nothing is copied.
+
+    In eval mode, without gradients. Every batch has the same shape. In a bf16 run the parameters
+    are rounded once a call, as in an engine: a copy of half the size.
+
+    Args:
+      objective: which model.
+      name: of the model, or of an EMA copy.
+      new_tokens: how many at most.
+      samples: how many for each prompt; they are rows one after the other.
+      temperature: of the draw; 0 takes the likeliest token.
+      top_p: draw from the least set of tokens that has this probability.
+      top_k: draw from so many tokens; None from all.
+      end: the token (or one of several) that ends a text; by default what the model's own
+        `generation_config` says. None where that says nothing: texts are of full length.
+      pad: what stands where there is no token; by default as the model says, else `end`.
+      behaviour: add `behaviour`, the log-probability of every target at this temperature, for
+        losses that correct for a student that has moved on. It costs one forward pass. `top_p`
+        and `top_k` are not in it.
+      options: for `generate`, such as `cache_implementation="static"`.
+
+    Returns:
+      `(state, prompts, seed) -> batch`, with the fields of `completions`.
+
+    Raises:
+      ValueError: a number out of range; a model that has no `generate`.
+    """
+    if new_tokens < 1 or samples < 1 or temperature < 0 or not 0 < top_p <= 1:
+        raise ValueError(
+            f"generator: new_tokens={new_tokens}, samples={samples}, temperature={temperature}, "
+            f"top_p={top_p}; at least 1, at least 1, at least 0, and above 0 up to 1 are expected."
+        )
+    if name not in objective.models:
+        raise ValueError(
+            f"generator: no model {name!r}. The objective has {', '.join(objective.models)}."
+        )
+    module: Any = objective.program.model(name).module
+    config: Any = getattr(module, "generation_config", None)
+    if not callable(getattr(module, "generate", None)) or config is None:
+        raise ValueError(
+            f"generator: model {name!r} is a {type(module).__name__}, which has no generate(). "
+            "Write a generator of your own: a function (state, prompts, seed) -> batch."
+        )
+    ends = _ends(config.eos_token_id if end is None else end)
+    filler = _first(pad, config.pad_token_id, *ends, 0)
+    drawn = temperature > 0
+    chosen: dict[str, Any] = dict(
+        max_new_tokens=new_tokens,
+        do_sample=drawn,
+        num_return_sequences=samples,
+        eos_token_id=ends or None,
+        pad_token_id=filler,
+    )
+    if drawn:
+        chosen |= dict(temperature=temperature, top_p=top_p, top_k=top_k or 0)
+    settings = type(config)(**{**chosen, "bos_token_id": config.bos_token_id, **options})
+    copied: Any = skeleton(module, training=False)
+
+    def write(state: State, prompts: Prompts, seed: int) -> dict[str, Tensor]:
+        device = device_of(state.trainable)
+        ids, mask = (prompts[n].to(device) for n in ("input_ids", "attention_mask"))
+        tensors = _tensors(state, name, autocast_of(objective, state))
+        swap = stateless._reparametrize_module(copied, tensors, tie_weights=True)  # pyright: ignore[reportPrivateUsage]
+        with seeded(seed, device), torch.no_grad(), swap:
+            said = copied.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
+            batch = completions(
+                said[:, ids.shape[1] :],
+                {"input_ids": _each(ids, samples), "attention_mask": _each(mask, samples)},
+                new_tokens=new_tokens,
+                end=ends,
+                pad=filler,
+            )
+            if behaviour:
+                batch["behaviour"] = _log_probs(copied, batch, temperature if drawn else 1.0)
+        return batch
+
+    return write
+
+
+def engine_generator(
+    engine: Engine,
+    name: str = "student",
+    *,
+    new_tokens: int,
+    samples: int = 1,
+    end: int | Sequence[int] | None = None,
+    pad: int = 0,
+    every: int = 1,
+) -> Generator:
+    """Generation by another engine, which gets the weights of the state before it writes.
+
+    For vLLM in one process, `load` is `model.load_weights(tensors.items())` and a reset of the
+    prefix cache; for a server, its way of updating weights. With adapters, `load` merges them, or
+    sends them under a name for each version.
+
+    Args:
+      engine: `load` and `generate`; see `Engine`.
+      name: of the model whose weights it gets.
+      new_tokens: how many at most; what an engine says beyond is cut.
+      samples: how many for each prompt; a prompt is given so often.
+      end: the token (or one of several) that ends a text.
+      pad: what stands where there is no token.
+      every: steps between updates of the weights. With more than 1 the texts are of an older
+        student, of at most `every - 1` steps before.
+
+    Returns:
+      `(state, prompts, seed) -> batch`, with the fields of `completions`. With `every` more than
+      1, a resumed run gives the engine the weights it has then.
+    """
+    if every < 1:
+        raise ValueError(f"engine_generator: every is {every}; at least 1 is expected.")
+    loaded: list[int] = []
+    ends = _ends(end)
+
+    def write(state: State, prompts: Prompts, seed: int) -> dict[str, Tensor]:
+        if not loaded or not 0 <= state.step - loaded[0] < every:
+            engine.load(_tensors(state, name), state.step)
+            loaded[:] = [state.step]
+        ids = _each(prompts["input_ids"].cpu(), samples)
+        mask = _each(prompts["attention_mask"].cpu(), samples)
+        texts = [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
+        said = [list(row)[:new_tokens] for row in engine.generate(texts, seed)]
+        if len(said) != len(texts):
+            raise ValueError(f"the engine gave {len(said)} texts for {len(texts)} prompts.")
+        width = max((len(row) for row in said), default=0)
+        new = torch.full((len(said), max(width, 1)), pad)
+        lengths = torch.tensor([len(row) for row in said])
+        for i, row in enumerate(said):
+            new[i, : len(row)] = torch.tensor(row, dtype=torch.long)
+        rows = {"input_ids": ids, "attention_mask": mask}
+        return completions(new, rows, new_tokens=new_tokens, end=ends, pad=pad, lengths=lengths)
+
+    return write
+
+
+def completions(
+    new: Tensor,
+    prompts: Prompts,
+    *,
+    new_tokens: int,
+    end: Sequence[int] = (),
+    pad: int = 0,
+    lengths: Tensor | None = None,
+) -> dict[str, Tensor]:
+    """Prompts and what was said after them, as a batch of one shape.
+
+    Args:
+      new: `[rows, <= new_tokens]`, what was said. After the first token that ends it, nothing
+        counts.
+      prompts: of these rows, padded left.
+      new_tokens: the width for what was said.
+      end: tokens that end a text.
+      pad: what stands where there is no token.
+      lengths: `[rows]`, how many tokens were said, where no token says so.
+
+    Returns:
+      `input_ids`, `attention_mask`, `position_ids` and `targets` (the next token, where it was
+      said by the model; -100 elsewhere), `[rows, prompt + new_tokens]`.
+
+    Example:
+      >>> prompts = {"input_ids": torch.tensor([[0, 5]]), "attention_mask": torch.tensor([[0, 1]])}
+      >>> batch = completions(torch.tensor([[7, 2, 9]]), prompts, new_tokens=4, end=[2])
+      >>> batch["input_ids"], batch["targets"]
+      (tensor([[0, 5, 7, 2, 0, 0]]), tensor([[-100,    7,    2, -100, -100, -100]]))
+    """
+    new = F.pad(new, (0, new_tokens - new.shape[1]), value=pad)
+    ended = torch.isin(new, torch.tensor(list(end), dtype=new.dtype, device=new.device))
+    said = (ended.long().cumsum(-1) - ended.long()) == 0
+    if lengths is not None:
+        said = said & (torch.arange(new_tokens) < lengths[:, None])
+    given = prompts["attention_mask"].long()
+    mask = torch.cat([given, said.long()], dim=1)
+    ids = torch.cat([prompts["input_ids"], new], dim=1)
+    counts = torch.cat([torch.zeros_like(given), said.long()], dim=1).bool()
+    return {
+        "input_ids": ids.masked_fill(mask == 0, pad),
+        "attention_mask": mask,
+        "position_ids": (mask.cumsum(-1) - 1).clamp(min=0),
+        "targets": next_tokens(ids.masked_fill(~counts, IGNORE)),
+    }
+
+
+def _tensors(state: State, name: str, form: torch.dtype | None = None) -> dict[str, Tensor]:
+    """The tensors of a model; its parameters in another dtype, if one is given. For many tokens
+    one copy is cheaper than autocast, which rounds every weight again for each of them."""
+    tensors = {**state.frozen.get(name, {}), **state.trainable.get(name, {})}
+    if form is not None:
+        tensors = {n: x.to(form) if x.is_floating_point() else x for n, x in tensors.items()}
+    return {n: x.detach() for n, x in {**tensors, **state.buffers.get(name, {})}.items()}
+
+
+def _log_probs(model: nn.Module, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
+    names = ("input_ids", "attention_mask", "position_ids")
+    output: Any = model(**{n: batch[n] for n in names}, use_cache=False)
+    targets = batch["targets"]
+    log_q = (output.logits.float() / temperature).log_softmax(-1)
+    drawn = log_q.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
+    return drawn.masked_fill(targets == IGNORE, 0.0)
+
+
+def _each(x: Tensor, samples: int) -> Tensor:
+    return x.repeat_interleave(samples, dim=0)
+
+
+def _ends(end: int | Sequence[int] | None) -> list[int]:
+    return [] if end is None else [end] if isinstance(end, int) else list(end)
+
+
+def _first(*values: int | None) -> int:
+    return next(v for v in values if v is not None)

@@ -1,0 +1,139 @@
+"""`fit(prepare=on_policy(...))`: batches that are partly the student's own."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .._random import fold_in
+from .._state import State
+from .._text.tokens import IGNORE, Tokens
+from .generator import Generator, completions
+
+
+class OnPolicy:
+    """See `on_policy`, which makes it. Its texts that are used again are part of checkpoints."""
+
+    def __init__(
+        self, generator: Generator, prompt: int, share: float, updates: int, samples: int
+    ) -> None:
+        self._generator, self._prompt = generator, prompt
+        self._share, self._updates, self._samples = share, updates, samples
+        self._kept: dict[str, Any] = {}
+
+    def __call__(self, state: State, batch: Any) -> Any:
+        """The batch of a step: the student's, or that of the data."""
+        begin = state.step - state.step % self._updates
+        if self._updates > 1 and self._kept.get("begin") == begin and begin < state.step:
+            return self._kept["batch"]
+        made = self._made(state, batch)
+        if self._updates > 1:
+            self._kept = {"begin": begin, "batch": made}
+        return made
+
+    def _made(self, state: State, batch: Any) -> Any:
+        if float(torch.rand(())) >= self._share:
+            if self._samples == 1:
+                return batch
+            return {n: x.repeat_interleave(self._samples, 0) for n, x in batch.items()}
+        prompts = {n: batch[n][:, : self._prompt] for n in ("input_ids", "attention_mask")}
+        made = self._generator(state, prompts, fold_in(state.seed, state.step))
+        # What is not of the text (a weight of each example, an index) stays beside it.
+        own = {"input_ids", "attention_mask", "position_ids", "targets"}
+        rest = {n: x.repeat_interleave(self._samples, 0) for n, x in batch.items() if n not in own}
+        return {**rest, **made}
+
+    def state_dict(self) -> dict[str, Any]:
+        """The texts that the next steps will use again."""
+        return dict(self._kept)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """As `state_dict` gave it."""
+        self._kept = dict(state)
+
+
+def on_policy(
+    generator: Generator,
+    *,
+    prompt: int,
+    share: float = 1.0,
+    updates: int = 1,
+    samples: int = 1,
+) -> OnPolicy:
+    """What `fit(prepare=...)` takes, so that the student learns on its own text.
+
+    A batch of the data (of `prompt_batch`) is used with probability `1 - share`, drawn from the
+    run's seed and step, so that a resumed run draws the same; else its prompts are given to the
+    generator. Texts are not written for batches that a resumed run has behind it.
+
+    Args:
+      generator: `(state, prompts, seed) -> batch`; see `generator` and `engine_generator`.
+      prompt: the width of the prompts in a batch.
+      share: lambda of GKD, in [0, 1]. With `samples` (or `behaviour`) both kinds of batches must
+        have the same fields and shapes.
+      updates: steps on one batch of texts, which are then up to `updates - 1` steps old; the
+        batches of the data that come meanwhile are left out. The texts are kept in checkpoints.
+      samples: as the generator has it.
+
+    Raises:
+      ValueError: a number out of range.
+
+    Reference:
+      Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated
+      Mistakes, arXiv:2306.13649.
+    """
+    if prompt < 1 or updates < 1 or samples < 1 or not 0 <= share <= 1:
+        raise ValueError(
+            f"on_policy: prompt={prompt}, updates={updates}, samples={samples}, share={share}; "
+            "numbers of at least 1, and a share from 0 to 1, are expected."
+        )
+    return OnPolicy(generator, prompt, share, updates, samples)
+
+
+def prompt_batch(
+    rows: Sequence[Tokens], *, prompt: int, new_tokens: int, pad: int = 0
+) -> dict[str, Tensor]:
+    """Texts as a batch whose prompts end at one column: padded left, their completions right.
+
+    Of a text (of `chat_tokens(turns="last")` or `completion_tokens`) the prompt is all that stands
+    before the first token that counts. It has the shape of the batches of a generator, so that
+    the two can be mixed.
+
+    Args:
+      rows: the texts.
+      prompt: width of the prompts; longer ones are cut on the left.
+      new_tokens: width of the completions; longer ones are cut on the right.
+      pad: what stands where there is no token.
+
+    Returns:
+      See `completions`.
+
+    Raises:
+      ValueError: a text without a prompt.
+
+    Example:
+      >>> batch = prompt_batch([Tokens([5, 6, 7], [-100, 6, 7])], prompt=2, new_tokens=3)
+      >>> batch["input_ids"], batch["targets"]
+      (tensor([[0, 5, 6, 7, 0]]), tensor([[-100,    6,    7, -100, -100]]))
+    """
+    ids = torch.full((len(rows), prompt), pad)
+    mask = torch.zeros(len(rows), prompt, dtype=torch.long)
+    new = torch.full((len(rows), new_tokens), pad)
+    lengths = torch.zeros(len(rows), dtype=torch.long)
+    for i, row in enumerate(rows):
+        first = next((k for k, x in enumerate(row.labels) if x != IGNORE), len(row.ids))
+        before, after = row.ids[:first][-prompt:], row.ids[first:][:new_tokens]
+        if not before:
+            raise ValueError(
+                f"prompt_batch: text {i} has no token before the first one that counts; a prompt "
+                "is expected (completion_tokens, chat_tokens)."
+            )
+        ids[i, prompt - len(before) :] = torch.tensor(before)
+        mask[i, prompt - len(before) :] = 1
+        new[i, : len(after)] = torch.tensor(after, dtype=torch.long)
+        lengths[i] = len(after)
+    prompts: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
+    return completions(new, prompts, new_tokens=new_tokens, pad=pad, lengths=lengths)

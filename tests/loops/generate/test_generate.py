@@ -1,0 +1,232 @@
+"""Batches that the student writes: on the state's own tensors, and exactly resumed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers as hf
+from torch import nn
+
+import fkd
+from fkd import batch, call, student, teacher, term
+from fkd.loops import export, fit, run, train_step
+from fkd.loops.language import (
+    Engine,
+    Tokens,
+    completions,
+    engine_generator,
+    generator,
+    on_policy,
+    prompt_batch,
+)
+from fkd.losses import jsd
+
+VOCAB, PROMPT, NEW, END = 40, 5, 6, 2
+
+
+def llama(seed: int, layers: int = 1) -> nn.Module:
+    torch.manual_seed(seed)
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, pad_token_id=0)
+    sizes |= dict(vocab_size=VOCAB, num_hidden_layers=layers)
+    config = hf.LlamaConfig(eos_token_id=END, tie_word_embeddings=True, **sizes)
+    model = hf.LlamaForCausalLM(config)
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(5 if p.ndim > 1 else 1)
+    return model
+
+
+def objective_of(small: nn.Module) -> fkd.Objective:
+    counts = call(torch.ne, batch.targets, -100)
+    return fkd.Objective(
+        {"gkd": term(jsd, student.logits, teacher.logits, where=counts)},
+        student=fkd.trainable(small),
+        teacher=fkd.frozen(llama(9, 2)),
+    )
+
+
+def step_of(objective: fkd.Objective, **options):
+    make = lambda params: torch.optim.AdamW(params, lr=1e-2)
+    return train_step(objective, make, **{"compile": False, **options})
+
+
+def data(count: int = 1, rows: int = 3) -> list[dict[str, torch.Tensor]]:
+    g = torch.Generator().manual_seed(0)
+
+    def text(n: int) -> Tokens:
+        ids = torch.randint(3, VOCAB, (n + 3,), generator=g).tolist()
+        return Tokens(ids, [-100] * n + ids[n:])
+
+    return [
+        prompt_batch([text(2 + i) for i in range(rows)], prompt=PROMPT, new_tokens=NEW)
+        for _ in range(count)
+    ]
+
+
+def prompts() -> dict[str, torch.Tensor]:
+    return {n: data()[0][n][:, :PROMPT] for n in ("input_ids", "attention_mask")}
+
+
+@pytest.mark.parametrize("options", [{}, {"cache_implementation": "static"}], ids=["", "static"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_the_state_writes_what_the_exported_model_writes(options, precision):
+    objective = objective_of(llama(0))
+    step = step_of(objective, precision=precision)
+    state, _ = step(step.init(), data()[0])
+    write = generator(objective, new_tokens=NEW, temperature=0, **options)
+    before = {n: x.clone() for n, x in state.trainable["student"].items()}
+    batch = write(state, prompts(), 0)
+    assert all(torch.equal(x, before[n]) for n, x in state.trainable["student"].items())
+    model = export(objective, state, "student")
+    if precision == "bf16":
+        for p in model.parameters():
+            p.data = p.data.bfloat16()
+    want = model.generate(**prompts(), max_new_tokens=NEW, do_sample=False)
+    said = batch["targets"][:, PROMPT - 1 : -1]
+    for row, text in zip(said, want[:, PROMPT:], strict=True):
+        kept = row[row != -100]
+        assert torch.equal(kept, text[: len(kept)])
+        assert len(kept) == NEW or kept[-1] == END
+    assert {tuple(x.shape) for x in batch.values()} == {(3, PROMPT + NEW)}
+
+
+def test_samples_follow_the_seed_and_their_own_probabilities():
+    objective = objective_of(llama(0))
+    state = step_of(objective).init()
+    write = generator(objective, new_tokens=2, samples=400, temperature=0.7, behaviour=True, end=[])
+    one = {n: x[:1] for n, x in prompts().items()}
+    batch = write(state, one, 5)
+    assert torch.equal(batch["input_ids"], write(state, one, 5)["input_ids"])
+    assert not torch.equal(batch["input_ids"], write(state, one, 6)["input_ids"])
+    assert batch["input_ids"].shape == (400, PROMPT + 2)
+    first, log_q = batch["targets"][:, PROMPT - 1], batch["behaviour"][:, PROMPT - 1]
+    for token in first.unique():
+        p = log_q[first == token]
+        assert p.std(unbiased=False) < 1e-5
+        share = float((first == token).float().mean())
+        assert abs(share - float(p[0].exp())) < 5 * (0.25 / 400) ** 0.5
+    assert torch.equal(batch["behaviour"] != 0, batch["targets"] != -100)
+    nucleus = generator(objective, new_tokens=2, samples=50, top_p=1e-6, end=[])
+    greedy = generator(objective, new_tokens=2, temperature=0, end=[])
+    assert torch.equal(
+        nucleus(state, one, 0)["input_ids"].unique(dim=0), greedy(state, one, 0)["input_ids"]
+    )
+
+
+def test_nothing_counts_after_the_end():
+    said = torch.tensor([[7, END, 9], [END, 1, 1], [7, 7, 7]])
+    made = completions(said, prompts(), new_tokens=4, end=[END, 30])
+    assert made["attention_mask"][:, PROMPT:].tolist() == [[1, 1, 0, 0], [1, 0, 0, 0], [1, 1, 1, 1]]
+    assert made["targets"][:, PROMPT - 1 :].tolist() == [
+        [7, END, -100, -100, -100],
+        [END, -100, -100, -100, -100],
+        [7, 7, 7, 0, -100],
+    ]
+    lengths = torch.tensor([3, 1, 2])
+    made = completions(torch.tensor([[7] * 3] * 3), prompts(), new_tokens=3, lengths=lengths)
+    assert made["attention_mask"][:, PROMPT:].sum(-1).tolist() == [3, 1, 2]
+    positions = made["position_ids"][0]
+    assert positions[made["attention_mask"][0] == 1].tolist() == list(range(5))
+
+
+@pytest.mark.parametrize("updates", [1, 3])
+def test_a_resumed_run_writes_the_same_and_nothing_twice(tmp_path, updates):
+    calls: list[int] = []
+
+    def go(steps: int, folder):
+        objective = objective_of(llama(0))
+        write = generator(objective, new_tokens=NEW)
+
+        def counting(state, given, seed):
+            calls.append(state.step)
+            return write(state, given, seed)
+
+        step = step_of(objective)
+        prepare = on_policy(counting, prompt=PROMPT, share=0.5, updates=updates)
+        options = dict(prepare=prepare, progress=False, checkpoint_dir=folder, log_every=1)
+        events = list(fit(step, step.init(1), data(3), steps=steps, **options))
+        return events
+
+    whole = go(7, tmp_path / "a")[-1].state
+    at_once, calls[:] = list(calls), []
+    go(4, tmp_path / "b")
+    events = go(7, tmp_path / "b")
+    for name, x in whole.trainable["student"].items():
+        assert torch.equal(events[-1].state.trainable["student"][name], x)
+    assert calls == at_once  # and not one more
+    assert len(at_once) == len({*at_once}) < 7
+    logged = [e.values for e in events if e.kind == "log"]
+    assert all(v["prepare_s"] > 0 and v["update_s"] > 0 for v in logged)
+    assert all(v["prepare_tokens_per_s"] > 0 for v in logged)
+
+
+def test_a_share_of_nothing_is_the_data():
+    def never(*_):
+        raise AssertionError
+
+    step = step_of(objective_of(llama(0)))
+    plain = run(step, step.init(), data(2), epochs=2, progress=False)
+    prepare = on_policy(never, prompt=PROMPT, share=0.0)
+    mixed = run(step, step.init(), data(2), epochs=2, progress=False, prepare=prepare)
+    for name, x in plain.state.trainable["student"].items():
+        assert torch.equal(mixed.state.trainable["student"][name], x)
+
+
+class Echo:
+    """An engine that repeats the prompt, and remembers what it was given."""
+
+    def __init__(self) -> None:
+        self.versions: list[int] = []
+        self.asked: list[list[int]] = []
+
+    def load(self, tensors, version: int) -> None:
+        self.versions.append(version)
+        self.weights = {n: x.clone() for n, x in tensors.items()}
+
+    def generate(self, prompts, seed: int):
+        self.asked = [list(p) for p in prompts]
+        return [[*p, END] for p in prompts]
+
+
+def test_another_engine_stands_behind_the_same_interface():
+    engine = Echo()
+    assert isinstance(engine, Engine)
+    write = engine_generator(engine, new_tokens=NEW, samples=2, end=END, every=2)
+    objective = objective_of(llama(0))
+    step = step_of(objective)
+    prepare = on_policy(write, prompt=PROMPT, samples=2)
+    result = run(step, step.init(), data(4), epochs=1, prepare=prepare, progress=False)
+    assert engine.versions == [0, 2]
+    names = {n for n, _ in llama(0).named_parameters()}
+    assert names <= engine.weights.keys()
+    assert result.state.step == 4 and len(engine.asked) == 6
+    made = write(result.state, prompts(), 0)
+    assert engine.versions[-1] == 4
+    norm = result.state.trainable["student"]["model.norm.weight"]
+    assert torch.equal(engine.weights["model.norm.weight"], norm)
+    for row, prompt in zip(made["targets"], engine.asked, strict=True):
+        assert row[row != -100].tolist() == [*prompt, END][:NEW]
+
+
+def test_what_does_not_fit_is_refused():
+    objective = objective_of(llama(0))
+    for wrong in ({"new_tokens": 0}, {"top_p": 0}, {"temperature": -1}, {"samples": 0}):
+        with pytest.raises(ValueError, match="are expected"):
+            generator(objective, **{"new_tokens": 1, **wrong})
+    with pytest.raises(ValueError, match="no model 'pupil'"):
+        generator(objective, "pupil", new_tokens=1)
+    terms = {"x": term(jsd, student.logits, student.logits)}
+    plain = fkd.Objective(terms, student=fkd.trainable(nn.Linear(2, 2)))
+    with pytest.raises(ValueError, match="has no generate"):
+        generator(plain, new_tokens=1)
+    with pytest.raises(ValueError, match="share=2"):
+        on_policy(lambda *_: {}, prompt=1, share=2)
+    with pytest.raises(ValueError, match="text 0 has no token before"):
+        prompt_batch([Tokens([1], [1])], prompt=2, new_tokens=2)
+    with pytest.raises(ValueError, match="0 texts for 3 prompts"):
+
+        class Silent(Echo):
+            def generate(self, prompts, seed):
+                return []
+
+        engine_generator(Silent(), new_tokens=2)(step_of(objective).init(), prompts(), 0)
