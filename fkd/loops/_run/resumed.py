@@ -98,8 +98,8 @@ def go_on(
         words.append(unusable(directory, nonfinite_in(newest.tree["state"])))
     for line in words[1 + len(newest.skipped) :]:
         _log.warning("%s: %s", directory, line)
-    kept = (newest.tree.get(name) for name in ("loader", "prepare"))
-    return Resumed(state, place, window, *kept, "; ".join(words))
+    loader, prepare = newest.tree.get("loader"), newest.tree.get("prepare")
+    return Resumed(state, place, window, loader, prepare, "; ".join(words))
 
 
 def unusable(directory: Path | None, places: list[str]) -> str:
