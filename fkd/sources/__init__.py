@@ -19,6 +19,9 @@ from ._frontier import frontier as frontier
 from ._kept import Kept as Kept
 from ._kept import open as open
 from ._live import live as live
+from ._openai import Scored as Scored
+from ._openai import sglang as sglang
+from ._openai import vllm as vllm
 from ._routed import Routed as Routed
 from ._routed import routed as routed
 from ._served import Served as Served
@@ -37,6 +40,7 @@ __all__ = [
     "MissError",
     "Routed",
     "SampledDistribution",
+    "Scored",
     "Served",
     "ServedError",
     "Server",
@@ -55,5 +59,7 @@ __all__ = [
     "sampled",
     "serve",
     "served",
+    "sglang",
     "top_k",
+    "vllm",
 ]

@@ -147,9 +147,9 @@ def _without_draws(name: str, compute: Callable[[], Any]) -> Any:
     Raises:
       SourceError: it draws from the process's generators, which a step draws from at that time.
     """
-    before = _drawn_so_far()
+    before = drawn_so_far()
     values = compute()
-    if _drawn_so_far() != before:
+    if drawn_so_far() != before:
         raise SourceError(
             f"ahead: the source {name!r} draws random numbers, and the generators of the process "
             "are the step's while it runs beside it. Use the source as it is: "
@@ -158,7 +158,8 @@ def _without_draws(name: str, compute: Callable[[], Any]) -> Any:
     return values
 
 
-def _drawn_so_far() -> tuple[Any, ...]:
+def drawn_so_far() -> tuple[Any, ...]:
+    """The state of the process's generators of random numbers."""
     numpy: Any = np.random.get_state(legacy=False)
     state = numpy["state"]
     of_torch = torch.default_generator.get_state().numpy().tobytes()

@@ -10,11 +10,13 @@ from typing import Any
 
 import optree
 import torch
+from torch import Tensor
 
 from fkd._errors import listing
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
+from fkd._sparse import SparseDistribution
 from fkd._types import Batch
 from fkd.loops._checkpoint.schema import COUNT, JSON, TEXT, validate
 from fkd.loops._data.ahead import Pending
@@ -255,14 +257,26 @@ class Served:
                 )
 
     def _expect_finite(self, values: dict[str, Any]) -> None:
-        for key, code in enumerate(self.codes):
-            for x in optree.tree_leaves(values[f"v{key}"]):
-                if x.is_floating_point() and not bool(torch.isfinite(x).all()):
-                    wrong = int((~torch.isfinite(x)).sum())
-                    raise Failed(
-                        f"{code} has {wrong} values of {x.numel()} that are not finite. If that is "
-                        "what this teacher says: served(..., nonfinite=True)"
-                    )
+        for i, code in enumerate(self.codes):
+            for x, lowest in _leaves(values[f"v{i}"]):
+                if x.is_floating_point():
+                    wrong = int((~(torch.isfinite(x) | (x == lowest))).sum())
+                    if wrong:
+                        raise Failed(
+                            f"{code} has {wrong} values of {x.numel()} that are not finite. If "
+                            "that is what this teacher says: served(..., nonfinite=True)"
+                        )
+
+
+def _leaves(value: Any) -> list[tuple[Tensor, float]]:
+    """The tensors of a value, and a number that may stand in each though it is not finite: in a
+    sparse distribution, the logarithm of 0."""
+    whole = optree.tree_leaves(value, is_leaf=lambda x: isinstance(x, SparseDistribution))
+    return [
+        (x, -torch.inf if isinstance(part, SparseDistribution) else 0.0)
+        for part in whole
+        for x in optree.tree_leaves(part)
+    ]
 
 
 def _told(form: Signature) -> str:

@@ -19,7 +19,9 @@ import torch
 from fkd._objective.objective import Objective
 from fkd._trees import map_tensors
 from fkd.loops._data.batch import normalised
+from fkd.loops._random import seeded
 
+from ._ahead import drawn_so_far
 from ._errors import SourceError
 from ._identity import describe_model, identity, short
 from ._live import Live, Precision
@@ -49,6 +51,7 @@ class Server:
         self.about = about
         self._live, self._workers = live, Workers(1, "fkd serve")  # one batch at a time
         self._fields: dict[frozenset[str], list[str]] = {}
+        self._draws: bool | None = None  # whether the teacher draws random numbers, if known
         kind = _Sockets6 if ":" in limits.host else _Sockets
         try:
             self._sockets = kind((limits.host, limits.port), functools.partial(_Handler, self))
@@ -67,19 +70,35 @@ class Server:
         )
         self._thread.start()
 
-    def values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
-        """The values for a batch by key, and the fields that were read for them."""
-        return self._workers.submit(self._values, batch).result()
+    def values(self, batch: Any, seed: int) -> tuple[dict[str, Any], list[str]]:
+        """The values for a batch by key, and the fields that were read for them.
 
-    def _values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
+        Args:
+          batch: a dict of fields.
+          seed: of a teacher that draws random numbers: the same question has the same answer.
+        """
+        return self._workers.submit(self._values, batch, seed).result()
+
+    def _values(self, batch: Any, seed: int) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(batch, dict):
             raise Malformed("a batch is expected: a dict of fields")
         tensors: Any = normalised(batch, self._live.teacher.device)
         have = frozenset(batch)
         if have not in self._fields:
             self._fields[have] = fields_read(self._live.teacher.program, tensors)
-        values = map_tensors(lambda x: x.cpu(), self._live.values(tensors))
-        return values, self._fields[have]
+        return map_tensors(lambda x: x.cpu(), self._computed(tensors, seed)), self._fields[have]
+
+    def _computed(self, tensors: Any, seed: int) -> dict[str, Any]:
+        if self._draws is None:
+            before = drawn_so_far()
+            values = self._live.values(tensors)
+            self._draws = drawn_so_far() != before
+            if not self._draws:
+                return values
+        if not self._draws:  # the generators are left to whoever else uses them
+            return self._live.values(tensors)
+        with seeded(seed, self._live.teacher.device):
+            return self._live.values(tensors)
 
     def wait(self) -> None:
         """Serve until the process is interrupted, or the server closed."""
@@ -203,7 +222,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer_batch(self, raw: bytearray) -> None:
         question = hashlib.blake2b(raw, digest_size=16).hexdigest()
         try:
-            values, fields = self.ours.values(unpacked(raw).tree)
+            values, fields = self.ours.values(unpacked(raw).tree, int(question[:16], 16))
             told = {"name": self.ours.about["name"], "fields": fields, "question": question}
             self._answer(200, CONTENT, packed(values, told))
         except _OURS as error:

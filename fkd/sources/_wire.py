@@ -10,15 +10,16 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from fkd.loops._checkpoint.tensors import NAMES, chunks
 
 from ._errors import SourceError
-from ._identity import rebuilt, structure_of
 
 CONTENT = "application/x-fkd-safetensors"
 """The media type. No page of a browser can send it to a server without asking for leave first."""
 
 _DTYPES = {name: dtype for dtype, name in NAMES.items()}
+_SPARSE = {kind.__name__: kind for kind in (TopKDistribution, SampledDistribution)}
 _MOST_HEADER = 1 << 24
 _MOST_DEPTH = 16
 
@@ -38,7 +39,7 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     """The bytes of a message, in pieces.
 
     Args:
-      tree: tensors in nested dicts, lists and tuples, on any device.
+      tree: tensors and sparse distributions in nested dicts, lists and tuples, on any device.
       about: JSON.
 
     Raises:
@@ -46,7 +47,7 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     """
     leaves: list[Tensor] = []
     try:
-        structure = structure_of(tree, leaves)
+        structure = _structure(tree, leaves)
     except TypeError as error:
         raise SourceError(
             f"a value has a {error} in it, and tensors in dicts, lists and tuples can be sent. "
@@ -78,8 +79,7 @@ def unpacked(raw: bytearray) -> Message:
         content = json.loads(header.pop("__metadata__")["fkd"])
         about = content["about"]
         tensors = {int(name): _tensor(raw, start, x) for name, x in header.items()}
-        _expect_structure(content["structure"], tensors, set(), 0)
-        return Message(rebuilt(content["structure"], tensors), dict(about))
+        return Message(_tree(content["structure"], tensors, 0), dict(about))
     except Malformed:
         raise
     except (KeyError, TypeError, ValueError, RecursionError) as error:
@@ -121,22 +121,45 @@ def _count(n: Any) -> int:
     return n
 
 
-def _expect_structure(
-    structure: Any, tensors: Mapping[int, Tensor], used: set[int], depth: int
-) -> None:
-    """Refuse a structure that is not one over these tensors, or names one of them twice."""
+def _structure(tree: Any, leaves: list[Tensor]) -> Any:
+    """The tree as JSON, in which a tensor is its number in `leaves`.
+
+    Raises:
+      TypeError: there is something else in it.
+    """
+    if isinstance(tree, Tensor):
+        leaves.append(tree)
+        return len(leaves) - 1
+    if isinstance(tree, SparseDistribution):
+        fields = {name: getattr(tree, name) for name in tree.LEAVES}
+        inside = {n: _structure(x, leaves) for n, x in fields.items() if x is not None}
+        return [type(tree).__name__, tree.vocab, tree.temperature, inside]
+    if type(tree) in (list, tuple):
+        return [type(tree).__name__, *(_structure(x, leaves) for x in tree)]
+    if isinstance(tree, dict) and all(isinstance(k, str) for k in tree):
+        return {k: _structure(x, leaves) for k, x in tree.items()}
+    raise TypeError(type(tree).__name__)
+
+
+def _tree(structure: Any, tensors: dict[int, Tensor], depth: int) -> Any:
+    """The tree of a structure; every tensor of it is taken from `tensors` once.
+
+    Raises:
+      Malformed: it is not one over these tensors.
+    """
     if depth > _MOST_DEPTH:
         raise Malformed("its tree is too deep")
     if isinstance(structure, dict):
-        inside = list(structure.values())
-    elif isinstance(structure, list):
-        if not structure or structure[0] not in ("list", "tuple"):
-            raise Malformed("its tree has a container that is neither a list nor a tuple")
-        inside = structure[1:]
-    else:
-        if type(structure) is not int or structure not in tensors or structure in used:
-            raise Malformed(f"its tree names the tensor {structure!r}, which is not there")
-        used.add(structure)
-        return
-    for part in inside:
-        _expect_structure(part, tensors, used, depth + 1)
+        return {k: _tree(x, tensors, depth + 1) for k, x in structure.items()}
+    if isinstance(structure, list) and structure:
+        kind, *inside = structure
+        if kind in _SPARSE:
+            vocab, temperature, fields = inside
+            made = {n: _tree(x, tensors, depth + 1) for n, x in fields.items()}
+            return _SPARSE[kind](vocab=_count(vocab), temperature=float(temperature), **made)
+        if kind in ("list", "tuple"):
+            items = [_tree(x, tensors, depth + 1) for x in inside]
+            return items if kind == "list" else tuple(items)
+    if type(structure) is not int or structure not in tensors:
+        raise Malformed(f"its tree has {structure!r:.40}, which is not one of its tensors")
+    return tensors.pop(structure)

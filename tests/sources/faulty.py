@@ -54,11 +54,11 @@ class Handler(http.server.BaseHTTPRequestHandler):
             body = self.rfile.read(int(self.headers["Content-Length"]))
             status, content = self.forward("POST", body)
             answer = content if fault is None else fault(self, content)
-            if answer is not None:
-                self.reply(status, answer)
         finally:
-            with server.lock:
+            with server.lock:  # before the answer, after which the next request may come
                 server.at_once -= 1
+        if answer is not None:
+            self.reply(status, answer)
 
     def forward(self, method: str, body: bytes) -> tuple[int, bytes]:
         behind = self.server.behind
