@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import optree
 from torch import Tensor
+
+T = TypeVar("T")
 
 
 def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
@@ -24,6 +26,11 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
         return value
 
     return optree.tree_map(leaf, tree, none_is_leaf=True)
+
+
+def map_pairs(fn: Callable[[Any, Any], Any], tree: T, other: object) -> T:
+    """The tree with `fn` applied to every leaf and the leaf of another tree at its place."""
+    return cast(T, optree.tree_map(fn, cast(Any, tree), cast(Any, other)))
 
 
 def sizes(tree: Mapping[str, Any]) -> str:

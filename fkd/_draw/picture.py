@@ -174,8 +174,8 @@ def _weight(term: Term) -> Box:
     return Box("weight", f"\u00d7 {shown}", tooltip=f"weight {show(weight)}", curve=_curve(weight))
 
 
-def _curve(knob: Any) -> tuple[float, ...]:
-    if isinstance(knob, Ref | Tensor) or not moves(knob):
+def _curve(knob: object) -> tuple[float, ...]:
+    if not moves(knob) or isinstance(knob, Tensor):
         return ()
     steps = max((n for n in _integers(knob) if n > 1), default=0)
     if not steps:

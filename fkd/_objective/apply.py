@@ -40,7 +40,7 @@ class Model:
     training: bool = False
     unused: tuple[str, ...] = ()
     of: str = ""
-    decay: Any = 0.999
+    decay: float | Tensor | Callable[[int], float] = 0.999
 
     def __repr__(self) -> str:
         what = repr(self.of) if self.kind == "ema" else type(self.module).__name__
@@ -86,7 +86,7 @@ def frozen(
 def ema(
     of: str,
     *,
-    decay: Any = 0.999,
+    decay: float | Tensor | Callable[[int], float] = 0.999,
     inputs: Callable[[Batch], Any] | None = None,
     outputs: Callable[[Any], Any] | None = None,
 ) -> Model:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from .._refs.refs import Ref
 from .._trees import map_tensors
 from .._types import Scalars
 from .knobs import knob_values
-from .terms import Knob, Term
+from .terms import Moving, Term
 
 
 class Evaluation(NamedTuple):
@@ -23,7 +23,7 @@ class Evaluation(NamedTuple):
 
     means: dict[str, Mean]
     weights: dict[str, Tensor]
-    loss_state: dict[str, Any]
+    loss_state: dict[str, object]
 
 
 class BoundTerms:
@@ -38,7 +38,7 @@ class BoundTerms:
         self.terms = terms
         self._place = place
         self.functions = {name: bound_term(name, term, place) for name, term in terms.items()}
-        self.knobs: dict[str, Knob] = {
+        self.knobs: dict[str, Moving] = {
             f"{name}/{knob}": value
             for name, term in terms.items()
             for knob, value in term.moving.items()
@@ -58,7 +58,7 @@ class BoundTerms:
         self,
         values: Sequence[Any],
         scalars: Scalars,
-        loss_state: Mapping[str, Any],
+        loss_state: Mapping[str, object],
         *,
         autocast: torch.dtype | None = None,
     ) -> Evaluation:
@@ -82,7 +82,7 @@ class BoundTerms:
                 evaluation.weights[name] = weight
             elif term.weight is not None:
                 total = evaluation.means[name].total
-                evaluation.weights[name] = torch.full_like(total, term.weight)
+                evaluation.weights[name] = torch.full_like(total, cast(float, term.weight))
         return evaluation
 
     def _weight(self, name: str, values: Sequence[Any], scalars: Scalars) -> Tensor | None:
@@ -120,7 +120,7 @@ class Evaluated(NamedTuple):
 
     result: Any
     where: Tensor | None
-    state: Any
+    state: object
 
     @property
     def mean(self) -> Mean:
@@ -169,7 +169,7 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
     def evaluate(
         values: Sequence[Any],
         scalars: Scalars,
-        state: Any,
+        state: object,
         autocast: torch.dtype | None = None,
     ) -> Evaluated:
         args = [values[i] for i in arguments]

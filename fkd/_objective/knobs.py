@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from .apply import Model
-from .terms import Knob, moves, value_at
+from .terms import Moving, moves, value_at
 
 
-def decay_knobs(models: Mapping[str, Any]) -> dict[str, Knob]:
+def decay_knobs(models: Mapping[str, Model]) -> dict[str, Moving]:
     """The decays of EMA models that move: `"teacher/decay"`."""
-    decays = {n: m.decay for n, m in models.items() if isinstance(m, Model) and m.kind == "ema"}
+    # Anything may be given as a model: what is none is said later, by `problems`.
+    decays = {n: m.decay for n, m in models.items() if getattr(m, "kind", None) == "ema"}
     return {f"{name}/decay": decay for name, decay in decays.items() if moves(decay)}
 
 
 def knob_values(
-    knobs: Mapping[str, Knob], step: int, device: torch.device | str | None = None
+    knobs: Mapping[str, Moving], step: int, device: torch.device | str | None = None
 ) -> dict[str, Tensor]:
     """Knobs at a step, as 0-d tensors on `device`; numbers in float32.
 

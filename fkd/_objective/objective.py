@@ -36,7 +36,7 @@ class Aux(NamedTuple):
     terms: dict[str, Mean]
     weights: dict[str, Tensor]
     buffers: dict[str, dict[str, Tensor]]
-    loss_state: dict[str, Any]
+    loss_state: dict[str, object]
 
     def __repr__(self) -> str:
         states = f"buffers={sizes(self.buffers)}, loss_state={sizes(self.loss_state)}"
@@ -199,7 +199,7 @@ class Objective:
         self,
         values: Sequence[Any],
         scalars: Scalars,
-        loss_state: Mapping[str, Any],
+        loss_state: Mapping[str, object],
         *,
         autocast: torch.dtype | None = None,
     ) -> Evaluation:

@@ -44,7 +44,7 @@ class Parts(NamedTuple):
     trainable: dict[str, dict[str, Tensor]]
     frozen: dict[str, dict[str, Tensor]]
     buffers: dict[str, dict[str, Tensor]]
-    loss_state: dict[str, Any]
+    loss_state: dict[str, object]
 
     def __repr__(self) -> str:
         shown = (f"{name}={sizes(tree)}" for name, tree in self._asdict().items())

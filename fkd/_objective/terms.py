@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeGuard
 
 from torch import Tensor
 
@@ -15,8 +15,14 @@ from .._refs.refs import Ref
 from .._types import Loss
 from ..schedules import Schedule
 
-Knob: TypeAlias = Any
-"""A number: float, 0-d tensor, schedule (any function of the step), or a ref to a scalar."""
+Moving: TypeAlias = Tensor | Callable[[int], float]
+"""What may have another value at every step: a 0-d tensor, a schedule, a function of the step."""
+
+if TYPE_CHECKING:
+    Knob: TypeAlias = float | Moving | Ref
+else:  # what else a user gives is answered by `problems`, in words
+    Knob = object
+"""A number: a constant, one that moves, or a ref to a scalar (a weight: of one a position)."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,10 +31,10 @@ class Term:
 
     loss: Loss
     args: tuple[Ref, ...]
-    kwargs: Mapping[str, Any] = field(default_factory=dict)
-    weight: Knob = 1.0
+    kwargs: Mapping[str, object] = field(default_factory=dict)
+    weight: Knob | None = 1.0
     where: Ref | None = None
-    state: Any = None
+    state: object = None
     to: tuple[str, ...] | None = None
 
     def __repr__(self) -> str:
@@ -46,7 +52,7 @@ class Term:
         """Whether the parameters of a model may have a gradient from this term."""
         return self.weight is not None and (self.to is None or model in self.to)
 
-    def _arithmetic(self, other: Any) -> NoReturn:
+    def _arithmetic(self, other: object) -> NoReturn:
         raise TypeError(
             "terms are not added or multiplied: the objective adds them up, "
             "{'kd': fkd.term(...), 'ce': fkd.term(...)}, and the factor is the weight, "
@@ -63,24 +69,27 @@ class Term:
         return (*self.args, *(o for o in options if isinstance(o, Ref)))
 
     @property
-    def moving(self) -> dict[str, Knob]:
+    def moving(self) -> dict[str, Moving]:
         """The knobs whose value may change from step to step, the weight among them."""
         knobs = {**self.kwargs, "weight": self.weight}
         return {name: knob for name, knob in knobs.items() if moves(knob)}
 
 
-Graph: TypeAlias = Term | Mapping[Any, Any] | Sequence[Any]
+if TYPE_CHECKING:
+    Graph: TypeAlias = Term | Mapping[str, "Graph"] | Mapping[int, "Graph"] | Sequence["Graph"]
+else:  # checks at run time do not follow a type into itself
+    Graph = object
 """A term, or any nesting of mappings and sequences of terms; the keys are the names in logs."""
 
 
 def term(
     loss: Loss,
-    *args: Any,
-    weight: Knob = 1.0,
-    where: Any = None,
-    state: Any = None,
+    *args: object,
+    weight: Knob | None = 1.0,
+    where: object = None,
+    state: object = None,
     to: str | Sequence[str] | None = None,
-    **kwargs: Any,
+    **kwargs: object,
 ) -> Term:
     """A loss with its arguments not yet filled in; written like the call of the loss itself.
 
@@ -124,7 +133,9 @@ def term(
     )
 
 
-def _without_none(loss: Loss, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _without_none(
+    loss: Loss, args: tuple[object, ...]
+) -> tuple[tuple[object, ...], dict[str, object]]:
     """Positional arguments up to the first None, and those from there on by their names."""
     first = next((i for i, x in enumerate(args) if x is None), None)
     if first is None:
@@ -137,17 +148,18 @@ def _without_none(loss: Loss, args: tuple[Any, ...]) -> tuple[tuple[Any, ...], d
     return args[:first], {n: x if x is None else as_ref(x) for n, x in rest.items()}
 
 
-def metric(fn: Callable[..., Any], *args: Any, where: Any = None, **kwargs: Any) -> Term:
+def metric(fn: Loss, *args: object, where: object = None, **kwargs: object) -> Term:
     """A term that is measured and logged, and is no part of the total.
 
     Example:
       >>> metric(kl, student.logits, teacher.logits)
       metric(kl, student.logits, teacher.logits)
     """
-    return term(fn, *args, weight=None, where=where, **kwargs)
+    options: dict[str, Any] = kwargs  # `state` and `to` as `term` takes them
+    return term(fn, *args, weight=None, where=where, **options)
 
 
-def moves(knob: Knob) -> bool:
+def moves(knob: object) -> TypeGuard[Moving]:
     """Whether a knob's value may change from step to step (and is not read from the context)."""
     if isinstance(knob, Ref):
         return False
@@ -156,7 +168,7 @@ def moves(knob: Knob) -> bool:
     return isinstance(knob, Schedule) or _takes_one_argument(knob)
 
 
-def _takes_one_argument(value: Any) -> bool:
+def _takes_one_argument(value: object) -> bool:
     if not callable(value) or isinstance(value, type):
         return False
     try:
@@ -171,7 +183,7 @@ def _takes_one_argument(value: Any) -> bool:
     return len(required) == 1
 
 
-def value_at(knob: Knob, step: int) -> float | Tensor:
+def value_at(knob: Moving, step: int) -> float | Tensor:
     """The value of a moving knob at a step: a 0-d tensor as it is, a schedule's number."""
     return knob if isinstance(knob, Tensor) else float(knob(step))
 
@@ -191,14 +203,14 @@ def flatten(graph: Graph) -> dict[str, Term]:
     return terms
 
 
-def _leaves(graph: Any, path: tuple[str, ...]) -> Iterator[tuple[str, Term]]:
+def _leaves(graph: Graph, path: tuple[str, ...]) -> Iterator[tuple[str, Term]]:
     name = "/".join(path) or "loss"
     if isinstance(graph, Term):
         yield name, graph
     elif isinstance(graph, Mapping):
         for key, value in graph.items():
             yield from _leaves(value, (*path, str(key)))
-    elif isinstance(graph, Sequence) and not isinstance(graph, str):
+    elif isinstance(graph, Sequence) and not isinstance(graph, str):  # pyright: ignore[reportUnnecessaryIsInstance]
         for index, value in enumerate(graph):
             yield from _leaves(value, (*path, str(index)))
     else:

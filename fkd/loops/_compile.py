@@ -9,7 +9,7 @@ import re
 import time
 import types
 from collections.abc import Callable, Generator, Hashable, Mapping, Sequence
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 import torch._dynamo.config as dynamo_config
@@ -21,6 +21,9 @@ from torch._inductor import list_mode_options
 from ._cannot_compile import compile_error
 from ._errors import CompileError
 
+CompileOptions: TypeAlias = Mapping[str, object]
+"""The keyword arguments of `torch.compile`."""
+
 _LOG = logging.getLogger(__name__)
 _NO_RECOMPUTATION = "does not support RNG ops in recompute regions"
 _SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
@@ -29,8 +32,8 @@ _SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
 
 def compiled(
     fn: Callable[..., Any],
-    options: Mapping[str, Any] | None,
-    modules: Mapping[str, Any] | None = None,
+    options: CompileOptions | None,
+    modules: Mapping[str, object] | None = None,
 ) -> Callable[..., Any]:
     """A function as one graph for each input shape; as it is if `options` is None.
 
@@ -70,7 +73,7 @@ def compiled(
     return call
 
 
-def options_of(compile: bool | Mapping[str, Any]) -> dict[str, Any] | None:
+def options_of(compile: bool | CompileOptions) -> dict[str, Any] | None:
     """The argument `compile=` of the public functions as options for `torch.compile`; None if
     nothing is compiled."""
     return None if compile is False else {} if compile is True else dict(compile)
@@ -122,7 +125,7 @@ def _first_plan(graph: Callable[..., Any], args: Any, kwargs: Any) -> Any:
         return graph(*args, **kwargs)
 
 
-def refuse_to_compile(reasons: Sequence[str], options: Mapping[str, Any] | None) -> None:
+def refuse_to_compile(reasons: Sequence[str], options: CompileOptions | None) -> None:
     """Raise what is known not to compile as one graph, before it is tried.
 
     Raises:
@@ -135,7 +138,7 @@ def refuse_to_compile(reasons: Sequence[str], options: Mapping[str, Any] | None)
         )
 
 
-def captures_graphs(options: Mapping[str, Any] | None) -> bool:
+def captures_graphs(options: CompileOptions | None) -> bool:
     """Whether functions that are compiled so are captured as CUDA graphs, on such a device.
 
     Every call then starts afresh: what any earlier call of any such function has returned is
@@ -150,7 +153,7 @@ def captures_graphs(options: Mapping[str, Any] | None) -> bool:
     return bool(chosen.get("triton.cudagraphs", inductor_config.triton.cudagraphs))
 
 
-def _arguments(options: Mapping[str, Any]) -> dict[str, Any]:
+def _arguments(options: CompileOptions) -> dict[str, Any]:
     """The arguments of `torch.compile`, which takes a mode or options, and not both."""
     chosen: dict[str, Any] = {"fullgraph": True, "dynamic": False, **options}
     mode = chosen.pop("mode", None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,12 @@ class State(NamedTuple):
     trainable: dict[str, dict[str, Tensor]]
     frozen: dict[str, dict[str, Tensor]]
     buffers: dict[str, dict[str, Tensor]]
-    optimizer: dict[str, dict[str, Any]]
-    loss_state: dict[str, Any]
+    optimizer: dict[str, dict[str, object]]
+    loss_state: dict[str, object]
     skipped: Tensor
     step: int
     seed: int
-    combine_state: Any = None
+    combine_state: object = None
 
     def __repr__(self) -> str:
         trees = {n: sizes(getattr(self, n)) for n in ("trainable", "frozen", "buffers")}

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import optree
@@ -205,14 +205,14 @@ def split(batch: TensorBatch, parts: int) -> list[TensorBatch]:
     return [map_tensors(part(index), batch) for index in range(parts)]
 
 
-def _is_packed(x: Any) -> bool:
+def _is_packed(x: object) -> bool:
     return isinstance(x, Packed)
 
 
 def _by_example(batch: TensorBatch) -> TensorBatch:
     """The batch without the tensors whose first axis is not the examples."""
 
-    def by_example(x: Any) -> Any:
+    def by_example(x: object) -> object:
         return {"mask": x.mask} if isinstance(x, Packed) else x
 
     return cast("TensorBatch", optree.tree_map(by_example, _tree(batch), is_leaf=_is_packed))

@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, TypeVar, cast, get_type_hints
 
 import optree
 import torch
@@ -58,11 +58,11 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
         "frozen": _followers(objective, state.frozen),
         "buffers": _changing(objective, state.buffers),
         "optimizer": {name: dict(values) for name, values in state.optimizer.items()},
-        "loss_state": {n: optree.tree_leaves(s) for n, s in state.loss_state.items()},
+        "loss_state": {n: _leaves(s) for n, s in state.loss_state.items()},
         "skipped": state.skipped,
         "step": state.step,
         "seed": state.seed,
-        **_only_if("combine_state", optree.tree_leaves(state.combine_state)),
+        **_only_if("combine_state", _leaves(state.combine_state)),
     }
 
 
@@ -109,7 +109,7 @@ def _loss_state(state: State, stored: Mapping[str, Any]) -> dict[str, Any]:
     device = state.skipped.device
     placed: dict[str, Any] = {}
     for name, fresh in state.loss_state.items():
-        leaves, structure = optree.tree_flatten(fresh)
+        leaves, structure = optree.tree_flatten(cast(Any, fresh))
         values = stored.get(name)
         if values is None or len(values) != len(leaves):
             raise DamagedError(f"its state of the term {name!r} is not that of such a term")
@@ -118,7 +118,7 @@ def _loss_state(state: State, stored: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _combine_state(state: State, stored: list[Tensor]) -> Any:
-    leaves, structure = optree.tree_flatten(state.combine_state)
+    leaves, structure = optree.tree_flatten(cast(Any, state.combine_state))
     if len(leaves) != len(stored):
         raise DamagedError("its state of combined gradients is not that of such a combination")
     placed = [x.to(fresh.device) for x, fresh in zip(stored, leaves, strict=True)]
@@ -262,6 +262,10 @@ _NUMBER = _Number()
 
 def _shown(value: Any) -> str:
     return without_addresses(show(_knob(value)))
+
+
+def _leaves(loss_state: object) -> list[Any]:
+    return optree.tree_leaves(cast(Any, loss_state))
 
 
 def _changing(objective: Objective, params: Params) -> dict[str, Any]:

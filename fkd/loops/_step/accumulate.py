@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,7 +24,7 @@ def accumulated(
     scalars: Scalars,
     batches: Sequence[TensorBatch | Share],
     seed: int,
-    combine_state: Any,
+    combine_state: object,
     *,
     keep: Callable[[Gradients], Gradients],
     host: bool,

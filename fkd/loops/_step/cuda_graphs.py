@@ -13,6 +13,7 @@ import optree
 import torch
 from torch import Tensor
 
+from fkd._trees import map_pairs
 from fkd._types import Params
 
 T = TypeVar("T")
@@ -41,7 +42,7 @@ def copied(tree: T) -> T:
 
 def copied_scalars(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Copies of many tensors of one shape, in one operation for each dtype."""
-    groups: dict[Any, list[str]] = {}
+    groups: dict[tuple[torch.dtype, torch.Size], list[str]] = {}
     for name, x in named.items():
         groups.setdefault((x.dtype, x.shape), []).append(name)
     copies: dict[str, Tensor] = {}
@@ -50,16 +51,17 @@ def copied_scalars(named: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {name: copies[name] for name in named}
 
 
-def copied_into(old: Any, new: Any) -> Any:
+def copied_into(old: object, new: T) -> T:
     """A tree like `new` in the tensors of `old`, where these have its shapes and dtypes."""
 
-    def kept(x: Any, y: Any) -> Any:
+    def kept(y: object, x: object) -> object:
         if x is y or not isinstance(y, Tensor):
             return y
-        fits = isinstance(x, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype)
-        return x.copy_(y) if fits else y.clone()
+        if isinstance(x, Tensor) and (x.shape, x.dtype) == (y.shape, y.dtype):
+            return x.copy_(y)
+        return y.clone()
 
-    return optree.tree_map(kept, old, new)
+    return map_pairs(kept, new, old)
 
 
 def copy_into(old: Params, new: Params) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -35,7 +36,8 @@ def follow(
         if model.kind != "ema" or model.of not in updated:
             continue
         # 1 - decay, and 0 where the update was left out: nothing here is sent to the device.
-        share = done - done * scalars.get(f"{name}/decay", model.decay)
+        decay = scalars.get(f"{name}/decay", cast(float, model.decay))
+        share = done - done * decay
         sources = [state.trainable.get(model.of, {}), state.buffers.get(model.of, {})]
         targets = [state.frozen.get(name, {}), state.buffers.get(name, {})]
         pairs = [(b[k], a[k]) for a, b in zip(sources, targets, strict=True) for k in a]

@@ -38,7 +38,7 @@ class Gradients(NamedTuple):
     means: dict[str, Mean]
     weights: dict[str, Tensor]
     buffers: dict[str, dict[str, Tensor]]
-    loss_state: dict[str, Any]
+    loss_state: dict[str, object]
 
 
 def differentiated(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeAlias
 
-import optree
 import torch
 from torch import Tensor
 
@@ -14,10 +13,11 @@ from fkd._objective.apply import modules_of, not_traceable
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import backward_passes
+from fkd._trees import map_pairs
 from fkd._types import Params, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 
-from .._compile import compiled, refuse_to_compile
+from .._compile import CompileOptions, compiled, refuse_to_compile
 from .by_model import Names
 from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm
@@ -40,7 +40,7 @@ class Computed(NamedTuple):
     gradients: Gradients
     measured: Metrics
     finite: Tensor
-    combine_state: Any
+    combine_state: object
 
 
 class Graphs:
@@ -59,7 +59,7 @@ class Graphs:
     def __init__(
         self,
         objective: Objective,
-        options: Mapping[str, Any] | None,
+        options: CompileOptions | None,
         *,
         autocast: torch.dtype | None,
         clips: Mapping[Names, float],
@@ -83,7 +83,7 @@ class Graphs:
         self.finish = compiled(self._finish, options, modules)
 
     def _whole(
-        self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share, combine_state: Any
+        self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share, combine_state: object
     ) -> Computed:
         """Everything, for a batch in one part."""
         new = self._differentiated(parts, scalars, batch, None)
@@ -140,7 +140,7 @@ class Graphs:
         self,
         new: Gradients,
         parts: Parts,
-        combine_state: Any,
+        combine_state: object,
         share: Tensor | None = None,
         counts: Mapping[str, Tensor] | None = None,
     ) -> Computed:
@@ -160,9 +160,9 @@ class Graphs:
             grads, remembered, more = self.combined(new, self._updated(parts), combine_state)
         norms = norms_of(grads, self._updated(parts), wide=bool(self.clips))
         total = total_norm(norms)
-        buffers: Any = {name: parts.buffers[name] for name in new.buffers}
-        left: Any = buffers, parts.loss_state, combine_state
-        now: Any = new.buffers, new.loss_state, remembered
+        buffers = {name: parts.buffers[name] for name in new.buffers}
+        left = buffers, parts.loss_state, combine_state
+        now = new.buffers, new.loss_state, remembered
         finite = torch.isfinite(total) & torch.isfinite(new.loss) & _still_finite(now, left)
         grads = self._clipped(grads, norms, parts)
         measured = {
@@ -173,7 +173,7 @@ class Graphs:
             "finite": finite.to(total.dtype),
             **more,
         }
-        kept: Any = optree.tree_map(lambda a, b: torch.where(finite, a, b), now, left)
+        kept = map_pairs(lambda a, b: torch.where(finite, a, b), now, left)
         # Not by _replace, whose class torch 2.11 cannot name when it compiles.
         clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
         return Computed(clipped, measured, finite, kept[2])
@@ -220,7 +220,7 @@ def _summed(
     return Gradients(grads, loss, means, new.weights, buffers, new.loss_state)
 
 
-def _still_finite(new: Any, old: Any) -> Tensor | bool:
+def _still_finite(new: object, old: object) -> Tensor | bool:
     """Whether everything is finite that was: batch statistics after an outlier are not, and the
     constants of a mask never were."""
     checks: list[Tensor] = []
@@ -229,6 +229,6 @@ def _still_finite(new: Any, old: Any) -> Tensor | bool:
         if isinstance(a, Tensor) and a.is_floating_point() and a is not b:
             checks.append((torch.isfinite(a) | ~torch.isfinite(b)).all())
 
-    # tree_map, since tree_leaves cannot be traced where a dict in the tree is empty.
-    optree.tree_map(compare, new, old)
+    # Not tree_leaves, which cannot be traced where a dict in the tree is empty.
+    map_pairs(compare, new, old)
     return torch.stack(checks).all() if checks else True

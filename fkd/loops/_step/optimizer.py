@@ -103,7 +103,7 @@ class Updater:
         self,
         make: MakeOptimizer,
         trainable: Mapping[str, Mapping[str, Tensor]],
-        tree: Mapping[str, Mapping[str, Any]],
+        tree: Mapping[str, Mapping[str, object]],
     ) -> None:
         self.named = {f"{m}.{n}": p for m, params in trainable.items() for n, p in params.items()}
         self.optimizer = make(list(self.named.items()))
@@ -112,7 +112,7 @@ class Updater:
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
         for name, state in tree.items():
             self.optimizer.state[self.named[name]] = dict(state)
-        self.tree: dict[str, dict[str, Any]] = {}
+        self.tree: dict[str, dict[str, object]] = {}
         self._refresh()
 
     def _refresh(self) -> None:
@@ -159,7 +159,7 @@ def _tensors(optimizer: Optimizer) -> list[Tensor]:
     return [x for x in values if isinstance(x, Tensor)]
 
 
-def _check_optimizer(optimizer: Any, named: Mapping[str, Tensor]) -> None:
+def _check_optimizer(optimizer: object, named: Mapping[str, Tensor]) -> None:
     if not isinstance(optimizer, Optimizer):
         raise TypeError(
             f"train_step: optimizer made a {type(optimizer).__name__}; a torch.optim.Optimizer "

@@ -16,7 +16,7 @@ from fkd._objective.program import Parts
 from fkd._types import Batch, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 
-from .._compile import Shapes, captures_graphs, options_of
+from .._compile import CompileOptions, Shapes, captures_graphs, options_of
 from .._data.batch import normalised, signature, split
 from .._data.prefetch import Move, mover
 from .._data.shares import moved, share_signature, shares_of
@@ -56,7 +56,7 @@ class TrainStep:
         self,
         objective: Objective,
         *,
-        compile: bool | Mapping[str, Any],
+        compile: bool | CompileOptions,
         accumulate: int,
         precision: Precision,
         choices: Choices,
@@ -179,7 +179,7 @@ class TrainStep:
         scalars: Scalars,
         batch: Any,
         seed: int,
-        combine_state: Any,
+        combine_state: object,
         replayed: bool,
     ) -> Computed:
         if updated not in self._graphs:
@@ -258,7 +258,7 @@ def train_step(
     objective: Objective,
     optimizer: MakeOptimizer | ByModel[MakeOptimizer],
     *,
-    compile: bool | Mapping[str, Any] = True,
+    compile: bool | CompileOptions = True,
     accumulate: int = 1,
     precision: Precision = "fp32",
     clip: float | ByModel[float] | None = None,
