@@ -165,7 +165,7 @@ FLOORS = {
         {"_text"},
         {"_evaluate", "_report"},
         {"_generate"},
-        {"_step"},
+        {"_step", "_card"},
         {"_run", "language"},
     ],
     "fkd.losses": [

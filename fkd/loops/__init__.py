@@ -1,6 +1,8 @@
 """Steps and loops: the outer shell, where state is held and files are written."""
 
 from . import language as language
+from ._card.card import report_card as report_card
+from ._card.record import ReportCard as ReportCard
 from ._checkpoint.checkpoint import load as load
 from ._checkpoint.checkpoint import load_latest as load_latest
 from ._checkpoint.checkpoint import save as save
@@ -55,6 +57,7 @@ __all__ = [
     "MismatchError",
     "NonFiniteError",
     "Packed",
+    "ReportCard",
     "Result",
     "State",
     "TrainStep",
@@ -80,6 +83,7 @@ __all__ = [
     "prefetch",
     "read_log",
     "report",
+    "report_card",
     "restore",
     "run",
     "save",

@@ -1,0 +1,387 @@
+"""The report card of students: what a distillation kept, and what it saves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from fkd._objective.apply import Model, frozen, trainable
+from fkd._objective.objective import Objective
+from fkd._objective.terms import term
+from fkd._refs.derived import as_ref
+from fkd._refs.refs import Ref, batch, ref, student, teacher
+from fkd._types import Batch
+
+from .._data.batch import examples_in, normalised
+from .._data.epochs import Loader, epoch_batches
+from .._evaluate.evaluate import Collect, Metric, evaluate
+from .._evaluate.score import score
+from .._evaluate.similarity import linear_cka
+from .._state import State
+from .measure import cost, method
+from .quality import FEWEST_BATCHES, calibration, divergences, quality
+from .record import Calibration, Disagreement, ModelCard, Quality, ReportCard
+
+AnyModel: TypeAlias = nn.Module | Model
+_MOST_POSITIONS = 4096  # of the hidden states that are compared
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What is to be measured, with what."""
+
+    loader: list[Batch]
+    metrics: Mapping[str, Metric]
+    compare: tuple[Ref, Ref] | None
+    labels: Ref | None
+    where: Ref | None
+    layers: tuple[Ref, Ref] | None
+    describe: Callable[[Batch], Sequence[str]] | None
+    examples: int
+    repeats: int
+    device: torch.device
+
+
+def report_card(
+    teacher: AnyModel,
+    students: Mapping[str, AnyModel | Sequence[AnyModel]],
+    loader: Loader,
+    metrics: Mapping[str, Metric] | None = None,
+    *,
+    compare: tuple[Ref, Ref] | None = (student.logits, teacher.logits),
+    labels: Ref | None = batch.labels,
+    where: Ref | None = None,
+    layers: tuple[Ref, Ref] | None = None,
+    describe: Callable[[Batch], Sequence[str]] | None = None,
+    examples: int = 5,
+    repeats: int = 20,
+) -> ReportCard:
+    """Students beside their teacher: quality, agreement, calibration, size, speed, memory.
+
+    Every model is evaluated in eval mode, the teacher as a student of itself. Nothing is trained,
+    and no module is changed.
+
+    - Quality: every metric, its share of the teacher's ("kept"), and an interval of 95 %: of the
+      mean over seeds by Student's t where a student is a list of modules, one for each seed; for
+      one module by the bootstrap over at least eight batches, if the metric is a mean.
+    - Agreement: how often the first choice is the teacher's, the mean KL(teacher | student), and
+      the examples on which it is greatest.
+    - Calibration: expected calibration error over 15 bins, reliability, log-likelihood.
+    - Cost: parameters, bytes, FLOPs and latency of one example, throughput in batches, peak
+      memory, by the method that the card states. Times are of this machine: compare them within
+      a card. With several seeds they are of the first.
+
+    Args:
+      teacher: a module; `fkd.frozen(module, inputs=...)` if it takes other inputs.
+      students: by name: a module, or a list of them, one for each seed.
+      loader: batches to evaluate on, as for `evaluate`. They are held in memory.
+      metrics: by name, of refs to `student`: `fkd.metric(fn, student.logits, batch.labels)`,
+        `collect(...)`, or metrics of torchmetrics by `collect`.
+      compare: two refs to logits `[*batch, classes]`, for agreement and calibration. None: of
+        models that choose nothing (embeddings, regression).
+      labels: ref to class numbers `[*batch]`, negative where there is none. None: no calibration.
+      where: ref to a mask `[*batch]` of the positions that count.
+      layers: two refs to sequences of hidden states, for their similarity.
+      describe: one text for each example (or position) of a batch, for the worst examples.
+      examples: how many of these are kept.
+      repeats: how many forward passes are timed.
+
+    Returns:
+      A `ReportCard`: print it, or `save` it as `.json`, `.md` or `.html`.
+
+    Raises:
+      ValueError: no students, no batch, a student without seeds, a count below 1, labels that are
+        no class numbers of the logits.
+      ObjectiveError: a ref does not fit the models.
+
+    Example:
+      >>> import fkd.loops
+      >>> data = [{"input": torch.randn(8, 4), "labels": torch.arange(8) % 3} for _ in range(2)]
+      >>> card = fkd.loops.report_card(
+      ...     torch.nn.Linear(4, 3), {"small": torch.nn.Linear(4, 3)}, data,
+      ...     {"accuracy": metric(fkd.metrics.accuracy, student.logits, batch.labels)},
+      ... )
+      >>> card.students[0].cost.parameters
+      15
+
+    Reference:
+      Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599; Kornblith et al.,
+      Similarity of Neural Network Representations Revisited, arXiv:1905.00414.
+    """
+    _refuse(students, examples=examples, repeats=repeats)
+    large = _model("teacher", teacher)
+    listed = {name: _seeds(name, given) for name, given in students.items()}
+    held = list(epoch_batches(loader, 0, -1))
+    if not held:
+        raise ValueError(
+            "report_card: the loader gave no batch. It is empty, or an iterator that can be used "
+            "only once: pass a DataLoader, a list, or a function that makes the batches."
+        )
+    device = next((p.device for p in _module(large).parameters()), torch.device("cpu"))
+    asked = _Asked(
+        held, metrics or {}, compare, labels, where, layers, describe, examples, repeats, device
+    )
+    first = _row("teacher", [large], large, asked, None)
+    rows = [_row(name, seeds, large, asked, first) for name, seeds in listed.items()]
+    return ReportCard(first, tuple(rows), _methods(asked, listed))
+
+
+def _refuse(students: Mapping[str, Any], **counts: int) -> None:
+    if not students or not hasattr(students, "items"):
+        raise ValueError(
+            f"report_card: students is {type(students).__name__} of {len(students)}; a dict of at "
+            "least one name and module is expected: {'small': module}."
+        )
+    if "teacher" in students:
+        raise ValueError("report_card: a student is named 'teacher', as the teacher's row is.")
+    for name, value in counts.items():
+        if value < 1:
+            raise ValueError(f"report_card: {name} is {value}; at least 1 is expected.")
+
+
+def _seeds(name: str, given: AnyModel | Sequence[AnyModel]) -> list[Model]:
+    many = list(given) if isinstance(given, list | tuple) else [given]
+    if not many:
+        raise ValueError(f"report_card: student {name!r} is an empty list; a module is expected.")
+    return [_model(name, one) for one in many]
+
+
+def _model(name: str, given: Any) -> Model:
+    if isinstance(given, nn.Module):
+        return frozen(given)
+    if isinstance(given, Model) and given.module is not None:
+        return frozen(given.module, inputs=given.inputs, outputs=given.outputs)
+    raise ValueError(
+        f"report_card: {name} is a {type(given).__name__}; a torch.nn.Module, or "
+        "fkd.frozen(module, inputs=...), is expected. A trained student is "
+        "fkd.loops.export(objective, state, 'student')."
+    )
+
+
+def _module(model: Model) -> nn.Module:
+    assert model.module is not None
+    return model.module
+
+
+def _row(
+    name: str, seeds: list[Model], large: Model, asked: _Asked, first: ModelCard | None
+) -> ModelCard:
+    """Everything about one model; `first` is the teacher's row, None for itself."""
+    pairs = [_Pair(model, large, asked) for model in seeds]
+    values = [pair.metrics() for pair in pairs]
+    qualities: dict[str, Quality] = {}
+    each = pairs[0].by_batch() if len(seeds) == 1 and first is not None else {}
+    for metric in values[0]:
+        of_teacher = first.quality[metric].mean if first else None
+        qualities[metric] = quality([v[metric] for v in values], each.get(metric, ()), of_teacher)
+    compared = [pair.compared() for pair in pairs] if asked.compare is not None else []
+    return ModelCard(
+        name=name,
+        quality=qualities,
+        cost=cost(seeds[0], normalised(asked.loader[0], asked.device), repeats=asked.repeats,
+                  device=asked.device),
+        agreement=_mean([c.agreement for c in compared]),
+        divergence=_mean([c.divergence for c in compared]),
+        calibration=_calibrated(compared),
+        disagreements=compared[0].worst if compared and first is not None else (),
+        similarity=pairs[0].similarity() if asked.layers is not None else (),
+    )  # fmt: skip
+
+
+def _mean(values: list[float]) -> float | None:
+    return sum(values) / len(values) if values else None
+
+
+@dataclass(frozen=True)
+class _Compared:
+    agreement: float
+    divergence: float
+    worst: tuple[Disagreement, ...]
+    logits: Tensor
+    labels: Tensor | None
+
+
+class _Anchor(nn.Module):
+    """An objective needs something to train; this is never run."""
+
+    def __init__(self, device: torch.device) -> None:
+        super().__init__()
+        self.value = nn.Parameter(torch.zeros((), device=device))
+
+
+class _Pair:
+    """One student and the teacher as an objective that is only evaluated."""
+
+    def __init__(self, small: Model, large: Model, asked: _Asked) -> None:
+        self.asked = asked
+        self.objective = Objective(
+            {"anchor": term(_itself, ref("anchor").param("value"))},
+            student=small,
+            teacher=large,
+            anchor=trainable(_Anchor(asked.device)),
+        )
+        parts = self.objective.init()
+        skipped = torch.zeros((), dtype=torch.int64, device=asked.device)
+        self.state = State(
+            parts.trainable, parts.frozen, parts.buffers, {}, parts.loss_state, skipped, 0, 0
+        )
+
+    def metrics(self, batches: list[Batch] | None = None) -> dict[str, float]:
+        """The value of every metric over all batches."""
+        given = self.asked.metrics
+        data = self.asked.loader if batches is None else batches
+        found = evaluate(self.objective, self.state, data, metrics=given) if given else {}
+        return {n: v for n, v in found.items() if n.split("/")[0] != "loss"}
+
+    def by_batch(self) -> dict[str, list[tuple[float, int]]]:
+        """Every metric that is a mean, for every batch, with its examples."""
+        if len(self.asked.loader) < FEWEST_BATCHES:
+            return {}
+        whole = [n for n, m in self.asked.metrics.items() if isinstance(m, Collect)]
+        found: dict[str, list[tuple[float, int]]] = {}
+        for one in self.asked.loader:
+            count = examples_in(normalised(one))
+            for name, value in self.metrics([one]).items():
+                if name not in whole and name.split("/")[0] not in whole:
+                    found.setdefault(name, []).append((value, count))
+        return found
+
+    def _read(self, **refs: Any) -> list[dict[str, Any]]:
+        return list(score(self.objective, self.state, self.asked.loader, refs))
+
+    def compared(self) -> _Compared:
+        """Logits of both models at the positions that count."""
+        asked = self.asked
+        assert asked.compare is not None
+        refs: dict[str, Any] = {"student": asked.compare[0], "teacher": asked.compare[1]}
+        refs |= {} if asked.where is None else {"where": asked.where}
+        refs |= {} if asked.labels is None else {"labels": asked.labels}
+        columns: dict[str, list[Tensor]] = {name: [] for name in (*refs, "index")}
+        texts: list[str] = []
+        begin = 0
+        for one, values in zip(asked.loader, self._read(**refs), strict=True):
+            shape = values["student"].shape[:-1]
+            keep = _counted(values.get("where"), shape)
+            for name in ("student", "teacher"):
+                columns[name].append(values[name].reshape(-1, values[name].shape[-1])[keep])
+            if "labels" in values:
+                columns["labels"].append(_class_numbers(values["labels"], values["student"])[keep])
+            columns["index"].append(torch.arange(begin, begin + keep.numel())[keep])
+            texts += _described(asked.describe, one, keep)
+            begin += keep.numel()
+        joined = {name: torch.cat(found) for name, found in columns.items() if found}
+        return _comparison(joined, texts, asked.examples)
+
+    def similarity(self) -> tuple[tuple[float, ...], ...]:
+        """Linear CKA between the layers, on the first batches."""
+        assert self.asked.layers is not None
+        mine, theirs = map(as_ref, self.asked.layers)
+        refs: dict[str, Any] = {"student": mine, "teacher": theirs}
+        refs |= {} if self.asked.where is None else {"where": self.asked.where}
+        kept: list[list[Tensor]] = []
+        count = positions = 0
+        for values in score(self.objective, self.state, self.asked.loader, refs):
+            layers = [*values["student"], *values["teacher"]]
+            keep = _counted(values.get("where"), layers[0].shape[:-1])
+            kept.append([x.reshape(-1, x.shape[-1])[keep] for x in layers])
+            count, positions = len(values["student"]), positions + int(keep.sum())
+            if positions >= _MOST_POSITIONS:
+                break
+        stacks = [torch.cat(found) for found in zip(*kept, strict=True)]
+        return tuple(tuple(row) for row in linear_cka(stacks[:count], stacks[count:]).tolist())
+
+
+def _itself(value: Tensor) -> Tensor:
+    return value
+
+
+def _counted(mask: Tensor | None, shape: torch.Size) -> Tensor:
+    """`[positions]`, True where one counts."""
+    if mask is None:
+        return torch.ones(shape.numel(), dtype=torch.bool)
+    if mask.shape != shape:
+        raise ValueError(
+            f"report_card: where has shape {tuple(mask.shape)}, and there are positions "
+            f"{tuple(shape)}: one True or False for every position is expected."
+        )
+    return mask.bool().flatten()
+
+
+def _class_numbers(labels: Tensor, logits: Tensor) -> Tensor:
+    if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"report_card: labels are {labels.dtype} {tuple(labels.shape)}; class numbers "
+            f"{tuple(logits.shape[:-1])} are expected, for logits {tuple(logits.shape)}. Without "
+            "them: labels=None."
+        )
+    if len(labels) and int(labels.max()) >= logits.shape[-1]:
+        raise ValueError(
+            f"report_card: a label is {int(labels.max())}, and the logits have "
+            f"{logits.shape[-1]} classes."
+        )
+    return labels.flatten().long()
+
+
+def _described(
+    describe: Callable[[Batch], Sequence[str]] | None, one: Batch, keep: Tensor
+) -> list[str]:
+    if describe is None:
+        return []
+    texts = [str(text) for text in describe(one)]
+    if len(texts) != keep.numel():
+        raise ValueError(
+            f"report_card: describe gave {len(texts)} texts for a batch of {keep.numel()} "
+            "positions; one for each is expected."
+        )
+    return [text for text, counts in zip(texts, keep.tolist(), strict=True) if counts]
+
+
+def _comparison(columns: Mapping[str, Tensor], texts: list[str], examples: int) -> _Compared:
+    mine, theirs, labels = columns["student"], columns["teacher"], columns.get("labels")
+    if not len(mine):
+        raise ValueError("report_card: no position counts: where is False everywhere.")
+    if mine.shape[-1] != theirs.shape[-1]:
+        raise ValueError(
+            f"report_card: the student has {mine.shape[-1]} classes and the teacher "
+            f"{theirs.shape[-1]}; the same ones are expected. Without a comparison: compare=None."
+        )
+    apart = divergences(mine, theirs)
+    choices = mine.argmax(-1), theirs.argmax(-1)
+    worst = tuple(
+        Disagreement(
+            index=int(columns["index"][i]),
+            divergence=float(apart[i]),
+            teacher=int(choices[1][i]),
+            student=int(choices[0][i]),
+            label=None if labels is None or int(labels[i]) < 0 else int(labels[i]),
+            example=texts[i] if texts else "",
+        )
+        for i in apart.topk(min(examples, len(apart))).indices.tolist()
+    )
+    same = float((choices[0] == choices[1]).double().mean())
+    return _Compared(same, float(apart.mean()), worst, mine, labels)
+
+
+def _calibrated(compared: list[_Compared]) -> Calibration | None:
+    """Of all seeds together: their predictions, one after the other."""
+    logits, labels = [c.logits for c in compared], [c.labels for c in compared]
+    known = [x for x in labels if x is not None]
+    if not known or not bool((known[0] >= 0).any()):
+        return None
+    counts = torch.cat(known) >= 0
+    return calibration(torch.cat(logits)[counts], torch.cat(known)[counts])
+
+
+def _methods(asked: _Asked, students: Mapping[str, list[Model]]) -> dict[str, str]:
+    examples = sum(examples_in(normalised(one)) for one in asked.loader)
+    seeds = ", ".join(f"{name}: {len(found)}" for name, found in students.items())
+    return {
+        "data": f"{examples} examples in {len(asked.loader)} batches",
+        "seeds": seeds,
+        "time": method(asked.repeats, asked.device),
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,146 @@
+"""A report card as one HTML page: the table, the curves, reliability, layers, examples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from html import escape
+
+from fkd.metrics import higher_is_better
+
+from .._report.charts import color, number
+from .._report.heat_map import heat_map
+from .._report.page import card as box
+from .._report.page import page, section, tile
+from .axes import Plot
+from .record import Calibration, ModelCard, ReportCard
+from .text import cells, percent
+
+_COSTS: dict[str, Callable[[ModelCard], float]] = {
+    "parameters": lambda row: float(row.cost.parameters),
+    "ms an example": lambda row: row.cost.latency_ms,
+}
+
+
+def card_page(card: ReportCard) -> str:
+    """The whole page."""
+    sections = [
+        section("Measured", [_table(card)]),
+        section("Quality over cost", _trades(card)),
+        section("Calibration", _reliability(card)),
+        section("Layers", [_layers(row) for row in card.students if row.similarity]),
+        section("Where they differ most", [_worst(r) for r in card.students if r.disagreements]),
+    ]
+    names = ", ".join(row.name for row in card.students)
+    subtitle = "; ".join(f"{name}: {text}" for name, text in card.method.items())
+    return page(
+        title=f"Report card: {names}",
+        subtitle=subtitle,
+        tiles="".join(_tiles(card)),
+        sections="".join(sections),
+    )
+
+
+def _tiles(card: ReportCard) -> list[str]:
+    return [one for row in card.students for one in _tiles_of(row, card.teacher)]
+
+
+def _tiles_of(row: ModelCard, teacher: ModelCard) -> list[str]:
+    small, large = row.cost, teacher.cost
+    found: list[str] = []
+    kept = [n for n, q in row.quality.items() if q.kept is not None and higher_is_better(n)]
+    for name in kept[:1]:
+        note = f"of the teacher's {number(teacher.quality[name].mean)}"
+        value = percent(row.quality[name].kept)
+        found.append(tile(f"{row.name}: {name} kept", value, note, kind="lead"))
+    if small.parameters:
+        ratio = f"{large.parameters / small.parameters:.1f} x"
+        note = f"{number(small.parameters)} parameters"
+        found.append(tile(f"{row.name}: smaller", ratio, note))
+    faster = f"{large.latency_ms / max(small.latency_ms, 1e-9):.1f} x"
+    note = f"{number(small.latency_ms)} ms an example"
+    found.append(tile(f"{row.name}: faster", faster, note))
+    if row.agreement is not None:
+        note = "first choice is the teacher's"
+        found.append(tile(f"{row.name}: agreement", percent(row.agreement), note))
+    return found
+
+
+def _table(card: ReportCard) -> str:
+    head, *rows = cells(card)
+    lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
+    style = 'style="overflow-x:auto"'
+    return box("All numbers", f'<div {style}><table class="wide">{"".join(lines)}</table></div>',
+               wide=True)  # fmt: skip
+
+
+def _cells(kind: str, row: list[str]) -> str:
+    style = 'style="text-align:right;white-space:nowrap;width:auto"'
+    first, *rest = row
+    inner = f'<{kind} style="text-align:left;width:auto">{escape(first)}</{kind}>'
+    inner += "".join(f"<{kind} {style}>{escape(cell)}</{kind}>" for cell in rest)
+    return f"<tr>{inner}</tr>"
+
+
+def _trades(card: ReportCard) -> list[str]:
+    """Quality over size and over latency, one point for each model."""
+    cards: list[str] = []
+    for name in card.teacher.quality:
+        for title, of in _COSTS.items():
+            cards.append(box(f"{name} over {title}", _scatter(card, name, of), note="logarithmic"))
+    return cards
+
+
+def _scatter(card: ReportCard, name: str, of: Callable[[ModelCard], float]) -> str:
+    xs = [of(row) for row in card.rows]
+    ys = [row.quality[name].mean for row in card.rows]
+    ends = [y for row in card.rows for y in (row.quality[name].low, row.quality[name].high)]
+    plot = Plot.around(xs, [*ys, *(y for y in ends if y is not None)], log=True)
+    parts = [plot.grid()]
+    order = sorted(range(len(xs)), key=lambda i: xs[i])
+    line = "".join(f"{'M' if k == 0 else 'L'}{plot.at(xs[i], ys[i])}" for k, i in enumerate(order))
+    parts.append(f'<path class="faint" style="stroke:var(--ink2)" d="{line}"/>')
+    for i, row in enumerate(card.rows):
+        quality, stroke = row.quality[name], color(i, max(len(card.rows), 2))
+        if quality.low is not None and quality.high is not None:
+            bar = f"M{plot.at(xs[i], quality.low)}L{plot.at(xs[i], quality.high)}"
+            parts.append(f'<path class="line" style="stroke:{stroke}" d="{bar}"/>')
+        parts.append(plot.dot(xs[i], ys[i], stroke, f"{row.name}: {number(ys[i])}"))
+        parts.append(plot.name(xs[i], ys[i], row.name))
+    return plot.drawn("".join(parts), f"{name} of every model")
+
+
+def _reliability(card: ReportCard) -> list[str]:
+    known = [(row, row.calibration) for row in card.rows if row.calibration is not None]
+    return [box(row.name, _bins(found), note=f"ECE {percent(found.error)}") for row, found in known]
+
+
+def _bins(found: Calibration) -> str:
+    """Accuracy over confidence; the diagonal is a calibrated model."""
+    plot = Plot.around([0.0, 1.0], [0.0, 1.0], log=False, room=0.0)
+    diagonal = f"M{plot.at(0.0, 0.0)}L{plot.at(1.0, 1.0)}"
+    parts = [plot.grid(), f'<path class="axis" stroke-dasharray="4 4" d="{diagonal}"/>']
+    most, bins = max(found.count, default=1), len(found.count)
+    for i, count in enumerate(found.count):
+        if not count:
+            continue
+        shade = 0.25 + 0.75 * count / most
+        title = f"{count} of confidence {found.confidence[i]:.2f}: {found.accuracy[i]:.2f} right"
+        parts.append(plot.column(i / bins, (i + 1) / bins, found.accuracy[i], shade, title))
+    return plot.drawn("".join(parts), "accuracy over confidence")
+
+
+def _layers(row: ModelCard) -> str:
+    columns = [str(i) for i in range(len(row.similarity[0]))]
+    rows = [str(i) for i in range(len(row.similarity))]
+    return box(f"{row.name}: linear CKA", heat_map(row.similarity, rows=rows, columns=columns))
+
+
+def _worst(row: ModelCard) -> str:
+    head = ["example", "teacher", row.name, "label", "KL"]
+    lines = [
+        [d.example or f"number {d.index}", str(d.teacher), str(d.student),
+         "" if d.label is None else str(d.label), number(d.divergence)]
+        for d in row.disagreements
+    ]  # fmt: skip
+    cells_of = [_cells("th", head), *(_cells("td", line) for line in lines)]
+    return box(row.name, f"<table>{''.join(cells_of)}</table>", wide=True)

@@ -1,0 +1,89 @@
+"""What a model is worth: intervals, calibration, divergences. Pure functions."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from .record import Calibration, Quality
+
+_T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+"""Quantiles of Student's t for 97.5 % with 1, 2, ... degrees of freedom."""
+
+BINS = 15
+FEWEST_BATCHES = 8
+
+
+def quality(
+    seeds: Sequence[float], batches: Sequence[tuple[float, int]], teacher: float | None
+) -> Quality:
+    """A metric with its interval: over the seeds by Student's t, or with one seed by the
+    bootstrap over the batches, if there are enough of them.
+
+    Args:
+      seeds: the value of each.
+      batches: value and examples of every batch, of the first seed; empty if the metric is none
+        that can be averaged.
+      teacher: its value.
+    """
+    values = np.array(seeds)
+    mean = float(values.mean())
+    low = high = None
+    if len(values) > 1:
+        t = _T95[len(values) - 2] if len(values) <= len(_T95) + 1 else 1.96
+        half = t * float(values.std(ddof=1)) / math.sqrt(len(values))
+        low, high = mean - half, mean + half
+    elif len(batches) >= FEWEST_BATCHES:
+        low, high = _bootstrap(batches)
+    kept = mean / teacher if teacher else None
+    return Quality(tuple(float(v) for v in seeds), mean, low, high, kept)
+
+
+def _bootstrap(batches: Sequence[tuple[float, int]]) -> tuple[float, float]:
+    values, counts = (np.array(column, dtype=float) for column in zip(*batches, strict=True))
+    drawn = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
+    means = (values * counts)[drawn].sum(1) / counts[drawn].sum(1).clip(min=1e-30)
+    return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
+
+
+def calibration(
+    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], bins: int = BINS
+) -> Calibration:
+    """Expected calibration error over bins of equal width, and the reliability plot.
+
+        ECE = sum_b n_b / n |accuracy_b - confidence_b|
+
+    Reference:
+      Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599.
+    """
+    log_p = logits.double().log_softmax(-1)
+    confidence, choice = log_p.exp().max(-1)
+    right = (choice == labels).double()
+    place = (confidence * bins).long().clamp(max=bins - 1)
+    count = torch.zeros(bins, dtype=torch.double).index_add(0, place, torch.ones_like(right))
+    sums = [
+        torch.zeros(bins, dtype=torch.double).index_add(0, place, x) for x in (confidence, right)
+    ]
+    mean_confidence, accuracy = (s / count.clamp(min=1) for s in sums)
+    error = ((accuracy - mean_confidence).abs() * count).sum() / count.sum().clamp(min=1)
+    nll = -log_p.gather(-1, labels[:, None]).mean()
+    return Calibration(
+        float(error),
+        float(nll),
+        tuple(mean_confidence.tolist()),
+        tuple(accuracy.tolist()),
+        tuple(int(n) for n in count.tolist()),
+    )
+
+
+def divergences(
+    student_logits: Float[Tensor, "n classes"], teacher_logits: Float[Tensor, "n classes"]
+) -> Float[Tensor, " n"]:
+    """KL(teacher | student) of every position, in nats."""
+    s, t = (x.double().log_softmax(-1) for x in (student_logits, teacher_logits))
+    return (t.exp() * torch.where(t > -math.inf, t - s, 0.0)).sum(-1)

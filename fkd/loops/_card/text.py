@@ -1,0 +1,89 @@
+"""A report card as a table, and as a model card in Markdown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from .._report.charts import number
+from .record import ModelCard, Quality, ReportCard
+
+
+def cells(card: ReportCard) -> list[list[str]]:
+    """Head and rows of the table; columns that nobody has a value for are left out."""
+    columns: list[tuple[str, Callable[[ModelCard], str]]] = [("", lambda row: row.name)]
+    for name in card.teacher.quality:
+        columns.append((name, lambda row, n=name: interval(row.quality[n])))
+        columns.append(("kept", lambda row, n=name: percent(row.quality[n].kept)))
+    columns += [
+        ("agreement", lambda row: percent(row.agreement)),
+        ("KL", lambda row: short(row.divergence)),
+        ("ECE", lambda row: percent(row.calibration.error if row.calibration else None)),
+        ("NLL", lambda row: short(row.calibration.nll if row.calibration else None)),
+        ("parameters", lambda row: number(row.cost.parameters)),
+        ("MB", lambda row: number(row.cost.megabytes)),
+        ("GFLOP", lambda row: number(row.cost.gflops)),
+        ("ms", lambda row: number(row.cost.latency_ms)),
+        ("p95 ms", lambda row: number(row.cost.latency_p95_ms)),
+        ("examples/s", lambda row: number(row.cost.throughput)),
+        ("peak MB", lambda row: number(row.cost.peak_megabytes)),
+    ]
+    made = [(title, [cell(row) for row in card.rows]) for title, cell in columns]
+    kept = [(title, column) for title, column in made if any(column)]
+    head = [title for title, _ in kept]
+    return [head, *([column[i] for _, column in kept] for i in range(len(card.rows)))]
+
+
+def percent(value: float | None) -> str:
+    """`"98.2 %"`, or nothing."""
+    return "" if value is None else f"{100 * value:.1f} %"
+
+
+def short(value: float | None) -> str:
+    """Four digits, or nothing."""
+    return "" if value is None else number(value)
+
+
+def interval(quality: Quality) -> str:
+    """`"0.884 (0.879 to 0.889)"`."""
+    text = number(quality.mean)
+    if quality.low is None or quality.high is None:
+        return text
+    return f"{text} ({number(quality.low)} to {number(quality.high)})"
+
+
+def table(card: ReportCard) -> str:
+    """Columns aligned by spaces, and the method below."""
+    rows = cells(card)
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    lines = [_aligned(row, widths) for row in rows]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    notes = [f"{name}: {text}" for name, text in card.method.items()]
+    return "\n".join([*lines, "", *notes])
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
+    first, *rest = zip(row, widths, strict=True)
+    return "  ".join([first[0].ljust(first[1]), *(x.rjust(w) for x, w in rest)]).rstrip()
+
+
+def model_card(card: ReportCard) -> str:
+    """Markdown, as a README of the students."""
+    head, *rows = cells(card)
+    lines = ["# Report card", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]
+    lines += [_line(row) for row in rows]
+    lines += ["", *(f"- {name}: {text}" for name, text in card.method.items())]
+    for row in card.students:
+        if row.disagreements:
+            lines += ["", f"## Where {row.name} differs most from its teacher", ""]
+            lines += [_line(["example", "teacher", row.name, "label", "KL"]), _line(["---"] * 5)]
+            lines += [
+                _line([d.example or str(d.index), str(d.teacher), str(d.student),
+                       "" if d.label is None else str(d.label), number(d.divergence)])
+                for d in row.disagreements
+            ]  # fmt: skip
+    return "\n".join([*lines, ""])
+
+
+def _line(row: Sequence[str]) -> str:
+    plain = (" ".join(cell.replace("|", "\\|").split()) for cell in row)
+    return "| " + " | ".join(plain) + " |"

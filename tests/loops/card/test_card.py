@@ -1,0 +1,246 @@
+"""The report card: numbers that a hand computes, masks, seeds, forms, and what is refused."""
+
+from __future__ import annotations
+
+import json
+import math
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+import fkd
+from fkd import batch, student, teacher
+from fkd.loops import collect, report_card
+from fkd.loops._card.quality import calibration, divergences, quality
+from fkd.metrics import accuracy
+
+ACCURACY = {"accuracy": fkd.metric(accuracy, student.logits, batch.labels)}
+
+
+class Net(nn.Module):
+    """Logits and two hidden layers; dropout, so that eval mode matters."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.one, self.two = nn.Linear(4, width), nn.Linear(width, width)
+        self.drop, self.head = nn.Dropout(0.9), nn.Linear(width, 3)
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        one = torch.tanh(self.one(x))
+        two = torch.tanh(self.two(self.drop(one)))
+        return {"logits": self.head(two), "hidden_states": (one, two)}
+
+
+def batches(count: int = 10, size: int = 6) -> list[dict[str, Tensor]]:
+    g = torch.Generator().manual_seed(0)
+    made = [torch.randn(size - (i == count - 1), 4, generator=g) for i in range(count)]
+    return [{"x": x, "labels": torch.randint(3, (len(x),), generator=g)} for x in made]
+
+
+def nets(*widths: int) -> list[Net]:
+    torch.manual_seed(1)
+    return [Net(width) for width in widths]
+
+
+def test_it_is_what_a_hand_computes():
+    large, small = nets(8, 2)
+    small.train()
+    data = batches()
+    card = report_card(large, {"small": small}, data, ACCURACY, repeats=2)
+    assert small.training and card.students[0].name == "small"  # left as it was
+    x, y = torch.cat([b["x"] for b in data]), torch.cat([b["labels"] for b in data])
+    with torch.no_grad():
+        s, t = small.eval()(x)["logits"], large.eval()(x)["logits"]
+    row = card.students[0]
+    right = (s.argmax(-1) == y).double().mean().item()
+    assert row.quality["accuracy"].mean == pytest.approx(right)
+    teachers = (t.argmax(-1) == y).double().mean().item()
+    assert row.quality["accuracy"].kept == pytest.approx(right / teachers)
+    assert row.agreement == pytest.approx((s.argmax(-1) == t.argmax(-1)).double().mean().item())
+    log_s, log_t = s.double().log_softmax(-1), t.double().log_softmax(-1)
+    apart = (log_t.exp() * (log_t - log_s)).sum(-1)
+    assert row.divergence == pytest.approx(apart.mean().item())
+    assert [d.index for d in row.disagreements] == apart.topk(5).indices.tolist()
+    assert row.disagreements[0].label == int(y[row.disagreements[0].index])
+    assert row.calibration is not None
+    assert row.calibration.nll == pytest.approx(nn.functional.cross_entropy(s, y).item(), rel=1e-5)
+    assert sum(row.calibration.count) == len(y)
+    assert row.cost.parameters == sum(p.numel() for p in small.parameters())
+    assert row.cost.megabytes == pytest.approx(row.cost.parameters * 4 / 1e6)
+    assert row.cost.gflops == pytest.approx(2 * (4 * 2 + 2 * 2 + 2 * 3) / 1e9)
+    assert 0 < row.cost.latency_ms <= row.cost.latency_p95_ms and row.cost.throughput > 0
+    assert row.cost.peak_megabytes > 0
+
+
+def test_the_teacher_agrees_with_itself():
+    [large] = nets(8)
+    card = report_card(large, {"same": large}, batches(), ACCURACY, repeats=1)
+    for row in card.rows:
+        assert row.agreement == 1.0 and row.divergence == pytest.approx(0.0, abs=1e-12)
+    assert card.students[0].quality["accuracy"].kept == 1.0
+    assert card.teacher.disagreements == ()
+
+
+def test_seeds_give_an_interval_and_share_a_row():
+    large, *small = nets(8, 2, 2, 2)
+    card = report_card(large, {"small": small}, batches(), ACCURACY, repeats=1)
+    found = card.students[0].quality["accuracy"]
+    assert len(found.seeds) == 3 and found.mean == pytest.approx(np.mean(found.seeds))
+    half = 4.303 * np.std(found.seeds, ddof=1) / math.sqrt(3)
+    assert found.low is not None and found.mean - found.low == pytest.approx(half)
+    each = [report_card(large, {"s": one}, batches(), ACCURACY, repeats=1) for one in small]
+    assert found.seeds == tuple(c.students[0].quality["accuracy"].mean for c in each)
+
+
+def test_one_seed_is_bootstrapped_where_there_are_batches_enough():
+    large, small = nets(8, 2)
+    few = report_card(large, {"s": small}, batches(4), ACCURACY, repeats=1).students[0]
+    assert few.quality["accuracy"].low is None
+    many = report_card(large, {"s": small}, batches(12), ACCURACY, repeats=1).students[0]
+    found = many.quality["accuracy"]
+    assert found.low is not None and found.high is not None
+    assert found.low <= found.mean <= found.high and found.low < found.high
+
+
+def test_what_is_no_mean_has_no_interval_of_one_seed():
+    large, small = nets(8, 2)
+    metrics = {"most": collect(lambda logits: float(torch.cat(logits).max()), student.logits)}
+    found = report_card(large, {"s": small}, batches(), metrics, repeats=1)
+    assert found.students[0].quality["most"].low is None
+
+
+def test_masked_positions_count_nowhere_even_as_nan():
+    large, small = nets(8, 2)
+    data = batches()
+    kept = [{**b, "mask": torch.arange(len(b["x"])) != 1} for b in data]
+    bad = [{**b, "x": b["x"].masked_fill(~b["mask"][:, None], math.nan)} for b in kept]
+    metric = fkd.metric(accuracy, student.logits, batch.labels, where=batch.mask)
+    made = report_card(
+        large, {"s": small}, bad, {"accuracy": metric}, where=batch.mask, repeats=1
+    ).students[0]
+    cut = [{n: x[b["mask"]] for n, x in b.items()} for b in kept]
+    other = report_card(large, {"s": small}, cut, ACCURACY, repeats=1).students[0]
+    assert made.agreement == other.agreement
+    assert made.divergence == pytest.approx(other.divergence)
+    assert made.calibration == other.calibration
+    assert made.quality["accuracy"].mean == pytest.approx(other.quality["accuracy"].mean)
+    assert made.disagreements[0].index % 6 != 1
+
+
+def test_layers_are_compared():
+    large, small = nets(8, 2)
+    layers = (student.hidden_states, teacher.hidden_states)
+    card = report_card(large, {"s": small}, batches(), layers=layers, repeats=1)
+    found = np.array(card.students[0].similarity)
+    assert found.shape == (2, 2) and (found >= 0).all() and (found <= 1).all()
+    assert np.diag(np.array(card.teacher.similarity)) == pytest.approx([1.0, 1.0])
+
+
+def test_models_that_choose_nothing():
+    def distance(ours: Tensor, theirs: Tensor) -> Tensor:
+        return (ours - theirs).abs().mean(-1)
+
+    large, small = nets(8, 8)
+    metrics = {"error": fkd.metric(distance, student.hidden_states[1], teacher.hidden_states[1])}
+    data = [{"x": b["x"]} for b in batches()]
+    card = report_card(large, {"s": small}, data, metrics, compare=None, labels=None, repeats=1)
+    row = card.students[0]
+    assert row.agreement is None and row.calibration is None and row.disagreements == ()
+    assert card.teacher.quality["error"].mean == 0 and row.quality["error"].kept is None
+    assert "agreement" not in str(card) and "Calibration" not in card.html()
+
+
+def test_models_with_inputs_of_their_own_and_labels_that_are_missing():
+    large, small = nets(8, 2)
+    data = [{"x": b["x"], "big": 2 * b["x"], "labels": b["labels"] - 1} for b in batches()]
+    large_model = fkd.frozen(large, inputs=lambda b: {"x": b["big"]})
+    card = report_card(large_model, {"s": small}, data, repeats=1)
+    found = card.students[0].calibration
+    assert found is not None and sum(found.count) == sum(
+        int((b["labels"] >= 0).sum()) for b in data
+    )
+
+
+def test_examples_are_described():
+    large, small = nets(8, 2)
+    card = report_card(
+        large, {"s": small}, batches(), describe=lambda b: [f"<{v:.2f}>" for v in b["x"][:, 0]],
+        examples=3, repeats=1,
+    )  # fmt: skip
+    worst = card.students[0].disagreements
+    assert len(worst) == 3 and worst[0].divergence >= worst[1].divergence
+    x = torch.cat([b["x"] for b in batches()])[:, 0]
+    assert worst[0].example == f"<{x[worst[0].index]:.2f}>"
+    assert "&lt;" in card.html() and worst[0].example not in card.html()
+    assert worst[0].example in card.markdown()
+
+
+def test_it_is_saved_in_every_form(tmp_path: Path):
+    large, small, tiny = nets(8, 4, 2)
+    card = report_card(large, {"small": small, "ti|ny": tiny}, batches(), ACCURACY, repeats=1)
+    saved = json.loads(card.save(tmp_path / "card.json").read_text())
+    assert saved == card.json() and saved["students"][1]["name"] == "ti|ny"
+    page = card.save(tmp_path / "card.html").read_text()
+    assert page.count("<svg") == 2 + 3  # quality over two costs, reliability of three models
+    for drawing in page.split("<svg")[1:]:
+        ElementTree.fromstring("<svg" + drawing.split("</svg>")[0] + "</svg>")
+    text = card.save(tmp_path / "card.md").read_text()
+    assert "ti\\|ny" in text and "| kept |" in text
+    assert card.save(tmp_path / "card.txt").read_text() == f"{card}\n"
+    with pytest.raises(ValueError, match=r"ends in '\.pdf'; one of \.json"):
+        card.save(tmp_path / "card.pdf")
+
+
+def test_calibration_of_what_is_known():
+    """Always sure of class 0, right half of the time: the error is one half."""
+    logits = torch.tensor([[50.0, 0.0]]).expand(10, 2)
+    labels = torch.tensor([0, 1] * 5)
+    assert calibration(logits, labels).error == pytest.approx(0.5)
+    assert calibration(torch.zeros(10, 2), labels).error == pytest.approx(0.0)
+    assert sum(calibration(logits, labels).count) == 10
+
+
+def test_divergence_of_classes_without_probability():
+    minus = -math.inf
+    same = torch.tensor([[0.0, minus]])
+    assert divergences(same, same).tolist() == [0.0]
+    assert divergences(same, torch.zeros(1, 2)).tolist() == [math.inf]
+
+
+def test_a_single_value_has_no_interval():
+    assert quality([0.5], (), None).low is None and quality([0.5], (), 0.0).kept is None
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"students": {}}, "students is dict of 0"),
+        ({"students": {"s": []}}, "student 's' is an empty list"),
+        ({"students": {"s": "model"}}, "s is a str; a torch.nn.Module"),
+        ({"students": {"teacher": Net(2)}}, "a student is named 'teacher'"),
+        ({"loader": []}, "the loader gave no batch"),
+        ({"repeats": 0}, "repeats is 0; at least 1"),
+        ({"labels": student.logits}, "class numbers"),
+        ({"where": batch.x}, "where has shape"),
+        ({"describe": lambda b: ["one"]}, "describe gave 1 texts"),
+        ({"students": {"s": nn.Linear(4, 2)}, "compare": (student.logits, teacher.logits)},
+         "the student has 2 classes"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_measured_is_refused(arguments: dict[str, Any], message: str):
+    one = {"x": torch.zeros(2, 4), "input": torch.zeros(2, 4), "labels": torch.tensor([0, 1])}
+    given = {"teacher": Net(2), "students": {"s": Net(2)}, "loader": [one], "repeats": 1}
+    with pytest.raises(ValueError, match=message):
+        report_card(**{**given, **arguments})
+
+
+@pytest.mark.plain
+def test_labels_that_are_not_there_are_named():
+    with pytest.raises(ValueError, match="labels"):
+        report_card(Net(2), {"s": Net(2)}, [{"x": torch.zeros(2, 4)}], repeats=1)
