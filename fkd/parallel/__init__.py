@@ -7,5 +7,6 @@ A script for one process becomes one for many by one argument, and is started by
 """
 
 from ._world import RankError as RankError
+from ._world import in_turn as in_turn
 
-__all__ = ["RankError"]
+__all__ = ["RankError", "in_turn"]

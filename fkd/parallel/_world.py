@@ -1,14 +1,17 @@
 """What the processes of a run tell each other on the host: agreements, errors, who writes.
 
-Nothing here waits for a device. Objects travel as JSON, never as pickles.
+Nothing here waits for a device. Objects travel as JSON, never as pickles. Every exchange begins
+with four numbers of each process; so one that has failed can say so wherever the others are, and
+all of them end with its message.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeVar
+import time
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
@@ -17,51 +20,59 @@ from torch.distributed.device_mesh import DeviceMesh
 
 T = TypeVar("T")
 
+FAILED = -1
+"""Says that a process has failed, where the first of the four numbers stands."""
+PATIENCE = 5.0
+"""Seconds in which a process that lives says so, after an exchange has broken."""
+
 
 class RankError(RuntimeError):
     """Another process of the run has failed, or does not answer; says which, and why."""
 
 
-@dataclass(frozen=True, eq=False)
 class World:
     """The processes of a run.
 
     Attributes:
-      group: their process group on the host (gloo).
+      group: their process group on the host (gloo); None: there is one process.
       size: how many they are.
       rank: which of them this one is.
+      broken: whether an exchange has failed, so that none will succeed any more.
     """
 
-    group: dist.ProcessGroup
-    size: int
-    rank: int
+    def __init__(self, group: dist.ProcessGroup | None = None) -> None:
+        self.group = group
+        self.size = 1 if group is None else dist.get_world_size(group)
+        self.rank = 0 if group is None else dist.get_rank(group)
+        self.broken = False
+        self._told: BaseException | None = None
 
     @property
     def first(self) -> bool:
         """Whether this process writes what the run has once."""
         return self.rank == 0
 
-    def exchanged(self, value: Any) -> list[Any]:
-        """What every process says, in the order of the ranks. All of them have to ask.
+    def numbers(self, *own: int) -> list[tuple[int, ...]]:
+        """Up to three numbers of every process, in the order of the ranks. All have to ask.
 
-        Args:
-          value: anything that JSON can say.
+        Raises:
+          RankError: another process has failed, or does not answer.
         """
-        own = torch.frombuffer(bytearray(json.dumps(value).encode()), dtype=torch.uint8)
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        dist.all_gather(sizes, torch.tensor([len(own)]), group=self.group)
-        most = max(int(size) for size in sizes)
-        padded = torch.cat([own, own.new_zeros(most - len(own))])
-        texts = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.size)]
-        dist.all_gather(texts, padded, group=self.group)
-        said = zip(texts, sizes, strict=True)
-        return [json.loads(bytes(text[: int(size)].tolist())) for text, size in said]
+        if self.group is None:
+            return [own]
+        return [said[1 : 1 + len(own)] for said in self._numbers(0, *own)]
 
-    def greatest(self, value: int) -> int:
-        """The greatest of the numbers of all processes. All of them have to ask."""
-        number = torch.tensor([value])
-        dist.all_reduce(number, dist.ReduceOp.MAX, group=self.group)
-        return int(number)
+    def exchanged(self, value: Any) -> list[Any]:
+        """What every process says, in the order of the ranks; JSON. All have to ask.
+
+        Raises:
+          RankError: as `numbers`.
+        """
+        if self.group is None:
+            return [value]
+        text = json.dumps(value).encode()
+        sizes = [said[1] for said in self._numbers(0, len(text))]
+        return [json.loads(said) for said in self._bytes(text, sizes)]
 
     def from_first(self, fn: Callable[[], T]) -> T | None:
         """What `fn` gives in the first process, which alone runs it; None in the others.
@@ -69,32 +80,189 @@ class World:
         Raises:
           RankError: in the others, if it failed in the first, where its own error is raised.
         """
-        result, error = None, None
-        if self.first:
-            try:
-                result = fn()
-            except BaseException as raised:
-                error = raised
-        message = None if error is None else f"{type(error).__name__}: {error}"
-        told = self.exchanged(message)[0]
-        if error is not None:
-            raise error
-        if told is not None:
-            raise RankError(f"rank 0 failed: {told}")
+        if self.group is None:
+            return fn()
+        if not self.first:
+            self.numbers()
+            return None
+        try:
+            result = fn()
+        except Exception as error:
+            self.fail(error)
+            raise
+        self.numbers()
         return result
 
     def shared(self, fn: Callable[[], Any]) -> Any:
-        """What `fn` gives in the first process, told to all; anything that JSON can say."""
-        said = self.from_first(fn)
-        return self.exchanged(said if self.first else None)[0]
+        """What `fn` gives in the first process, told to all; JSON."""
+        return self.exchanged(self.from_first(fn))[0]
 
     def broadcast(self, x: Tensor) -> None:
-        """Overwrite a tensor of every process, in any place and order of axes, by the first's."""
+        """Overwrite a tensor of every process, wherever it is, by that of the first."""
         host = x.detach().cpu().contiguous()
-        flat = host.reshape(-1).view(torch.uint8)
-        dist.broadcast(flat, group_src=0, group=self.group)
+        if self.group is not None and host.numel():
+            dist.broadcast(host.reshape(-1).view(torch.uint8), group_src=0, group=self.group)
         with torch.no_grad():
             x.copy_(host)
+
+    def gathered(self, content: bytes) -> list[bytes]:
+        """The bytes of every process, in the order of the ranks. All have to ask."""
+        if self.group is None:
+            return [content]
+        sizes = [said[1] for said in self._numbers(0, len(content))]
+        return self._bytes(content, sizes)
+
+    def fail(self, error: BaseException) -> None:
+        """Tell the others of an error of this process, once. They raise it where they are."""
+        if self.group is None or self.broken or error is self._told:
+            return
+        self._told = error
+        if isinstance(error, RankError):  # all know it
+            return
+        message = _message(error)
+        with contextlib.suppress(RankError):
+            self._bytes(message, _lengths(self._numbers(FAILED, len(message))))
+
+    @contextlib.contextmanager
+    def telling(self) -> Generator[None]:
+        """Around what all processes do: an error of one is told to the others, before it leaves."""
+        try:
+            yield
+        except Exception as error:
+            self.fail(error)
+            raise
+
+    def explained(self, error: Exception) -> Exception:
+        """The error of an exchange, or of the collectives of a step, as what is behind it.
+
+        Where another process has failed meanwhile, its message; where one does not answer, its
+        number. An error of this process alone is told to the others, and returned as it is.
+        """
+        if self.group is None or isinstance(error, RankError):
+            return error
+        self.broken = True
+        try:
+            return self._explained(error)
+        except Exception:  # the store is gone, and with it the process that had it
+            return RankError(f"the other processes do not answer any more ({_first_line(error)})")
+
+    def _explained(self, error: Exception) -> Exception:
+        store = _store()
+        if not _of_a_collective(error):
+            store.set(f"fkd/failed/{self.rank}", _message(error))
+            return error
+        store.set(f"fkd/alive/{self.rank}", b"1")
+        others = [rank for rank in range(self.size) if rank != self.rank]
+        silent, end = others, time.monotonic() + PATIENCE
+        while silent and time.monotonic() < end:
+            for rank in others:
+                if store.check([f"fkd/failed/{rank}"]):
+                    said = store.get(f"fkd/failed/{rank}").decode(errors="replace")
+                    return RankError(f"rank {rank} failed: {said}")
+            silent = [rank for rank in others if not store.check([f"fkd/alive/{rank}"])]
+            time.sleep(0.05)
+        if not silent:
+            return RankError(f"the processes cannot reach each other: {_first_line(error)}")
+        names = ", ".join(map(str, silent))
+        return RankError(
+            f"rank {names} does not answer: it was killed, or hangs ({_first_line(error)})"
+        )
+
+    def _numbers(self, *own: int) -> list[tuple[int, ...]]:
+        """Four numbers of every process; raises what another one says that has failed."""
+        mine = torch.zeros(4, dtype=torch.int64)
+        mine[: len(own)] = torch.tensor(own)
+        every = [torch.zeros(4, dtype=torch.int64) for _ in range(self.size)]
+        self._all_gather(every, mine)
+        said = [tuple(int(x) for x in numbers) for numbers in every]
+        failed = [rank for rank, numbers in enumerate(said) if numbers[0] == FAILED]
+        if failed and own[0] != FAILED:
+            texts = self._bytes(b"", _lengths(said))
+            told = "; ".join(
+                f"rank {rank} failed: {texts[rank].decode(errors='replace')}" for rank in failed
+            )
+            self._told = RankError(told)
+            raise self._told
+        return said
+
+    def _bytes(self, own: bytes, counts: Sequence[int]) -> list[bytes]:
+        """The bytes of every process, whose numbers are known."""
+        most = max(counts)
+        if most == 0:
+            return [b""] * self.size
+        mine = torch.zeros(most, dtype=torch.uint8)
+        mine[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else 0
+        every = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.size)]
+        self._all_gather(every, mine)
+        return [x[:n].numpy().tobytes() for x, n in zip(every, counts, strict=True)]
+
+    def _all_gather(self, every: list[Tensor], own: Tensor) -> None:
+        if self.broken:
+            raise RankError("the processes do not hear each other any more")
+        try:
+            dist.all_gather(every, own, group=self.group)
+        except RuntimeError as error:
+            raise self.explained(error) from error
+
+
+def _lengths(said: Sequence[tuple[int, ...]]) -> list[int]:
+    """Of the messages of the processes that have failed."""
+    return [numbers[1] if numbers[0] == FAILED else 0 for numbers in said]
+
+
+def _store() -> Any:
+    """Where processes leave messages outside of any collective."""
+    find: Any = dist.distributed_c10d._get_default_store  # pyright: ignore[reportPrivateUsage]
+    return find()
+
+
+def _of_a_collective(error: BaseException) -> bool:
+    """Whether an error says that another process is gone or late, as backends put it."""
+    text = str(error)
+    signs = ("gloo", "NCCL", "Connection", "Timed out", "timeout", "recvBytes", "peer")
+    return isinstance(error, RuntimeError) and any(sign in text for sign in signs)
+
+
+def _message(error: BaseException) -> bytes:
+    return f"{type(error).__name__}: {error}".encode()[:20_000]
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0][:300]
+
+
+_worlds: list[World] = []
+"""The processes of the last mesh of this process, if it has one."""
+
+
+def writes() -> bool:
+    """Whether this process writes what is there once (an exported model, a page). Of the
+    processes of a mesh that a step was made with, the first one does."""
+    return not _worlds or _worlds[-1].first
+
+
+def in_turn(mesh: DeviceMesh, fn: Callable[[], T]) -> T:
+    """What `fn` gives in every process, called in one after another, the first one first.
+
+    For what the first process makes in a folder, and the others find there:
+
+        kept = fkd.parallel.in_turn(mesh, lambda: fkd.sources.cache(objective, loader, "cache"))
+
+    Args:
+      mesh: the processes; all of them ask.
+      fn: without arguments.
+
+    Raises:
+      RankError: it failed in another process.
+    """
+    world = world_of(mesh)
+    result: list[T] = []
+    with world.telling():
+        for rank in range(world.size):
+            if rank == world.rank:
+                result.append(fn())
+            world.numbers()
+    return result[0]
 
 
 def world_of(mesh: DeviceMesh) -> World:
@@ -105,9 +273,10 @@ def world_of(mesh: DeviceMesh) -> World:
         group = everyone
     else:
         made = dist.new_group(ranks, backend="gloo")
-        assert isinstance(made, dist.ProcessGroup)
-        group = made
-    return World(group, dist.get_world_size(group), dist.get_rank(group))
+        group = cast(dist.ProcessGroup, made)
+    world = World(group)
+    _worlds[:] = [world]
+    return world
 
 
 def _on_host(group: dist.ProcessGroup) -> bool:

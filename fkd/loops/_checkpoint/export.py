@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fkd._errors import listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
+from fkd.parallel._world import writes
 
 from .._files import discard, make_folder, sync_folder
 from .._state import State
@@ -37,6 +38,7 @@ def export(
     other as `model.safetensors`, its state dict. Nothing of the teacher is written. A process
     that is killed meanwhile leaves a new folder absent, and each file of an old one whole.
     The best student of a run: `export(objective, restore(step, best("run")), "student", "out")`.
+    Of several processes that train together, the first one writes.
 
     Args:
       objective: as trained.
@@ -80,6 +82,8 @@ def export(
     refuse_bare_adapters(module)
     for adapter in adapters:
         _check_file_name(adapter)
+    if not writes():
+        return module
     with _whole(Path(directory)) as folder:
         _write(objective, state, module, tensors, folder, adapters)
     return module

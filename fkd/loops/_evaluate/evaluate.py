@@ -20,10 +20,12 @@ from fkd._refs.sourced import original
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 from fkd.metrics import agreement, refuse_reserved
+from fkd.parallel._world import World
 
 from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
 from .._state import State
+from .merge import Measured, merged_over
 from .score import Forward, autocast_of
 from .stateful import Stateful, accumulated
 
@@ -103,24 +105,34 @@ class Evaluator:
                 f"Measured: {listing(sorted(self.names))}."
             )
 
-    def __call__(self, state: State, loader: Iterable[Batch]) -> dict[str, float]:
-        """The mean of every term (`loss/<name>`), their total, and every metric, by name."""
-        losses: dict[str, Mean] = {}
-        measured: dict[str, Mean] = {}
-        weights: dict[str, Tensor] = {}  # a weight that a ref computes is that of the last batch
-        kept: dict[str, list[Any]] = {name: [] for name in self.collected}
-        for batch in self._forward(state, loader):
-            losses = _merged(losses, batch.losses)
-            measured = _merged(measured, batch.metrics)
-            weights = batch.weights
-            for name, values in batch.collected.items():
-                kept[name].append(map_tensors(lambda x: x.detach().cpu(), values))
-        if not losses:
-            raise ValueError(
-                "evaluate: the loader gave no batch. It is empty, or an iterator that can be used "
-                "only once: pass a DataLoader, a list, or a function that makes the batches."
+    def __call__(
+        self, state: State, loader: Iterable[Batch], world: World | None = None
+    ) -> dict[str, float]:
+        """The mean of every term (`loss/<name>`), their total, and every metric, by name.
+
+        Args:
+          state: the parameters; not changed.
+          loader: batches.
+          world: the processes among which the batches are dealt out, each whole to one of them;
+            None: this one does all.
+        """
+        world = World() if world is None else world
+        return merged_over(world, self._measured(state, loader, world), self._summary)
+
+    def _measured(self, state: State, loader: Iterable[Batch], world: World) -> Measured:
+        """What this process has measured."""
+        own = Measured({}, {}, {}, {name: [] for name in self.collected}, -1)
+        for batch, index in self._forward.dealt(state, loader, world.rank, world.size):
+            own = own._replace(
+                losses=_merged(own.losses, batch.losses),
+                metrics=_merged(own.metrics, batch.metrics),
+                weights=batch.weights,  # one that a ref computes is that of the last batch
+                last=index,
             )
-        return self._summary(losses, measured, weights, kept)
+            for name, values in batch.collected.items():
+                kept = map_tensors(lambda x: x.detach().cpu(), values)
+                own.collected[name].append((index, kept))
+        return own
 
     def _scalars(self, step: int, device: torch.device) -> tuple[Scalars, Scalars]:
         """The knobs of the losses, and those of the metrics."""
@@ -139,13 +151,15 @@ class Evaluator:
         }
         return _Batch(losses.means, metrics.means, losses.weights, collected)
 
-    def _summary(
-        self,
-        losses: Mapping[str, Mean],
-        metrics: Mapping[str, Mean],
-        weights: Mapping[str, Tensor],
-        kept: Mapping[str, Any],
-    ) -> dict[str, float]:
+    def _summary(self, measured: Measured) -> dict[str, float]:
+        losses, metrics, weights, collected, last = measured
+        if last < 0:
+            raise ValueError(
+                "evaluate: the loader gave no batch. It is empty, or an iterator that can be used "
+                "only once: pass a DataLoader, a list, or a function that makes the batches."
+            )
+        kept = {name: [values for _, values in sorted(rows, key=_place)]
+                for name, rows in collected.items()}  # fmt: skip
         means = [*losses.values(), *metrics.values()]
         fetched = iter(torch.stack([m.value.double() for m in means]).tolist())
         values = {name: next(fetched) for name in losses}
@@ -168,6 +182,10 @@ class _Batch(NamedTuple):
     metrics: dict[str, Mean]
     weights: dict[str, Tensor]
     collected: dict[str, list[Any]]
+
+
+def _place(row: tuple[int, Any]) -> int:
+    return row[0]
 
 
 def _merged(before: Mapping[str, Mean], new: Mapping[str, Mean]) -> dict[str, Mean]:

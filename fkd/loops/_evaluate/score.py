@@ -53,13 +53,21 @@ class Forward(Generic[Knobs]):
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
         """One result for each batch, on the device. Nothing global is changed in between."""
+        return (kept for kept, _ in self.dealt(state, batches, 0, 1))
+
+    def dealt(
+        self, state: State, batches: Iterable[Batch], rank: int, size: int
+    ) -> Iterator[tuple[Any, int]]:
+        """The results of every `size`-th batch from number `rank` on, with its number."""
         device = device_of(state.trainable)
         knobs, copy = self.knobs(state.step, device), to_device(device)
         for index, batch in enumerate(batches):
+            if index % size != rank:
+                continue
             seed = fold_in(fold_in(state.seed, -1), index)
             with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
                 kept = self._forward(state.parts, knobs, copy(batch))
-            yield kept
+            yield kept, index
 
     def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch) -> Any:
         forward = self.program.context(parts, batch, autocast=self.autocast)

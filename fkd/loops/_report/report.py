@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from fkd.metrics import higher_is_better as by_name
+from fkd.parallel._world import writes
 
 from .._files import replace_file
 from .._log.lines import read_log
@@ -45,6 +46,8 @@ def report(
         that is not a loss if None.
       higher_is_better: whether the best metric is the highest; by its name if None.
 
+    Of several processes that train together, the first one writes it.
+
     Returns:
       The path of the page.
 
@@ -72,7 +75,8 @@ def report(
         tiles=_tiles(run, metric or _metric(run), higher_is_better),
         sections=_sections(folder, run),
     )
-    replace_file(path, text.encode("utf-8", errors="replace"))
+    if writes():
+        replace_file(path, text.encode("utf-8", errors="replace"))
     return path
 
 

@@ -28,8 +28,10 @@ from .._random import fold_in, seeded
 from .._state import device_of
 from .events import Event
 from .options import Arguments
-from .session import Run, describe, evaluation, finish, log_point, save_after, save_point, start
+from .records import describe
+from .session import Run, evaluation, finish, log_point, save_after, save_point, start
 from .signals import Interrupted, StillWaiting, listening
+from .together import Says, together
 
 _log = logging.getLogger("fkd")
 _PREPARING = 1 << 33  # folded into the seed of a step: the seed of `prepare`
@@ -71,8 +73,10 @@ def _events(arguments: Arguments) -> Generator[Event]:
     options = arguments.options
     with contextlib.ExitStack() as stack:
         folders = [f.resolve() for f in (options.checkpoints, options.logs) if f is not None]
+        world = arguments.step.world
+        stack.enter_context(world.telling())
         for folder in dict.fromkeys(folders):  # one folder may be given in two spellings
-            stack.enter_context(lock(folder))
+            world.from_first(lambda folder=folder: stack.enter_context(lock(folder)))
         run, where = start(arguments, stack)
         del arguments  # and with it the state that the steps use up
         run.stop = stack.enter_context(listening())
@@ -86,6 +90,7 @@ def _events(arguments: Arguments) -> Generator[Event]:
             raise
         except BaseException as error:
             if not run.stop.pressed_twice:  # then at once, not after a save
+                world.fail(error)
                 save_after(run, error)
             raise
 
@@ -120,13 +125,16 @@ def _batches(run: Run) -> Iterator[Batch]:
             with run.stop.waiting():
                 batch = next(batches)
         except StopIteration:
+            together(run, Says.EPOCH_ENDS)
             return
         except StillWaiting:
+            together(run, Says.LEAVES)
             for _ in _leave(run):
                 pass
             return
         except Exception as error:
             if run.stop.signal is not None:  # the signal has ended the loader's workers, too
+                together(run, Says.LEAVES)
                 for _ in _leave(run):
                     pass
             raise LoopError(f"{run.where}: the loader failed: {error!r}") from error
@@ -137,6 +145,9 @@ def _advance(run: Run, batch: Batch, move: Move) -> bool:
     """One step; False for a batch without examples, which is left out. The device is still at the
     step before, when the batch is made and copied."""
     tensors = _tensors(run, batch)
+    if not together(run, Says.HAS_A_BATCH, tensors):
+        for _ in _leave(run):
+            pass
     examples = examples_in(tensors)
     if examples == 0:
         _log.warning("%s has no examples and is left out", run.where)
@@ -148,10 +159,11 @@ def _advance(run: Run, batch: Batch, move: Move) -> bool:
             run.first = now
             describe(run, tensors)
         with _compiling(run, now):
-            run.state, metrics = run.step.advance(run.state, move(tensors))
+            run.state, metrics = run.step.advance(run.state, run.step.own(tensors, move))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:
+        error = run.world.explained(error)
         raise LoopError(f"{run.where}: the step failed: {error}") from error
     run.at = run.at._replace(index=run.at.index + 1)
     run.window.add(metrics)
@@ -202,7 +214,7 @@ def _after_step(run: Run) -> Iterator[Event]:
         yield from evaluation(run)
     if options.save_every and step % options.save_every == 0:
         yield from save_point(run)
-    if run.stop.signal is not None:
+    if run.signal is not None:
         yield from _leave(run)
 
 
@@ -218,5 +230,4 @@ def _leave(run: Run) -> Iterator[Event]:
     """Save, and end with the exit code of a run that was told to."""
     yield from log_point(run)
     yield from save_point(run)
-    assert run.stop.signal is not None
-    raise Interrupted(run.stop.signal)
+    raise Interrupted(run.signal or "a signal")

@@ -22,6 +22,7 @@ from fkd._types import Params
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
+from .._checkpoint.told import tree_of_first
 from .._digest import digest_of
 from .._errors import CheckpointError, DamagedError, MismatchError
 from .._state import State
@@ -325,12 +326,19 @@ def restore(step: TrainStep, path: str | os.PathLike[str]) -> State:
     folder = Path(path)
 
     def state_of(read: Checkpoint) -> State:
-        tree = read.tree if isinstance(read.tree, dict) else {}
-        return from_tree(step.objective, fresh, tree.get("state"))
+        return from_tree(step.objective, fresh, _stored(read.tree))
 
-    if is_checkpoint(folder):
-        return state_of(load(folder, fingerprint=described))
-    newest = load_latest(folder, fingerprint=described, accept=state_of)
-    if newest is None:
-        raise CheckpointError(f"restore: there is no checkpoint in {folder}.")
-    return state_of(newest)
+    def tree() -> Any:
+        if is_checkpoint(folder):
+            return _stored(load(folder, fingerprint=described).tree)
+        newest = load_latest(folder, fingerprint=described, accept=state_of)
+        if newest is None:
+            raise CheckpointError(f"restore: there is no checkpoint in {folder}.")
+        return _stored(newest.tree)
+
+    return from_tree(step.objective, fresh, tree_of_first(step.world, tree))
+
+
+def _stored(tree: Any) -> Any:
+    """The state in the tree of a checkpoint."""
+    return tree.get("state") if isinstance(tree, dict) else None

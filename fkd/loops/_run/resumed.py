@@ -12,6 +12,7 @@ from torch import Tensor
 from .._checkpoint.checkpoint import Checkpoint, load_latest
 from .._checkpoint.folder import newest_finite
 from .._checkpoint.schema import TEXT, Each, Of, validate
+from .._checkpoint.told import tree_of_first
 from .._errors import DamagedError
 from .._state import State
 from .._step.train_step import TrainStep
@@ -78,28 +79,49 @@ def go_on(
     lines: list[str] = []
 
     def parts(read: Checkpoint) -> tuple[State, Any, Window]:
-        validate(read.tree, _RUN, "its tree")
-        window = read.tree["window"]
-        if any(len(row) != len(window["names"]) for row in window["rows"]):
-            raise DamagedError("its tree/window has rows of another length than its names")
-        lines[:] = changed(read.tree["settings"], settings)
-        state = from_tree(step.objective, fresh, read.tree["state"])
-        place = record_from(position, read.tree["position"], "its position")
-        return state, place, Window.from_tree(window, state.skipped.device)
+        lines[:] = changed(_valid(read.tree)["settings"], settings)
+        return parts_of(read.tree)
 
-    newest = load_latest(directory, fingerprint=fingerprint, accept=parts)
-    if newest is None:
+    def parts_of(tree: dict[str, Any]) -> tuple[State, Any, Window]:
+        state = from_tree(step.objective, fresh, tree["state"])
+        place = record_from(position, tree["position"], "its position")
+        return state, place, Window.from_tree(tree["window"], state.skipped.device)
+
+    def read() -> dict[str, Any] | None:
+        newest = load_latest(directory, fingerprint=fingerprint, accept=parts)
+        if newest is None:
+            return None
+        parts(newest)  # which notes its settings, after those of damaged ones
+        return {"tree": newest.tree, "message": _said(newest, lines)}
+
+    told = tree_of_first(step.world, read)
+    if told is None:
         return None
-    state, place, window = parts(newest)
-    words = [f"resumed at step {state.step} from {newest.path.name}"]
+    state, place, window = parts_of(told["tree"])
+    loader, prepare = told["tree"].get("loader"), told["tree"].get("prepare")
+    return Resumed(state, place, window, loader, prepare, told["message"])
+
+
+def _valid(tree: Any) -> dict[str, Any]:
+    """The tree of a checkpoint, if it is one of a run."""
+    validate(tree, _RUN, "its tree")
+    window = tree["window"]
+    if any(len(row) != len(window["names"]) for row in window["rows"]):
+        raise DamagedError("its tree/window has rows of another length than its names")
+    return tree
+
+
+def _said(newest: Checkpoint, lines: list[str]) -> str:
+    """Where a run goes on, in words; what a person should know about that is a warning, too."""
+    directory, step = newest.path.parent, newest.step
+    words = [f"resumed at step {step} from {newest.path.name}"]
     words += [f"skipped {message}" for message in newest.skipped]
     words += [f"another setting: {line}" for line in lines]
     if newest.finite is False:
         words.append(unusable(directory, nonfinite_in(newest.tree["state"])))
     for line in words[1 + len(newest.skipped) :]:
         _log.warning("%s: %s", directory, line)
-    loader, prepare = newest.tree.get("loader"), newest.tree.get("prepare")
-    return Resumed(state, place, window, loader, prepare, "; ".join(words))
+    return "; ".join(words)
 
 
 def unusable(directory: Path | None, places: list[str]) -> str:

@@ -3,41 +3,42 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import logging
 import math
 import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from fkd._check.check import check
-from fkd._draw.draw import draw
-from fkd._types import TensorBatch
+from fkd.parallel._world import World
 
 from .._checkpoint.checkpoint import save
 from .._checkpoint.folder import set_aside
 from .._checkpoint.lock import ensure_held
 from .._checkpoint.tree import encode
 from .._data.batch import Signature
-from .._data.epochs import Epochs, Loader
+from .._data.epochs import Epochs
 from .._errors import LoopError, NonFiniteError
 from .._evaluate.evaluate import Evaluator
-from .._log.log import Log, Throughput, open_log
+from .._log.log import Log, Throughput
 from .._log.loggers import Loggers
 from .._state import State
 from .._step.train_step import TrainStep
-from .display import Display, open_display
+from .display import Display
 from .dry_run import try_evaluation
 from .events import Event
 from .options import Arguments, Options
 from .prepared import Prepared, restore, state_of
+from .records import open_records
 from .resume import fingerprint, nonfinite_in, to_tree
 from .resumed import go_on, unusable
 from .settings import settings
 from .signals import Stop
 from .similarity_map import save_similarity
-from .totals import position_of, total_steps
+from .totals import position_of
 from .window import Window
 
 _log = logging.getLogger("fkd")
@@ -92,6 +93,7 @@ class Run:
     saved_at: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()  # what of the state was not finite at its beginning
+    told_to_stop: str | None = None  # by a signal to any process of several
     process: int = field(default_factory=os.getpid)
 
     def event(
@@ -112,10 +114,24 @@ class Run:
 
     def wrote(self, values: Mapping[str, float], kind: Literal["train", "eval"]) -> None:
         """Log the values of now, and show them."""
-        if self.log is not None:
-            self.log.write(values, step=self.state.step, kind=kind, epoch=self.at.epoch)
-        self.loggers.write(self.state.step, values)
-        self.display.write(values, step=self.state.step, kind=kind)
+
+        def write() -> None:
+            if self.log is not None:
+                self.log.write(values, step=self.state.step, kind=kind, epoch=self.at.epoch)
+            self.loggers.write(self.state.step, values)
+            self.display.write(values, step=self.state.step, kind=kind)
+
+        self.world.from_first(write)
+
+    @property
+    def signal(self) -> str | None:
+        """The signal after which the run is to end; several processes have agreed on it."""
+        return self.stop.signal if self.world.size == 1 else self.told_to_stop
+
+    @property
+    def world(self) -> World:
+        """The processes of the run."""
+        return self.step.world
 
     @property
     def ended(self) -> str:
@@ -159,7 +175,9 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
         run.at = run.at._replace(**position_of(run.state.step, options, arguments.loader))
     run.train = Epochs(arguments.loader, run.state.seed, told=run.replaying)
     run.dev = None if options.dev is None else Epochs(options.dev, run.state.seed)
-    _open(run, arguments.loader, stack, resumed=bool(came_from))
+    run.world.from_first(
+        lambda: open_records(run, arguments.loader, stack, resumed=bool(came_from))
+    )
     if came_from:
         run.display.message(came_from)
     if run.dev is not None and not run.ended:
@@ -172,7 +190,7 @@ def log_point(run: Run) -> Iterator[Event]:
     if not len(run.window):
         return
     if run.options.logs is not None:
-        ensure_held(run.options.logs)
+        run.world.from_first(functools.partial(ensure_held, run.options.logs))
     fetched = run.window.fetch()
     now = time.perf_counter()
     rates = run.step.rates(run.state._replace(step=run.state.step - 1))
@@ -227,7 +245,7 @@ def evaluation(run: Run) -> Iterator[Event]:
     if run.dev is None or run.evaluator is None or run.at.evaluated_at == run.state.step:
         return
     with _paused(run), run.display.waiting("evaluating"):
-        values = run.evaluator(run.state, run.dev.batches(-1))
+        values = run.evaluator(run.state, run.dev.batches(-1), run.world)
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
     better = _remember(run, values[options.best])
@@ -256,28 +274,37 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
     options, step = run.options, run.state.step
     if options.checkpoints is None or (run.saved_at == step and metric is None):
         return
-    ensure_held(options.checkpoints)
     with _paused(run):
-        path = save(
-            options.checkpoints,
-            {
-                "state": to_tree(run.step.objective, run.state),
-                "position": run.at._asdict(),
-                "window": run.window.to_tree(),
-                "settings": run.settings,
-                "loader": _place(run),
-                "prepare": state_of(run.options.prepare),
-            },
-            step=step,
-            fingerprint=run.fingerprint,
-            metric=metric,
-            keep_last=options.keep_last,
-            keep_best=options.keep_best,
-            higher_is_better=options.higher,
-            finite=not _poisoned(run),
-        )
+        tree = {
+            "state": to_tree(run.step.objective, run.state),
+            "position": run.at._asdict(),
+            "window": run.window.to_tree(),
+            "settings": run.settings,
+            "loader": _place(run),
+            "prepare": state_of(run.options.prepare),
+        }
+        finite = not _poisoned(run)
+        path = Path(run.world.shared(lambda: str(_save(run, tree, metric, finite))))
     run.saved_at = step
     yield run.event("save", message=f"saved {path.name}", path=path)
+
+
+def _save(run: Run, tree: dict[str, Any], metric: float | None, finite: bool) -> Path:
+    """Write a checkpoint, in the process that writes."""
+    options = run.options
+    assert options.checkpoints is not None
+    ensure_held(options.checkpoints)
+    return save(
+        options.checkpoints,
+        tree,
+        step=run.state.step,
+        fingerprint=run.fingerprint,
+        metric=metric,
+        keep_last=options.keep_last,
+        keep_best=options.keep_best,
+        higher_is_better=options.higher,
+        finite=finite,
+    )
 
 
 def _place(run: Run) -> dict[str, Any] | None:
@@ -300,7 +327,7 @@ def _place(run: Run) -> dict[str, Any] | None:
 def save_after(run: Run, error: BaseException) -> None:
     """Save what was done before a fault; the fault itself is what the user must see. A process
     that was forked inside the run saves nothing: the folder is not its own."""
-    if os.getpid() != run.process:
+    if os.getpid() != run.process or run.world.broken:
         return
     try:
         for _ in save_point(run):
@@ -314,22 +341,14 @@ def finish(run: Run) -> Iterator[Event]:
     yield from log_point(run)
     yield from evaluation(run)
     yield from save_point(run)
-    if run.options.logs is not None and run.options.dev is not None:
+    logs, dev = run.options.logs, run.options.dev
+    if logs is not None and dev is not None:
         try:
-            save_similarity(run.step, run.state, run.options.dev, run.options.logs)
+            run.world.from_first(lambda: save_similarity(run.step, run.state, dev, logs))
         except (ValueError, RuntimeError) as error:  # a picture must not fail a run that is done
             _log.warning("no similarity of layers: %s", error)
     best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}
     yield run.event("end", best, message=run.ended)  # pyright: ignore[reportArgumentType]
-
-
-def describe(run: Run, batch: TensorBatch) -> None:
-    """Log the table and the drawing of the objective."""
-    if run.log is None:
-        return
-    run.log.text("check", str(check(run.step.objective, batch)))
-    drawing = draw(run.step.objective)
-    run.log.graph(drawing.svg, text=drawing.mermaid)
 
 
 @contextlib.contextmanager
@@ -350,8 +369,9 @@ def _resume(run: Run) -> tuple[str, str]:
     if options.checkpoints is None:
         return "", ""
     if not options.resume:
-        aside = set_aside(options.checkpoints)
-        return "", f"; the checkpoints of an earlier run are in {aside.name}" if aside else ""
+        moved = functools.partial(set_aside, options.checkpoints)
+        aside = run.world.shared(lambda: there.name if (there := moved()) else "")
+        return "", f"; the checkpoints of an earlier run are in {aside}" if aside else ""
     resumed = go_on(
         options.checkpoints,
         run.step,
@@ -367,34 +387,3 @@ def _resume(run: Run) -> tuple[str, str]:
     restore(options.prepare, resumed.prepare)
     run.saved_at = run.state.step
     return resumed.message, ""
-
-
-def _open(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
-    options = run.options
-    total = total_steps(options, loader)
-    shown = open_display(shown=options.progress, total=total, initial=run.state.step)
-    run.display = shown
-    stack.callback(shown.close)
-    run.loggers = Loggers(options.loggers)
-    if options.logs is None:
-        return
-    run.log = stack.enter_context(
-        open_log(
-            options.logs,
-            tensorboard=options.with_tensorboard,
-            progress=False,
-            resume_step=run.state.step if resumed else None,
-        )
-    )
-    plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
-    chosen = {n: v for n, v in plain.items() if not n.endswith("_dir")}
-    chosen |= {"higher_is_better": options.higher} if options.dev is not None else {}
-    groups = run.fingerprint["optimizer"]["groups"]
-    optimizer = {
-        "optimizer": run.fingerprint["optimizer"]["class"],
-        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(groups)},
-    }
-    seed = {"seed": run.state.seed}
-    run.log.hyperparameters(
-        {**chosen, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
-    )

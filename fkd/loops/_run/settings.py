@@ -27,6 +27,7 @@ def settings(step: TrainStep, state: State, loader: Loader) -> dict[str, Any]:
         "batch size": _batch_size(loader),
         "batches an epoch": _length(loader),
         "loader workers": getattr(loader, "num_workers", None),
+        "processes": step.world.size,
         "device": device_of(state.trainable).type,
         "threads": torch.get_num_threads(),
         "compile": "eager" if step.options is None else f"compiled {step.options}",

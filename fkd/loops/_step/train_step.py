@@ -15,6 +15,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Batch, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
+from fkd.parallel._world import World
 
 from .._compile import CompileOptions, Shapes, captures_graphs, options_of
 from .._data.batch import normalised, signature, split
@@ -50,6 +51,7 @@ class TrainStep:
       choices: optimizers, clips, learning rates and turns, by the models for which they hold.
       combined: what makes one gradient of those of the terms, or None.
       together: the ranks that divide each batch, or None.
+      world: the processes of the run; this one alone without a mesh.
     """
 
     def __init__(
@@ -73,6 +75,7 @@ class TrainStep:
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
         self.together = None if mesh is None or mesh.size() == 1 else Together(mesh)
+        self.world = World() if self.together is None else self.together.world
         self._over: OverRanks | None = None
         self._graphs = {choices.models: self._graphs_of(choices.models)}
         self._handles = HandlesByState(choices.optimizers)
@@ -96,9 +99,11 @@ class TrainStep:
         state = initial(
             self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
         )
+        if self.together is not None:
+            state = self.together.agreed(state)
         if self.combined is not None:
             state = state._replace(combine_state=self.combined.init(state.trainable))
-        return state if self.together is None else self.together.agreed(state)
+        return state
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The tensors of the given state are updated in place: go on with the new one.

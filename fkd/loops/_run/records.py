@@ -1,0 +1,60 @@
+"""What a run writes beside its checkpoints: its log, its table and drawing, its settings."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import TYPE_CHECKING
+
+from fkd._check.check import check
+from fkd._draw.draw import draw
+from fkd._types import TensorBatch
+
+from .._data.epochs import Loader
+from .._log.log import open_log
+from .._log.loggers import Loggers
+from .display import open_display
+from .totals import total_steps
+
+if TYPE_CHECKING:
+    from .session import Run
+
+
+def describe(run: Run, batch: TensorBatch) -> None:
+    """Log the table and the drawing of the objective."""
+    if run.log is None:
+        return
+    run.log.text("check", str(check(run.step.objective, batch)))
+    drawing = draw(run.step.objective)
+    run.log.graph(drawing.svg, text=drawing.mermaid)
+
+
+def open_records(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resumed: bool) -> None:
+    """Open the log and the display of a run."""
+    options = run.options
+    total = total_steps(options, loader)
+    shown = open_display(shown=options.progress, total=total, initial=run.state.step)
+    run.display = shown
+    stack.callback(shown.close)
+    run.loggers = Loggers(options.loggers)
+    if options.logs is None:
+        return
+    run.log = stack.enter_context(
+        open_log(
+            options.logs,
+            tensorboard=options.with_tensorboard,
+            progress=False,
+            resume_step=run.state.step if resumed else None,
+        )
+    )
+    plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
+    chosen = {n: v for n, v in plain.items() if not n.endswith("_dir")}
+    chosen |= {"higher_is_better": options.higher} if options.dev is not None else {}
+    groups = run.fingerprint["optimizer"]["groups"]
+    optimizer = {
+        "optimizer": run.fingerprint["optimizer"]["class"],
+        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(groups)},
+    }
+    seed = {"seed": run.state.seed}
+    run.log.hyperparameters(
+        {**chosen, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}
+    )

@@ -1,0 +1,164 @@
+"""Runs of several processes: what they leave on the disk, and what one process leaves there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
+from torch.utils.data import DataLoader
+
+import fkd
+from fkd import batch, student
+from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
+from fkd.parallel import RankError
+from tests.parallel.cases import adamw, digest
+from tests.parallel.objectives import CLASSES, FEATURES, differences, plain
+
+EXAMPLES = 30
+
+
+def rows() -> list[dict[str, Tensor]]:
+    generator = torch.Generator().manual_seed(3)
+    return [
+        {
+            "x": torch.randn(FEATURES, generator=generator),
+            "ok": torch.rand((), generator=generator) > 0.3,
+            "y": torch.randint(CLASSES, (), generator=generator),
+            "index": torch.tensor(i),
+        }
+        for i in range(EXAMPLES)
+    ]
+
+
+class Rows(torch.utils.data.Dataset[Any]):
+    """Examples with augmentation from the global generators."""
+
+    def __init__(self) -> None:
+        self.rows = rows()
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> Any:
+        row = self.rows[index]
+        return {**row, "x": row["x"] + 0.1 * torch.randn(FEATURES)}
+
+
+def shuffled() -> DataLoader[Any]:
+    return DataLoader(Rows(), batch_size=4, shuffle=True)
+
+
+def bucketed() -> DataLoader[Any]:
+    lengths = [1 + i % 7 for i in range(EXAMPLES)]
+    return DataLoader(Rows(), batch_sampler=BucketBatchSampler(lengths, batch_size=4, buckets=2))
+
+
+METRICS = {
+    "accuracy": fkd.metric(fkd.metrics.accuracy, student.logits, batch["y"]),
+    "order": fkd.loops.collect(
+        lambda index: sum((i + 1) * int(x) for i, x in enumerate(torch.cat(index))), batch["index"]
+    ),
+}
+
+
+def step_of(mesh: DeviceMesh | None) -> TrainStep:
+    return train_step(plain(norm=True), adamw, compile=False, mesh=mesh)
+
+
+def run(mesh: DeviceMesh | None, folder: str, loader: Any, **options: Any) -> dict[str, Any]:
+    """A run with everything that writes; what is left, in JSON."""
+    step = step_of(mesh)
+    events, state, values = [], step.init(0), []
+    given = {"epochs": 2, "dev": shuffled(), "metrics": METRICS, "best": "accuracy", "log_every": 3}
+    for event in fit(
+        step,
+        state,
+        loader,
+        checkpoint_dir=folder,
+        log_dir=folder,
+        progress=False,
+        tensorboard=False,
+        **{**given, **options},
+    ):
+        events.append([event.kind, event.step])
+        state = event.state
+        if event.kind == "evaluate":
+            values.append(event.values)
+    exported = fkd.loops.export(step.objective, state, "student", f"{folder}/out")
+    fkd.loops.report(folder)
+    return {
+        "events": events,
+        "values": values,
+        "digest": digest(state),
+        "exported": differences(
+            dict(exported.named_parameters()),
+            {n: x for n, x in state.trainable["student"].items()},
+        ),
+        "parameters": [x.flatten()[:3].tolist() for x in state.trainable["student"].values()],
+        "step": state.step,
+    }
+
+
+def runs(mesh: DeviceMesh, folder: str) -> dict[str, Any]:
+    return {
+        "shuffled": run(mesh, f"{folder}/shuffled", shuffled()),
+        "bucketed": run(mesh, f"{folder}/bucketed", bucketed()),
+        "list": run(mesh, f"{folder}/list", list(shuffled())),
+    }
+
+
+def first_part(mesh: DeviceMesh, folder: str) -> Any:
+    return run(mesh, folder, shuffled(), steps=6)
+
+
+def second_part(mesh: DeviceMesh, folder: str) -> Any:
+    return run(mesh, folder, shuffled())
+
+
+def failing(mesh: DeviceMesh, folder: str, where: str) -> Any:
+    """What each process raises when rank 1 alone (or rank 0, with its disk) fails."""
+    rank = mesh.get_rank()
+
+    def wrong_loader() -> Iterator[Any]:
+        for i, made in enumerate(shuffled()):
+            if i == 2 and rank == 1 and where == "loader":
+                raise OSError("the disk of rank 1 is gone")
+            if i == 3 and rank == 1 and where == "data":
+                made = {**made, "x": made["x"] + 1}
+            if i == 3 and rank == 1 and where == "short":
+                return
+            yield made
+
+    def callback(event: Any) -> None:
+        if where == "callback" and rank == 1 and event.kind == "log":
+            raise KeyError("a callback of rank 1")
+
+    def written(step: int, values: Any) -> None:
+        if where == "signal" and step == 3:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    folder = "/proc/none" if where == "disk" else folder
+    try:
+        run(
+            mesh,
+            folder,
+            lambda seed: wrong_loader(),
+            callbacks=[callback],
+            loggers=[written],
+        )
+    except BaseException as error:
+        saved = sorted(p.name for p in Path(folder).glob("step-*"))
+        return {
+            "type": type(error).__name__,
+            "message": str(error),
+            "known": isinstance(error, RankError),
+            "saved": saved,
+        }
+    return {"type": "none", "message": json.dumps(where), "known": False, "saved": []}
