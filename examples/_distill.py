@@ -76,7 +76,13 @@ def train(
         return torch.optim.AdamW(groups, lr=args.lr)
 
     step = fkd.loops.train_step(
-        goal, optimizer, compile=args.compile, precision=args.precision, clip=args.clip, lr=rate
+        goal,
+        optimizer,
+        compile=args.compile,
+        precision=args.precision,
+        clip=args.clip,
+        lr=rate,
+        mesh=fkd.parallel.torchrun_mesh(),
     )
     kept, checkpoints = args.out / "student", args.out / "checkpoints"
     events = fkd.loops.fit(

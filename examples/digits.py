@@ -1,6 +1,7 @@
 """Distil a convolutional network into one that is thirty times smaller, on handwritten digits.
 
     python examples/digits.py
+    torchrun --nproc-per-node 2 examples/digits.py
 
 The teacher was trained on 1,297 labelled images. Whoever trains the student has the images and
 the teacher, and the labels of only 100: few labels and much unlabelled data, a usual reason to
@@ -17,7 +18,9 @@ run. The data come with scikit-learn.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,12 +108,16 @@ def objectives(small: Network, large: Network) -> dict[str, fkd.Objective]:
     }
 
 
+MESH = fkd.parallel.torchrun_mesh()  # None without torchrun
+
+
 def make_step(objective: fkd.Objective, steps: int, compile: bool) -> fkd.loops.TrainStep:
     def optimizer(params):
         return torch.optim.AdamW(fkd.loops.param_groups(params, weight_decay=0.05), lr=1e-2)
 
     rate = fkd.schedules.warmup(20, fkd.schedules.cosine(1.0, 0.0, steps=steps - 20))
-    return fkd.loops.train_step(objective, optimizer, lr=rate, clip=5.0, compile=compile)
+    options = {"lr": rate, "clip": 5.0, "compile": compile, "mesh": MESH}
+    return fkd.loops.train_step(objective, optimizer, **options)
 
 
 def train_teacher(data: dict[str, Tensor], steps: int) -> nn.Module:
@@ -130,6 +137,8 @@ def main() -> None:
     parser.add_argument("--labelled", type=int, default=100, help="how many images have a label")
     parser.add_argument("--compile", action=argparse.BooleanOptionalAction, default=True)
     args = parser.parse_args()
+    if MESH is not None and MESH.get_rank() > 0:
+        sys.stdout = open(os.devnull, "w")  # one table is enough
 
     everything, few, test = digits(args.labelled)
     large = train_teacher(everything, args.steps)

@@ -10,7 +10,8 @@ First a teacher, then its student:
 The student starts from layers of its teacher (or `--fresh`, with `--student-hidden` of any
 size) and learns from five terms, each with a weight: `--embedding`, `--hidden`, `--attention`,
 `--logits` and `--labels`. `runs/student/student` loads with transformers' `from_pretrained`, and
-needs no fkd. Run the same command again to go on with a run that was interrupted.
+needs no fkd. Run the same command again to go on with a run that was interrupted. On several
+devices: `torchrun --nproc-per-node 2 examples/distill_bert.py ...`, with the same arguments.
 
 Data: TSV, CSV or JSON lines (also `.gz`), with or without a header, or `datasets:NAME:SPLIT`.
 Without a header the first column is the text and the second the label; otherwise columns are found

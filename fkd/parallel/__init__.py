@@ -2,11 +2,16 @@
 
 A script for one process becomes one for many by one argument, and is started by `torchrun`:
 
-    mesh = torch.distributed.device_mesh.init_device_mesh("cpu", (world_size,))
-    step = fkd.loops.train_step(objective, optimizer, mesh=mesh)
+    step = fkd.loops.train_step(objective, optimizer, mesh=fkd.parallel.torchrun_mesh())
+
+    torchrun --nproc-per-node 2 script.py
+
+Nothing else changes: every process is given the whole batches, computes its own examples of
+them, and the first one writes. `docs/parallel.md` says more.
 """
 
+from ._launch import torchrun_mesh as torchrun_mesh
 from ._world import RankError as RankError
 from ._world import in_turn as in_turn
 
-__all__ = ["RankError", "in_turn"]
+__all__ = ["RankError", "in_turn", "torchrun_mesh"]
