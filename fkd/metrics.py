@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable
 
@@ -51,6 +52,37 @@ def agreement(
     known = isinstance(teacher_logits, SparseDistribution)
     first = teacher_logits.first() if known else teacher_logits.argmax(-1)
     return _kept((student_logits.argmax(-1) == first).float(), where)
+
+
+def perplexity(
+    logits: Float[Tensor, "*batch classes"],
+    labels: Int[Tensor, "*batch"],
+    *,
+    where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None,
+) -> Float[Tensor, "*batch"]:
+    """`exp` of the mean over all positions of the negative log-likelihood of the label.
+
+    A function of the mean, so that `evaluate` takes it where all positions are counted; by itself
+    this gives the negative log-likelihood of each position, in nats, which is what a step logs.
+
+    Args:
+      logits: `[*batch, classes]`.
+      labels: `[*batch]`, class numbers; for a causal model the next tokens.
+      where: `[*batch]`, True where a position counts; also where the label is negative, it does
+        not.
+
+    Example:
+      >>> perplexity(torch.zeros(1, 4), torch.tensor([1])).exp()
+      tensor([4.])
+    """
+    where = labels >= 0 if where is None else where.bool() & (labels >= 0)
+    wide = logits.masked_fill(~where.unsqueeze(-1), 0.0).float()
+    likelihood = wide.gather(-1, labels.clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
+    return _kept(wide.logsumexp(-1) - likelihood, where)
+
+
+setattr(perplexity, "of_mean", math.exp)  # noqa: B010  a function has no such field
+setattr(perplexity, "counted_where", lambda labels: labels >= 0)  # noqa: B010
 
 
 def higher_is_better(name: str) -> bool | None:

@@ -165,7 +165,10 @@ class Evaluator:
         values = {name: next(fetched) for name in losses}
         summary = {f"loss/{name}": value for name, value in values.items()}
         summary["loss/total"] = sum(float(w) * values[n] for n, w in weights.items())
-        summary.update({name: next(fetched) for name in metrics})
+        for name in metrics:
+            of_mean = getattr(self.metrics.terms[name].loss, "of_mean", None)
+            value = next(fetched)
+            summary[name] = value if of_mean is None else of_mean(value)
         for name, whole in self.collected.items():
             result = whole.fn(*map(list, zip(*kept[name], strict=True)))
             if isinstance(result, Mapping):

@@ -1,0 +1,108 @@
+"""Distilling a language model from the command line: every way of supervising it."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+import torch
+import transformers as hf
+
+from ..loops.text.tokenizers import CHATML, TEXT, byte_level
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+spec = importlib.util.spec_from_file_location(
+    "distill_lm", Path(__file__).parents[2] / "examples" / "distill_lm.py"
+)
+assert spec is not None and spec.loader is not None
+script = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(script)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A teacher, and text."""
+    root = tmp_path_factory.mktemp("lm")
+    tokenizer = byte_level(330)
+    tokenizer.save_pretrained(root / "teacher")
+    torch.manual_seed(0)
+    sizes = dict(hidden_size=16, num_attention_heads=2, intermediate_size=16, vocab_size=330)
+    config = hf.LlamaConfig(num_hidden_layers=3, pad_token_id=0, eos_token_id=2, **sizes)
+    hf.LlamaForCausalLM(config).save_pretrained(root / "teacher")
+    (root / "train.txt").write_text("\n".join(TEXT * 4))
+    (root / "dev.txt").write_text("\n".join(TEXT))
+    return root
+
+
+def distil(folder: Path, out: str, *flags: str, steps: int = 2, **files: str) -> dict[str, float]:
+    return script.main(
+        [
+            *("--teacher", str(folder / "teacher"), "--layers", "2", "--device", "cpu"),
+            *("--train", str(folder / files.get("train", "train.txt"))),
+            *("--dev", str(folder / "dev.txt"), "--out", str(folder / out)),
+            *("--length", "32", "--batch-size", "4", "--evaluate-every", "1", "--no-compile"),
+            *("--prompt", "8", "--keep", "8", "--steps", str(steps), *flags),
+        ]
+    )
+
+
+@pytest.mark.parametrize("way", [w for w in script.WAYS if w != "served"])
+def test_every_way_trains_a_model_that_loads(folder, way):
+    values = distil(folder, way, "--supervision", way)
+    assert values.keys() >= {"perplexity", "teacher_perplexity", "agreement", "loss/kl"}
+    loaded = hf.AutoModelForCausalLM.from_pretrained(folder / way / "student")
+    assert loaded.config.num_hidden_layers == 2
+    text = hf.AutoTokenizer.from_pretrained(folder / way / "student")("The student")
+    assert torch.isfinite(loaded(torch.tensor([text["input_ids"]])).logits).all()
+    assert json.loads((folder / way / "report.json").read_text()) == values
+    events = [p for p in (folder / way / "log").iterdir() if "tfevents" in p.name]
+    assert events
+
+
+def test_cached_is_live_and_a_run_goes_on(folder):
+    live = distil(folder, "a", "--supervision", "live", steps=3)
+    cached = distil(folder, "b", "--supervision", "cached", steps=3)
+    assert cached == pytest.approx(live, rel=1e-5)
+    distil(folder, "c", "--supervision", "cached", steps=3)
+    again = distil(folder, "c", "--supervision", "cached", steps=3)  # nothing is left to do
+    assert again == cached
+
+
+def test_conversations_and_completions_are_read(folder):
+    chat = [
+        {"messages": [{"role": "user", "content": "Who?"}, {"role": "assistant", "content": "I."}]},
+        {"prompt": "Who reads? ", "completion": "The student."},
+        {"text": " ".join(TEXT)},
+    ]
+    tokenizer = byte_level(330)
+    lines = "\n".join(map(json.dumps, chat))
+    (folder / "chat.jsonl").write_text(lines)
+    tokenizer.chat_template, before = CHATML, tokenizer.chat_template
+    try:
+        rows = script.rows_of([str(folder / "chat.jsonl")], tokenizer, 32)
+    finally:
+        tokenizer.chat_template = before
+    said = [tokenizer.decode([i for i in row.labels if i != -100]) for row in rows[:2]]
+    assert said == ["I.<|im_end|>", "The student.</s>"]
+    assert len(rows) > 4 and all(len(row.ids) <= 32 for row in rows)
+    (folder / "bad.jsonl").write_text('{"text": "a"}\n{')
+    with pytest.raises(SystemExit, match=r"bad\.jsonl, line 2"):
+        list(script.records([str(folder / "bad.jsonl")]))
+
+
+def test_a_served_teacher_is_the_live_one(folder):
+    import fkd
+
+    flags = ["--teacher", str(folder / "teacher"), "--layers", "2", "--out", "x"]
+    args = script.arguments().parse_args([*flags, "--supervision", "served", "--device", "cpu"])
+    big = script.load(hf.AutoModelForCausalLM, str(folder / "teacher")).eval()
+    small = script.student_of(big, args)
+    models = {"student": fkd.trainable(small), "teacher": fkd.frozen(big)}
+    objective = fkd.Objective(script.terms_of(small, big, args), **models)
+    with fkd.sources.serve(objective) as server:
+        served = distil(folder, "d", "--supervision", "served", "--url", server.url)
+    live = distil(folder, "e", "--supervision", "live")
+    assert served == pytest.approx(live, rel=1e-5)
