@@ -10,7 +10,7 @@ from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
 from .._shared.checks import classes_last, covers, floating, positive, same_shape
-from .._shared.grouped import grouped, log_rest
+from .._shared.grouped import grouped, log_rest, log_softmax
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
 
@@ -62,7 +62,7 @@ def top_k_kl(
     )
     if rest == "tail":
         used = log_p > -torch.inf
-        log_p, log_q = _with_rest(log_p, used, s.shape[-1]), grouped(s, ids, used)
+        log_p, log_q = _with_rest(log_p, used, s.shape[-1]), log_softmax(grouped(s, ids, used))
         return keep(squared(temperature) * cross(log_p.exp(), log_p - log_q), where)
     log_q = s.gather(-1, ids)
     if rest == "renormalize":

@@ -14,16 +14,19 @@ NOTHING = -1e30
 
 
 def grouped(logits: Tensor, ids: Tensor, used: Tensor | None = None) -> Tensor:
-    """`[*batch, k + 1]`, log q of the listed classes, and of all others together at the end.
+    """`[*batch, k + 1]`, the logits of the listed classes, and of all others together at the end.
 
-        log_q = (z_ids, log sum_{v not in ids} exp z_v) - logsumexp(z)
+        z_ids, log sum_{v not in ids} exp z_v
 
     The others are summed as they are: 1 minus the rest would leave nothing of a small number.
 
     Args:
       logits: `[*batch, vocab]`, softened.
       ids: `[*batch, k]`, int64, each at most once among those in use.
-      used: `[*batch, k]`, False for a place without a class, whose log q is -inf; None: all are.
+      used: `[*batch, k]`, False for a place without a class, whose logit is -inf; None: all are.
+
+    Returns:
+      Logits of which the softmax is that of all classes; `log_softmax` has its log.
     """
     listed = logits.gather(-1, ids)
     if used is None:
@@ -35,8 +38,12 @@ def grouped(logits: Tensor, ids: Tensor, used: Tensor | None = None) -> Tensor:
         others = wider.scatter_(-1, torch.where(used, ids, logits.shape[-1]), NOTHING)
     rest = others.logsumexp(-1, keepdim=True)
     rest = torch.where(rest > 0.5 * NOTHING, rest, -torch.inf)
-    known = torch.cat([listed, rest], dim=-1)
-    return known - logsumexp(known)
+    return torch.cat([listed, rest], dim=-1)
+
+
+def log_softmax(x: Tensor) -> Tensor:
+    """log softmax over the last axis, all -inf where nothing is known."""
+    return x - logsumexp(x)
 
 
 def log_rest(log_probs: Tensor) -> Tensor:

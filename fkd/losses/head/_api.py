@@ -33,7 +33,10 @@ def head_divergence(arguments: HeadArguments) -> Mean:
       student_hidden: `[*batch, student_features]`.
       student_weight: `[student_vocab, student_features]`. No work is done for the gradient of
         an input that requires none (a frozen head, a frozen body, `torch.no_grad`).
-      teacher_hidden: `[*batch, teacher_features]`; None if the divergence reads no teacher.
+      teacher_hidden: `[*batch, teacher_features]`; None if the divergence reads no teacher. Or, for
+        `kl` and `soft_cross_entropy`, a teacher that is known on some classes at T
+        (`fkd.sources.top_k`, `fkd.sources.sampled`), whose weight, bias, scale and softcap have
+        done their work.
       teacher_weight: `[teacher_vocab, teacher_features]`. The teacher must not require grad,
         except with `strategy="materialized"`.
       divergence: a value such as `head.kl()` or `0.9 * head.jsd(0.5) + 0.1 * head.cross_entropy()`,

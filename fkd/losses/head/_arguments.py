@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from ..._sparse import SparseDistribution
 from ._divergence import Divergence, Phi
 from ._problem import Number, Vocabulary
 
@@ -18,7 +19,7 @@ Strategy = Literal["auto", "materialized", "chunked", "fused"]
 class Side(NamedTuple):
     """The arguments that belong to one model."""
 
-    hidden: Tensor | None
+    hidden: Tensor | SparseDistribution | None
     weight: Tensor | None
     bias: Tensor | None
     scale: Number | None
@@ -41,7 +42,7 @@ class HeadArguments:
 
     student_hidden: Float[Tensor, "*batch student_features"]
     student_weight: Float[Tensor, "student_vocab student_features"]
-    teacher_hidden: Float[Tensor, "*batch teacher_features"] | None
+    teacher_hidden: Float[Tensor, "*batch teacher_features"] | SparseDistribution | None
     teacher_weight: Float[Tensor, "teacher_vocab teacher_features"] | None
     _: KW_ONLY
     divergence: Divergence | Phi

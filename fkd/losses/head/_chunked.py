@@ -13,14 +13,19 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from ..._sparse import SparseDistribution
 from ._carry import carry
+from ._known import known_rows
 from ._problem import Head, Problem, Solution, tracked
 from ._products import add_outer, logits, prepared
 from ._rows import row_gradient, row_values, rows_of
 from ._sizes import block_rows
 
-RowFunction = Callable[[Problem, Tensor, Tensor | None, Tensor | None, Tensor, bool], "RowResult"]
-"""`rows(problem, student_logits, teacher_logits, labels, keep, with_gradient)`; may overwrite."""
+Teaching = Tensor | SparseDistribution | None
+"""The teacher's logits of a chunk, what is known of them, or nothing."""
+
+RowFunction = Callable[[Problem, Tensor, Teaching, Tensor | None, Tensor, bool], "RowResult"]
+"""`rows(problem, student_logits, teacher, labels, keep, with_gradient)`; may overwrite."""
 
 RowResult = tuple[Tensor, Tensor]
 """Values `[rows, columns]`, and the gradient by the student's logits (anything if not asked)."""
@@ -63,12 +68,14 @@ def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Solution:
 def torch_rows(
     problem: Problem,
     student: Tensor,
-    teacher: Tensor | None,
+    teacher: Teaching,
     labels: Tensor | None,
     keep: Tensor,
     with_gradient: bool,
 ) -> RowResult:
     """The rows of a chunk by PyTorch operations, on blocks that stay in a cache."""
+    if isinstance(teacher, SparseDistribution):
+        return known_rows(problem, student, teacher, labels, keep, with_gradient)
     size = block_rows(student.shape[0], student.shape[1], student.device)
     parts: list[Tensor] = []
     for start in range(0, student.shape[0], size):
@@ -109,7 +116,9 @@ def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Sums) -> Tenso
         cut = slice(start, start + chunk)
         hidden = student.hidden[cut]
         z = logits(student, hidden, dtype, buffers[0])
-        z_t = teacher and logits(teacher, teacher.hidden[cut], dtype, buffers[1])
+        z_t: Teaching = None if problem.known is None else problem.known[cut]
+        if teacher is not None:
+            z_t = logits(teacher, teacher.hidden[cut], dtype, buffers[1])
         labels = None if problem.labels is None else problem.labels[cut]
         values, gradient = rows(problem, z, z_t, labels, problem.keep[cut], sums.wanted)
         parts.append(values)

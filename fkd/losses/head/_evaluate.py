@@ -65,6 +65,9 @@ def _check_constants(problem: Problem) -> None:
     if problem.teacher is not None:
         names = ("hidden", "weight", "bias", "logit_scale", "softcap")
         named |= {f"teacher_{n}": x for n, x in zip(names, problem.teacher, strict=True)}
+    if problem.known is not None:
+        names = problem.known.LEAVES
+        named |= {f"teacher_hidden.{n}": getattr(problem.known, n) for n in names}
     learned = [name for name, x in named.items() if tracked(x) is not None]
     if learned:
         raise ValueError(

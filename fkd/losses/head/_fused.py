@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ._chunked import RowFunction, RowResult
+from ._chunked import RowFunction, RowResult, Teaching
 from ._problem import Number, Problem
 
 KINDS = {
@@ -43,6 +43,8 @@ def unfusible(problem: Problem) -> str | None:
         return f"needs a CUDA device; the inputs are on {problem.keep.device}"
     if problem.dtype != torch.float32:
         return f"computes in float32; the logits are {problem.dtype}"
+    if problem.known is not None:
+        return "has no kernel for a teacher that is known on some classes"
     atoms = problem.divergence.atoms
     if len(atoms) > _SLOTS:
         return f"takes at most {_SLOTS} divergences; got {len(atoms)}"
@@ -66,7 +68,7 @@ def fused_rows(problem: Problem) -> RowFunction:
     def rows(
         problem: Problem,
         z: Tensor,
-        z_t: Tensor | None,
+        z_t: Teaching,
         labels: Tensor | None,
         keep: Tensor,
         with_gradient: bool,

@@ -5,10 +5,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..._sparse import SampledDistribution, SparseDistribution
 from .._shared.checks import covers, floating, positive
+from .._shared.known import entropy_of, same_temperature
 from .._shared.labels import integers
 from ._arguments import HeadArguments, Side, Targets
 from ._divergence import as_divergence
+from ._known import KINDS
 from ._problem import Head, Problem, Vocabulary
 
 
@@ -18,7 +21,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     temperature, divergence = arguments.temperature, as_divergence(arguments.divergence)
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
-    if student.hidden is None or student.weight is None:
+    if not isinstance(student.hidden, Tensor) or student.weight is None:
         raise ValueError("head_divergence: student_hidden and student_weight must be tensors.")
     labels, keep = _flat_targets(
         student.hidden, student.weight, student.vocabulary, arguments.targets
@@ -36,15 +39,14 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
             f"head_divergence: student_hidden {tuple(student.hidden.shape)} and teacher_hidden "
             f"{tuple(teacher.hidden.shape)} must have the same positions."
         )
-    heads = _head("student", student, keep), _head("teacher", teacher, keep)
-    assert heads[0] is not None
-    _same_vocabulary(heads[0], heads[1])
+    head = _head("student", student, keep)
+    assert head is not None
     dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     if not divergence.needs_labels:
         labels = None
-    return Problem(
-        heads[0],
-        heads[1],
+    problem = Problem(
+        head,
+        None,
         labels,
         keep,
         divergence,
@@ -53,6 +55,41 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
         arguments.operand_dtype,
         metrics,
     )
+    if isinstance(teacher.hidden, SparseDistribution):
+        _expect_known(problem, teacher, teacher.hidden)
+        return problem._replace(known=_flat(teacher.hidden))
+    other = _head("teacher", teacher, keep)
+    _same_vocabulary(head, other)
+    return problem._replace(teacher=other)
+
+
+def _expect_known(problem: Problem, teacher: Side, known: SparseDistribution) -> None:
+    """Refuse what a teacher that is known on some classes cannot say."""
+    loss, divergence = "head_divergence", problem.divergence
+    whole = [atom.name for atom in divergence.atoms if atom.kind not in KINDS]
+    if whole:
+        raise ValueError(
+            f"{loss}: {whole[0]} needs all classes of the teacher, which is known on {known.known} "
+            f"of {known.vocab}. Use head.kl() or head.soft_cross_entropy(); or keep its hidden "
+            "states whole (fkd.sources.exact()), to which its head is applied here."
+        )
+    same_temperature(loss, known, problem.temperature)
+    vocab = problem.student.weight.shape[0]
+    if teacher.vocabulary is not None or known.vocab != vocab:
+        given = "" if teacher.vocabulary is None else " and teacher_vocabulary is given"
+        raise ValueError(
+            f"{loss}: the teacher is known on {known.known} of {known.vocab} classes, the student "
+            f"has {vocab}{given}. One vocabulary with the same ids is expected: of a student with "
+            f"more rows than classes take student_vocabulary=slice(0, {known.vocab})."
+        )
+    if isinstance(known, SampledDistribution) and any(a.kind == "kl" for a in divergence.atoms):
+        entropy_of(loss, known)
+
+
+def _flat(known: SparseDistribution) -> SparseDistribution:
+    """`[tokens]`, one axis of positions."""
+    axes = known.ids.ndim - 1
+    return known.map(lambda x: x.reshape(-1, *x.shape[axes:]))
 
 
 def counted(
@@ -72,7 +109,7 @@ def counted(
 
 def _head(name: str, side: Side, keep: Tensor) -> Head | None:
     """One model's head over flat tokens and the shared vocabulary."""
-    if side.hidden is None or side.weight is None:
+    if not isinstance(side.hidden, Tensor) or side.weight is None:
         return None
     hidden, weight, bias = side.hidden, side.weight, side.bias
     floating("head_divergence", **{f"{name}_hidden": hidden, f"{name}_weight": weight})

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from ..._sparse import SparseDistribution
 from ._divergence import Divergence
 
 Number = float | Tensor
@@ -48,6 +49,7 @@ class Problem(NamedTuple):
     Attributes:
       student: the student's head.
       teacher: the teacher's; None if the divergence reads no teacher.
+      known: `[tokens]`, in its place a teacher that is known on some classes.
       labels: `[tokens]`, within the vocabulary; 0 where there is none.
       keep: `[tokens]`, which tokens count.
       divergence: the weighted sum.
@@ -66,6 +68,7 @@ class Problem(NamedTuple):
     logits_dtype: torch.dtype
     operand_dtype: torch.dtype | None
     metrics: bool
+    known: SparseDistribution | None = None
 
     @property
     def dtype(self) -> torch.dtype:
@@ -78,6 +81,8 @@ class Problem(NamedTuple):
         names = tuple(atom.name for atom in self.divergence.atoms)
         if not self.metrics:
             return names
+        if self.known is not None:
+            return names + METRICS[::2]
         return names + (METRICS if self.teacher is not None else METRICS[:1])
 
 

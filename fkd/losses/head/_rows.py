@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from .._shared.masks import soften
+from ._divergence import Atom
 from ._problem import Head, Number, Problem
 
 
@@ -44,13 +45,13 @@ class Rows(NamedTuple):
 
 def rows_of(problem: Problem, student: Tensor, teacher: Tensor | None) -> Rows:
     """Raw logits, transformed and softened once for all divergences and metrics."""
-    atoms, student = problem.divergence.atoms, _transform(student, problem.student)
+    atoms, student = problem.divergence.atoms, transformed(student, problem.student)
     log_q = q = log_p = p = normaliser = student
     if problem.divergence.needs_teacher or problem.metrics:
         log_q = torch.log_softmax(soften(student, problem.temperature), dim=-1)
         q = log_q.exp()
     if teacher is not None and problem.teacher is not None:
-        teacher = soften(_transform(teacher, problem.teacher), problem.temperature)
+        teacher = soften(transformed(teacher, problem.teacher), problem.temperature)
         log_p = torch.log_softmax(teacher, dim=-1)
         p = log_p.exp()
     if any(atom.rule is None for atom in atoms):
@@ -66,17 +67,22 @@ def row_values(problem: Problem, rows: Rows, labels: Tensor | None) -> list[Tens
         if pair is not None:
             column = pair[0].sum(-1)
             columns.append(problem.temperature**2 * column if atom.square else column)
-        elif atom.kind == "z_loss":
-            columns.append(rows.normaliser[:, 0] ** 2)
         else:
-            assert labels is not None
-            columns.append((rows.normaliser - rows.student.gather(-1, labels[:, None]))[:, 0])
+            columns.append(student_value(atom, rows.student, rows.normaliser, labels))
     if problem.metrics:
-        columns.append(_entropy(rows.q, rows.log_q))
+        columns.append(entropy(rows.q, rows.log_q))
         if problem.teacher is not None:
-            columns.append(_entropy(rows.p, rows.log_p))
+            columns.append(entropy(rows.p, rows.log_p))
             columns.append((rows.log_q.argmax(-1) == rows.log_p.argmax(-1)).to(rows.q.dtype))
     return columns
+
+
+def student_value(atom: Atom, student: Tensor, normaliser: Tensor, labels: Tensor | None) -> Tensor:
+    """`[rows]`, a loss of the student's logits alone, at temperature 1."""
+    if atom.kind == "z_loss":
+        return normaliser[:, 0] ** 2
+    assert labels is not None
+    return (normaliser - student.gather(-1, labels[:, None]))[:, 0]
 
 
 def row_gradient(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
@@ -85,12 +91,16 @@ def row_gradient(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
     if problem.divergence.needs_teacher:
         parts.append(_divergence_slope(problem, rows))
     if any(pair is None for pair in rows.pairs):
-        parts.append(_label_slope(problem, rows, labels))
+        parts.append(label_slope(problem, rows.student, rows.normaliser, labels))
     gradient = parts[0] if len(parts) == 1 else parts[0] + parts[1]
-    scale, softcap = problem.student.scale, problem.student.softcap
-    if softcap is not None:
-        gradient = gradient * (1 - (rows.student / softcap) ** 2)
-    return gradient if scale is None else gradient * scale
+    return by_raw_logits(gradient, rows.student, problem.student)
+
+
+def by_raw_logits(gradient: Tensor, student: Tensor, head: Head) -> Tensor:
+    """The derivative by what the product gave, from that by what `transformed` made of it."""
+    if head.softcap is not None:
+        gradient = gradient * (1 - (student / head.softcap) ** 2)
+    return gradient if head.scale is None else gradient * head.scale
 
 
 def _divergence_slope(problem: Problem, rows: Rows) -> Tensor:
@@ -104,14 +114,17 @@ def _divergence_slope(problem: Problem, rows: Rows) -> Tensor:
     return torch.addcmul(u, rows.q, u.sum(-1, keepdim=True), value=-1)
 
 
-def _label_slope(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
+def label_slope(
+    problem: Problem, student: Tensor, normaliser: Tensor, labels: Tensor | None
+) -> Tensor:
+    """`[rows, vocab]`, the derivative of the losses of the student's logits alone."""
     onto_q, onto_label = 0.0, 0.0
     for weight, atom in problem.divergence.terms:
         if atom.kind == "z_loss":
-            onto_q = onto_q + 2 * weight * rows.normaliser
+            onto_q = onto_q + 2 * weight * normaliser
         elif atom.kind == "cross_entropy":
             onto_q, onto_label = onto_q + weight, onto_label + weight
-    gradient = onto_q * torch.exp(rows.student - rows.normaliser)
+    gradient = onto_q * torch.exp(student - normaliser)
     if labels is None:
         return gradient
     label = labels[:, None]
@@ -123,11 +136,11 @@ def _scaled(x: Tensor, factor: Number) -> Tensor:
     return x if not isinstance(factor, Tensor) and factor == 1 else factor * x
 
 
-def _transform(logits: Tensor, head: Head) -> Tensor:
+def transformed(logits: Tensor, head: Head) -> Tensor:
     """`softcap * tanh(scale * logits / softcap)`, as far as they are given."""
     logits = logits if head.scale is None else logits * head.scale
     return logits if head.softcap is None else head.softcap * torch.tanh(logits / head.softcap)
 
 
-def _entropy(p: Tensor, log_p: Tensor) -> Tensor:
+def entropy(p: Tensor, log_p: Tensor) -> Tensor:
     return -(p * torch.where(p > 0, log_p, 0.0)).sum(-1)
