@@ -8,14 +8,14 @@ from fkd._sparse import TopKDistribution as TopKDistribution
 from ._ahead import Ahead as Ahead
 from ._ahead import ahead as ahead
 from ._bind import bind as bind
-from ._cache import Exact as Exact
 from ._cache import cache as cache
-from ._cache import exact as exact
 from ._errors import DamagedSourceError as DamagedSourceError
 from ._errors import MissError as MissError
 from ._errors import ServedError as ServedError
 from ._errors import SourceError as SourceError
 from ._frontier import frontier as frontier
+from ._keep import Exact as Exact
+from ._keep import exact as exact
 from ._kept import Kept as Kept
 from ._kept import open as open
 from ._live import live as live
@@ -24,6 +24,7 @@ from ._openai import sglang as sglang
 from ._openai import vllm as vllm
 from ._routed import Routed as Routed
 from ._routed import routed as routed
+from ._scaled import scaled as scaled
 from ._served import Served as Served
 from ._served import served as served
 from ._server import Server as Server
@@ -57,6 +58,7 @@ __all__ = [
     "open",
     "routed",
     "sampled",
+    "scaled",
     "serve",
     "served",
     "sglang",

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from fkd._mean import Mean
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
 from fkd._trees import map_tensors
@@ -20,12 +21,13 @@ from fkd.loops._state import device_of
 
 from ._errors import SourceError
 from ._header import Header, read_header, write_header
-from ._identity import rebuilt, structure_of
+from ._keep import DRAWS, seeds_of
 from ._kept import Kept, refuse_difference, replaced_padding
 from ._live import Teacher
 from ._probe import Found
 from ._rows import Form, Samples
 from ._store import Record, Shard, write_shard
+from ._structure import rebuilt, structure_of
 
 
 class Build:
@@ -45,7 +47,7 @@ class Build:
         self.header = _resumed(folder, header)
         self.pending: list[Record] = []
         self.bytes = 0
-        self.padding_seen = False
+        self.tried = self.padding_seen = False
         self.done: set[bytes] = set()
         if self.header.shards:
             write_header(folder, self.header)
@@ -61,10 +63,13 @@ class Build:
         if not new:
             return
         leaves: list[Tensor] = []
-        values = self.teacher(batch, index)
+        values = self.teacher(self._with_draws(batch, samples), index)
         for ref, value in zip(self.found.refs, values, strict=True):
             structure_of(value, leaves)
             self._expect_forms(ref, leaves, samples)
+        if not self.tried:
+            _expect_terms_take(self.objective, self.found, values, batch)
+            self.tried = True
         if samples.padded and not self.padding_seen and not self.objective.problems:
             self.padding_seen = True
             _expect_unread_padding(self.objective, self.found, values, batch, samples)
@@ -74,6 +79,11 @@ class Build:
         self.done |= set(new)
         if self.bytes >= self.shard_bytes:
             self.flush()
+
+    def _with_draws(self, batch: Batch, samples: Samples) -> Batch:
+        """The batch with the seeds of its samples, which only those refs read that draw."""
+        assert isinstance(batch, Mapping)
+        return {**batch, DRAWS: seeds_of(samples)}
 
     def _expect_forms(self, ref: Ref, leaves: Sequence[Tensor], samples: Samples) -> None:
         for form, x in zip(self.found.forms, leaves, strict=False):
@@ -137,8 +147,8 @@ def _resumed(folder: Path, header: Header) -> Header:
     saved, here = there._asdict(), header._asdict()
     refuse_difference(
         f"cache: {folder}",
-        {**{n: saved[n] for n in names}, "reading": _plain(there)},
-        {**{n: here[n] for n in names}, "reading": _plain(header)},
+        {**{n: saved[n] for n in names}, "reading": _reading(there)},
+        {**{n: here[n] for n in names}, "reading": _reading(header)},
     )
     whole: list[Shard] = []
     for shard in there.shards:
@@ -151,7 +161,7 @@ def _resumed(folder: Path, header: Header) -> Header:
     return there._replace(shards=whole)
 
 
-def _plain(header: Header) -> dict[str, Any]:
+def _reading(header: Header) -> dict[str, Any]:
     return {**header.reading._asdict(), "fields": list(header.reading.fields)}
 
 
@@ -163,27 +173,14 @@ def _expect_unread_padding(
     Raises:
       SourceError: names the term.
     """
-    goal = objective.evaluating()
-    parts = goal.init()
-    where = device_of(parts.trainable)
-    live = [map_tensors(lambda x: x.to(where), value) for value in values]
     leaves: list[Tensor] = []
-    structures = [structure_of(value, leaves) for value in live]
+    structures = [structure_of(value, leaves) for value in values]
     placed = [
-        replaced_padding(_own_dtype(form), x, samples).to(where)
+        replaced_padding(_own_dtype(form), x, samples)
         for form, x in zip(found.forms, leaves, strict=True)
     ]
     kept = [rebuilt(structure, placed) for structure in structures]
-    with torch.no_grad():
-        ctx = goal.program.context(parts, normalised(batch, where)).context
-        means = [
-            goal.evaluate(
-                goal.program.values(ctx, dict(zip(found.refs, given, strict=True))),
-                goal.scalars(0, where),
-                parts.loss_state,
-            ).means
-            for given in (live, kept)
-        ]
+    means = [_means(objective, found, given, batch) for given in (_plain(values), kept)]
     for name, mean in means[0].items():
         a, b = float(mean.value), float(means[1][name].value)
         if abs(a - b) > 1e-4 * max(abs(a), abs(b)):
@@ -192,6 +189,48 @@ def _expect_unread_padding(
                 f"it and {b:.6g} without. Give the term where=batch.{found.reading.mask}; or, with "
                 "batches of one length, keep whole rows: cache(..., mask=None)."
             )
+
+
+def _expect_terms_take(
+    objective: Objective, found: Found, values: Sequence[Any], batch: Batch
+) -> None:
+    """Refuse to keep less of a value than the terms can read, before anything is written.
+
+    Raises:
+      SourceError: a term cannot be computed from what would be kept.
+    """
+    if found.refs == found.computed or objective.problems:
+        return
+    try:
+        _means(objective, found, _plain(values), batch)
+    except SourceError:
+        raise
+    except ValueError as error:
+        raise SourceError(f"cache: a term cannot read what would be kept. {error}") from error
+
+
+def _plain(values: Sequence[Any]) -> list[Any]:
+    """Values as the terms get them: what was scaled is scaled back."""
+    leaves: list[Tensor] = []
+    structures = [structure_of(value, leaves) for value in values]
+    return [rebuilt(structure, leaves) for structure in structures]
+
+
+def _means(
+    objective: Objective, found: Found, values: Sequence[Any], batch: Batch
+) -> dict[str, Mean]:
+    """Every term of the objective on a batch, with the kept values given."""
+    goal = objective.evaluating()
+    parts = goal.init()
+    where = device_of(parts.trainable)
+    given = [map_tensors(lambda x: x.to(where), value) for value in values]
+    with torch.no_grad():
+        ctx = goal.program.context(parts, normalised(batch, where)).context
+        return goal.evaluate(
+            goal.program.values(ctx, dict(zip(found.refs, given, strict=True))),
+            goal.scalars(0, where),
+            parts.loss_state,
+        ).means
 
 
 def _own_dtype(form: Form) -> Form:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +17,6 @@ from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd._types import Batch
 from fkd.loops._checkpoint.lock import lock
-from fkd.loops._checkpoint.tensors import NAMES
 from fkd.loops._data.epochs import Loader, epoch_batches
 from fkd.loops._files import make_folder
 from fkd.loops._log.progress import open_progress
@@ -26,36 +26,11 @@ from ._errors import SourceError
 from ._frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from ._header import VERSION, Header
 from ._identity import describe_model, identity, short
+from ._keep import Exact, Keep
 from ._kept import Kept
 from ._live import Precision, Teacher
 from ._probe import Found, probe
-
-
-class Exact(NamedTuple):
-    """Every number of a value; see `exact`."""
-
-    dtype: torch.dtype | None
-
-
-def exact(dtype: torch.dtype | None = None) -> Exact:
-    """Keep every number of a value, in a dtype; the terms get it in the dtype of the teacher.
-
-    In the teacher's own dtype nothing is lost, to the bit. `torch.bfloat16` keeps 8 bits of each
-    number (a relative error of at most 0.4 %), `torch.float8_e4m3fn` 4 bits (6 %) up to 448.
-    Integers (`torch.uint16` for the ids of a vocabulary, say) have to fit, and numbers must not
-    become infinite: that is an error when the cache is made.
-
-    Args:
-      dtype: None: as the teacher gives it.
-
-    Example:
-      >>> fkd.sources.exact(torch.bfloat16)
-      Exact(dtype=torch.bfloat16)
-    """
-    if dtype is not None and dtype not in NAMES:
-        names = listing(map(str, NAMES), limit=20)
-        raise SourceError(f"exact: {dtype} cannot be kept. Choose one of {names}.")
-    return Exact(dtype)
+from ._structure import indices
 
 
 def cache(
@@ -63,7 +38,7 @@ def cache(
     loader: Loader,
     folder: str | os.PathLike[str],
     *,
-    keep: Mapping[Ref, Exact] | None = None,
+    keep: Mapping[Ref, Keep] | None = None,
     key: str | None = None,
     mask: str | None = "attention_mask",
     compile: bool | Mapping[str, Any] = False,
@@ -90,14 +65,15 @@ def cache(
     A call that was interrupted goes on when it is made again, with the same bytes in the end. The
     folder has `header.json` and safetensors files; each is whole or not there, and has checksums.
 
-    Not there yet: what keeps less than all numbers (top-k, samples), several processes, two
-    lengths in one batch (encoder and decoder), whole rows of several lengths.
+    Not there yet: several processes, two lengths in one batch (encoder and decoder), whole rows of
+    several lengths.
 
     Args:
       objective: whose teacher runs. All its random numbers are those of eval mode.
       loader: every sample once, as for `fit`: batches are dicts of fields. Epoch -1 of seed 0.
       folder: of the cache.
-      keep: how a ref is kept, for those that are not kept in the dtype of the teacher. A ref
+      keep: how much of a ref is kept, for those of which less is kept than every number in the
+        dtype of the teacher: `exact(dtype)`, `scaled(dtype)`, `top_k(k)` or `sampled(n)`. A ref
         (`teacher.logits`) may stand for others that are computed from it.
       key: field of the batch with an integer or a text for each sample.
       mask: field that is 1 where a sample has a token, by which padding is left out; where the
@@ -130,7 +106,7 @@ def cache(
       ...     len(kept), kept.codes
       (6, ['teacher.logits'])
     """
-    wanted, dtypes = _wanted(objective, keep or {})
+    plan = _planned(objective, keep or {})
     teacher = functools.partial(Teacher, objective, precision=precision, device=device)
     folder = Path(folder)
     make_folder(folder)
@@ -138,9 +114,9 @@ def cache(
         build: Build | None = None
         for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if build is None:
-                found = _found(objective, wanted, dtypes, batch, key, mask, teacher)
+                found = _found(objective, plan, batch, key, mask, teacher)
                 header = _header(objective, found, precision, about or {})
-                run = teacher(found.refs, compile=compile)
+                run = teacher(found.computed, compile=compile)
                 build = Build(objective, found, run, folder, header, shard_bytes)
             build.add(batch, index)
             shown.advance(index + 1)
@@ -150,33 +126,41 @@ def cache(
     return Kept(folder)
 
 
-def _wanted(
-    objective: Objective, keep: Mapping[Ref, Any]
-) -> tuple[tuple[Ref, ...], dict[Ref, torch.dtype | None]]:
-    """What should be kept, and the dtypes that were asked for."""
+class _Plan(NamedTuple):
+    """What should be kept, and how much of those refs that were asked for."""
+
+    refs: tuple[Ref, ...]
+    keep: Mapping[Ref, Keep]
+
+
+def _planned(objective: Objective, keep: Mapping[Ref, Any]) -> _Plan:
     models = objective.models.items()
     frozen = {name for name, model in models if getattr(model, "kind", "") == "frozen"}
     known = {part for ref in read_refs(objective.terms) for part in walk(ref)}
     for ref, how in keep.items():
-        if not isinstance(how, Exact):
+        if not isinstance(how, Keep):
             raise SourceError(
-                f"cache: keep[{ref!r}] is {how!r}; fkd.sources.exact(dtype) is expected."
+                f"cache: keep[{ref!r}] is {how!r}; fkd.sources.exact(dtype), scaled(dtype), "
+                "top_k(k) or sampled(n) is expected."
             )
         if ref not in known or not is_fixed(ref, frozen) or not needs_forward(ref, frozen):
             raise SourceError(
                 f"cache: keep has {ref!r}, which is not a value of a frozen model that the terms "
                 f"read. The frontier is {listing(map(repr, frontier(objective)))}."
             )
+        if not is_fixed(how.computed(ref), frozen):
+            raise SourceError(
+                f"cache: keep[{ref!r}] is {how!r}, which is not a value of frozen models alone."
+            )
     wanted = reduced([*keep, *frontier(objective)], frozen, first=len(keep))
     if not wanted:
         raise SourceError("cache: no term reads the forward pass of a frozen model.")
-    return wanted, {ref: how.dtype for ref, how in keep.items()}
+    return _Plan(wanted, keep)
 
 
 def _found(
     objective: Objective,
-    wanted: Sequence[Ref],
-    dtypes: Mapping[Ref, torch.dtype | None],
+    plan: _Plan,
     batch: Batch,
     key: str | None,
     mask: str | None,
@@ -189,28 +173,35 @@ def _found(
             "parts in the loader's collate_fn."
         )
     there = mask if mask in batch else None
-    found = probe(objective, wanted, frozenset(dtypes), batch, key, there, teacher)
+    found = probe(objective, plan.refs, plan.keep, batch, key, there, teacher)
     forms = list(found.forms)
     for ref, structure in zip(found.refs, found.structures, strict=True):
-        dtype = dtypes.get(ref)
-        if dtype is not None:
-            numbers = [i for i in range(len(forms)) if i in _numbers(structure)]
-            for i in numbers:
-                forms[i] = forms[i]._replace(dtype=dtype)
-    return Found(found.refs, found.reading, found.structures, forms)
-
-
-def _numbers(structure: Any) -> set[int]:
-    if isinstance(structure, int):
-        return {structure}
-    items: Iterable[Any] = structure.values() if isinstance(structure, dict) else structure[1:]
-    return {i for item in items for i in _numbers(item)}
+        how = plan.keep.get(ref)
+        if isinstance(how, Exact) and how.dtype is not None:
+            for i in indices(structure):
+                if forms[i].live.is_floating_point and not how.dtype.is_floating_point:
+                    raise SourceError(
+                        f"cache: {ref!r} is {forms[i].live}, of which {how.dtype} would keep no "
+                        "fractions. For 8 bits a number: fkd.sources.scaled(torch.int8)."
+                    )
+                forms[i] = forms[i]._replace(dtype=how.dtype)
+    return dataclasses.replace(found, forms=forms)
 
 
 def _header(objective: Objective, found: Found, precision: str, about: Mapping[str, Any]) -> Header:
-    codes = zip(found.refs, found.structures, strict=True)
-    refs = [{"code": repr(r), "identity": identity(r), "structure": s} for r, s in codes]
-    program = Teacher(objective, found.refs).program
+    refs = [
+        {
+            "code": repr(ref),
+            "identity": identity(ref),
+            "kept": repr(computed),
+            "kept_identity": identity(computed),
+            "structure": structure,
+        }
+        for ref, computed, structure in zip(
+            found.refs, found.computed, found.structures, strict=True
+        )
+    ]
+    program = Teacher(objective, found.computed).program
     content: dict[str, Any] = {
         "refs": refs,
         "forms": [form.to_json() for form in found.forms],

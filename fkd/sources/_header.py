@@ -17,14 +17,16 @@ from ._rows import Reading
 from ._store import Shard
 
 NAME = "header.json"
-VERSION = 1
+VERSION = 2
 _FORMAT = "fkd source"
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "header": ', b"}\n"
 _DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
 _FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [maybe(COUNT)], "fill": NUMBER}
 _SCHEMA = {
     "name": TEXT,
-    "refs": [{"code": TEXT, "identity": TEXT, "structure": JSON}],
+    "refs": [
+        {"code": TEXT, "identity": TEXT, "kept": TEXT, "kept_identity": TEXT, "structure": JSON}
+    ],
     "forms": [_FORM],
     "models": JSON,
     "reading": {"fields": [TEXT], "key": maybe(TEXT), "mask": maybe(TEXT)},
@@ -50,7 +52,8 @@ class Header(NamedTuple):
 
     Attributes:
       name: of the source.
-      refs: what is kept: code, identity, and the structure of each value over the forms.
+      refs: what is kept: code and identity of the ref that the terms read, those of what is kept
+        of it (the same, if every number is), and the structure of the value over the forms.
       forms: of the tensors, in their order.
       models: of the teacher, see `describe_model`.
       reading: how samples are recognised.

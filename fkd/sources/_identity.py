@@ -7,7 +7,7 @@ import functools
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -81,6 +81,9 @@ def _told(value: Any) -> str:
         return "{" + ", ".join(f"{_told(k)}: {_told(v)}" for k, v in value.items()) + "}"
     if isinstance(value, list | tuple):
         return f"{type(value).__name__}({', '.join(map(_told, value))})"
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value)}
+        return f"{type(value).__module__}.{type(value).__qualname__} {_told(fields)}"
     if callable(value):
         return _function(value)
     raise TypeError(f"it holds a {type(value).__name__}")
@@ -110,37 +113,6 @@ def _text(fn: Any) -> str:
             raise TypeError("it calls a function without a text") from None
         constants = [c for c in code.co_consts if not inspect.iscode(c)]
         return _digest(repr((code.co_code, code.co_names, constants)))
-
-
-def structure_of(tree: Any, leaves: list[Tensor]) -> Any:
-    """Nested dicts, lists and tuples of tensors as JSON; the tensors are appended to `leaves`.
-
-    Raises:
-      TypeError: there is something else in it.
-    """
-    if isinstance(tree, Tensor):
-        leaves.append(tree)
-        return len(leaves) - 1
-    if type(tree) in (list, tuple):
-        return [type(tree).__name__, *(structure_of(x, leaves) for x in tree)]
-    if isinstance(tree, dict) and all(isinstance(k, str) for k in tree):
-        return {k: structure_of(x, leaves) for k, x in tree.items()}
-    raise TypeError(type(tree).__name__)
-
-
-def rebuilt(structure: Any, leaves: Sequence[Any] | Mapping[int, Any]) -> Any:
-    """The tree of a structure.
-
-    Example:
-      >>> rebuilt({"a": 0, "b": ["tuple", 1]}, ["x", "y"])
-      {'a': 'x', 'b': ('y',)}
-    """
-    if isinstance(structure, int):
-        return leaves[structure]
-    if isinstance(structure, dict):
-        return {k: rebuilt(x, leaves) for k, x in structure.items()}
-    items = [rebuilt(x, leaves) for x in structure[1:]]
-    return tuple(items) if structure[0] == "tuple" else items
 
 
 def short(value: Any) -> str:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
+from fkd._sparse import TopKDistribution
 from fkd._types import Batch
 from fkd.loops._checkpoint.manifest import differences
 from fkd.loops._data.epochs import Loader
@@ -20,10 +22,11 @@ from fkd.loops._files import digest
 
 from ._errors import DamagedSourceError, MissError, SourceError
 from ._header import NAME, Header, read_header
-from ._identity import describe_model, identity, rebuilt, structure_of
-from ._rows import Samples
+from ._identity import describe_model, identity
+from ._rows import Form, Samples
 from ._source import AttachedCollate, attach
 from ._store import ShardReader, form_of
+from ._structure import indices, rebuilt, structure_of
 
 
 class Kept:
@@ -138,24 +141,38 @@ class Kept:
                               {name: describe_model(model)})  # fmt: skip
 
     def like(self, batch: Batch, values: Mapping[str, Any]) -> dict[str, Any]:
-        """Live values as they would be given by the cache, padding and dtypes included."""
+        """Live values as they would be given by the cache, padding and dtypes included; of what is
+        kept in part, that part of them."""
         samples = self.header.reading.samples(batch)
-        made: dict[str, Any] = {}
-        for i, about in enumerate(self.header.refs):
-            if f"v{i}" in values:
-                rows: list[Tensor] = []
-                structure_of(values[f"v{i}"], rows)
-                at = _indices(about["structure"])
-                forms = {j: self._forms[j] for j in at}
-                pairs = zip(at, rows, strict=True)
-                placed = {j: replaced_padding(forms[j], x, samples) for j, x in pairs}
-                made[f"v{i}"] = rebuilt(about["structure"], placed)
-        return made
+        return {
+            f"v{i}": self._like(about, values[f"v{i}"], f"v{i}", samples, batch)
+            for i, about in enumerate(self.header.refs)
+            if f"v{i}" in values
+        }
+
+    def _like(
+        self, about: Mapping[str, Any], live: Any, key: str, samples: Samples, batch: Batch
+    ) -> Any:
+        at = indices(about["structure"])
+        forms = {j: self._forms[j] for j in at}
+        if about["kept_identity"] == about["identity"]:
+            rows: list[Tensor] = []
+            structure_of(live, rows)
+            pairs = zip(at, rows, strict=True)
+            placed = {j: replaced_padding(forms[j], x, samples) for j, x in pairs}
+            return rebuilt(about["structure"], placed)
+        theirs = self.values(batch)[key]
+        if isinstance(theirs, Tensor):  # scaled, and scaled back
+            form = forms[at[0]]
+            return replaced_padding(form._replace(dtype=live.dtype, live=live.dtype), live, samples)
+        return _in_part(theirs, live, forms[at[0]], samples)
 
     def rounding(self, key: str) -> float:
         """The relative error that the dtypes explain in which a value is kept."""
         about = self.header.refs[int(key[1:])]
-        kept = [self._forms[i].dtype for i in _indices(about["structure"])]
+        kept = [self._forms[i].dtype for i in indices(about["structure"])]
+        if torch.int8 in kept:
+            return 0.02  # a number of 1 / 127 of the largest is off by a half
         return max((4 * torch.finfo(d).eps for d in kept if d.is_floating_point), default=0.0)
 
     def _record(self, samples: Samples, r: int) -> list[Tensor]:
@@ -207,11 +224,32 @@ _CHANGED = (
 )
 
 
-def replaced_padding(form: Any, value: Tensor, samples: Samples) -> Tensor:
+def replaced_padding(form: Form, value: Tensor, samples: Samples) -> Tensor:
     """A live value with what its form has for padding, rounded as its form is."""
     x = value.detach().cpu()
     rows = [form.cut(x[r], samples.start[r], samples.stop[r]) for r in range(len(x))]
     return form.place([row.to(form.dtype) for row in rows], samples)
+
+
+def _in_part(theirs: Any, live: Any, ids: Form, samples: Samples) -> Any:
+    """A distribution that is known on some classes, with what live logits say of these. (Itself,
+    if what is live are no logits: the hidden states of a head, which is not applied here.)"""
+    if not isinstance(live, Tensor) or tuple(live.shape) != theirs.shape:
+        return theirs
+    z = live.detach().cpu().float() / theirs.temperature
+    log_p = z.log_softmax(-1)
+    if isinstance(theirs, TopKDistribution):
+        entries, form = log_p.gather(-1, theirs.index()), ids
+    else:
+        entries, form = (
+            -(log_p.exp() * log_p).nan_to_num(0.0).sum(-1),
+            ids._replace(shape=ids.shape[:-1]),
+        )
+    form = form._replace(dtype=torch.float32, live=torch.float32)
+    entries = replaced_padding(form, entries, samples)
+    if isinstance(theirs, TopKDistribution):
+        return dataclasses.replace(theirs, log_probs=entries)
+    return dataclasses.replace(theirs, entropy=entries)
 
 
 def refuse_difference(
@@ -232,13 +270,6 @@ def refuse_difference(
             + more
             + ("\nUse a folder of its own for each." if place == "in the cache" else "")
         )
-
-
-def _indices(structure: Any) -> list[int]:
-    if isinstance(structure, int):
-        return [structure]
-    items: Iterable[Any] = structure.values() if isinstance(structure, dict) else structure[1:]
-    return [i for item in items for i in _indices(item)]
 
 
 def open(folder: str | os.PathLike[str]) -> Kept:

@@ -22,12 +22,14 @@ from fkd.loops._data.packing import Packed
 from ._bind import relative_difference
 from ._errors import SourceError
 from ._frontier import parts_to_keep, reduced
-from ._identity import structure_of
+from ._keep import DRAWS, Keep, seeds_of
 from ._live import Teacher
 from ._rows import Form, Reading, Samples
+from ._structure import shifted, structure_of
 
 ALIKE = 0.02
-"""How much a value may differ, relatively, in a batch with other samples, or less padding."""
+"""How much a value may differ, relatively, in a batch with other samples, or less padding; which
+share of its entries, if they are integers."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +38,14 @@ class Found:
 
     Attributes:
       refs: what is kept.
+      computed: what the teacher computes for each: the ref itself, or less than it.
       reading: how samples are recognised.
       structures: of the value of each ref, over the forms.
       forms: of the tensors; dtypes are those of the teacher.
     """
 
     refs: tuple[Ref, ...]
+    computed: tuple[Ref, ...]
     reading: Reading
     structures: list[Any]
     forms: list[Form]
@@ -54,7 +58,7 @@ class _Flaw(Exception):
 def probe(
     objective: Objective,
     refs: Sequence[Ref],
-    named: frozenset[Ref],
+    keep: Mapping[Ref, Keep],
     batch: Batch,
     key: str | None,
     mask: str | None,
@@ -68,7 +72,7 @@ def probe(
     Args:
       objective: of which the refs are.
       refs: what should be kept.
-      named: those of them that were asked for, and are not to be replaced.
+      keep: how much of those that were asked for, which are not to be replaced by others.
       batch: as the loader yields it.
       key, mask: see `Reading`.
       teacher: makes the forward pass for refs.
@@ -79,7 +83,8 @@ def probe(
     frozen = {name for name, model in objective.models.items() if model.kind == "frozen"}
     tensors: Any = normalised(batch)
     while True:
-        runs = teacher(refs)
+        computed = tuple(keep[r].computed(r) if r in keep else r for r in refs)
+        runs = teacher(computed)
         fields = fields_read(runs.program, tensors)
         reading = Reading(tuple(n for n in fields if n != key), key, mask)
         forms: list[Form] = []
@@ -90,12 +95,12 @@ def probe(
                 structures.append(_structure(ref, views, forms))
                 next_refs.append(ref)
             except _Flaw as flaw:
-                parts = () if ref in named else parts_to_keep(ref, frozen)
+                parts = () if ref in keep else parts_to_keep(ref, frozen)
                 if not parts:
                     raise SourceError(f"cache: {ref!r} {flaw}") from None
                 next_refs += parts
         if len(structures) == len(refs):
-            return Found(tuple(refs), reading, structures, forms)
+            return Found(tuple(refs), computed, reading, structures, forms)
         refs = reduced(next_refs, frozen)
 
 
@@ -117,7 +122,7 @@ def fields_read(program: Program, batch: Mapping[str, Any]) -> list[str]:
         if any(node(child) == root for child in children(ref)):
             single = isinstance(part, Item) and part.key in batch
             names |= {part.key} if single and isinstance(part, Item) else every
-    return [name for name in batch if name in names]
+    return [name for name in batch if name in names and not name.startswith(FIELD)]
 
 
 class _Spy(dict[str, Any]):
@@ -164,6 +169,8 @@ def _views(
     count = len(samples.keys)
     half = max(1, count // 2)
     rows = torch.arange(max(2, count)) % half
+    seeds = seeds_of(samples)
+    tensors = {**tensors, DRAWS: seeds}
     live, mixed = runs(tensors), runs(_of_rows(tensors, count, lambda x: x[rows.to(x.device)]))
     if reading.mask is None or samples.length < 2:
         return (_View(samples, a, b, rows) for a, b in zip(live, mixed, strict=True))
@@ -182,7 +189,10 @@ def _views(
     ids = {} if reading.key is None or not isinstance(batch, Mapping) else \
           {reading.key: batch[reading.key]}  # fmt: skip
     long_samples = reading.samples({**padded, **ids})
-    long, short = runs(padded), runs(_of_rows(padded, count, cut))
+    start = torch.tensor(long_samples.start)
+    padded = {**padded, DRAWS: {**seeds, "start": start}}
+    shorter = {**padded, DRAWS: {**seeds, "start": start - int(left)}}
+    long, short = runs(padded), runs(_of_rows(shorter, count, cut))
     return (
         _View(samples, a, b, rows, c, d, long_samples, int(left))
         for a, b, c, d in zip(live, mixed, long, short, strict=True)
@@ -215,7 +225,7 @@ def _structure(ref: Ref, view: _View, forms: list[Form]) -> Any:
     ]
     first = len(forms)
     forms += made
-    return optree.tree_map(lambda i: i + first if isinstance(i, int) else i, structure)
+    return shifted(structure, first)
 
 
 def _leaves(tree: Any) -> list[Tensor]:
@@ -238,7 +248,7 @@ def _form(view: _View, live: Tensor, mixed: Tensor, long: Any, short: Any) -> Fo
         raise _Flaw(
             f"has shape {tuple(live.shape)}, and a row for each of {count} samples is expected"
         )
-    if relative_difference(mixed, live[rows.to(live.device)]) > ALIKE:
+    if not _alike(mixed, live[rows.to(live.device)]):
         raise _Flaw(
             "depends for each sample on the other samples of its batch, which are others in the "
             "next epoch. Let the objective compute it from what does not: fkd.call(fn, ...)."
@@ -266,12 +276,20 @@ def _expect_alike(view: _View, form: Form, long: Tensor, short: Tensor) -> None:
         if a < view.offset or b - view.offset > samples.length - 1 or a == b:
             continue
         one, other = form.cut(long[r], a, b), form.cut(short[r], a - view.offset, b - view.offset)
-        if relative_difference(other, one) > ALIKE:
+        if not _alike(other, one):
             raise _Flaw(
                 "depends for each sample on how much padding its batch has. With batches of one "
                 "length, keep whole rows: cache(..., mask=None). If the padding is on the left, "
                 "give the model position_ids."
             )
+
+
+def _alike(one: Tensor, other: Tensor) -> bool:
+    """Whether two values are one, as far as a teacher rounds. Of integers (the most probable
+    classes, say) some may have changed their places."""
+    if not other.is_floating_point():
+        return float((one != other).double().mean()) <= ALIKE if other.numel() else True
+    return relative_difference(one, other) <= ALIKE
 
 
 def _fill(view: _View, form: Form, long: Tensor) -> float:

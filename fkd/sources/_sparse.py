@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fkd._refs.derived import call
+from fkd._refs.refs import Ref
 from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution, id_dtype
 
 from ._errors import SourceError
+from ._keep import draws
 
 _LEFT_OUT = -1e30
 """The logit of a class that is left out of a sum: finite, and lower than any that means a thing."""
@@ -26,6 +29,11 @@ class TopK:
     tail: bool = True
     temperature: float = 1.0
     dtype: torch.dtype = torch.float32
+    of: Ref | None = None
+
+    def computed(self, ref: Ref) -> Ref:
+        """What the teacher computes for a ref."""
+        return call(replace(self, of=None), ref if self.of is None else self.of)
 
     def __call__(self, logits: Tensor | SparseDistribution) -> TopKDistribution:
         """The k most probable classes of `[*batch, vocab]` logits.
@@ -72,6 +80,7 @@ class TopK:
     def __repr__(self) -> str:
         options = ["" if self.tail else ", tail=False", _at(self.temperature)]
         options += ["" if self.dtype == torch.float32 else f", dtype={self.dtype}"]
+        options += ["" if self.of is None else f", of={self.of!r}"]
         return f"top_k({self.k}{''.join(options)})"
 
 
@@ -82,6 +91,11 @@ class Sampled:
     n: int
     temperature: float = 1.0
     proposal: float = 1.0
+    of: Ref | None = None
+
+    def computed(self, ref: Ref) -> Ref:
+        """What the teacher computes for a ref, from the seeds of the samples."""
+        return call(replace(self, of=None), ref if self.of is None else self.of, draws)
 
     def __call__(
         self,
@@ -152,11 +166,17 @@ class Sampled:
 
     def __repr__(self) -> str:
         proposal = "" if self.proposal == 1 else f", proposal={self.proposal:g}"
-        return f"sampled({self.n}{_at(self.temperature)}{proposal})"
+        of = "" if self.of is None else f", of={self.of!r}"
+        return f"sampled({self.n}{_at(self.temperature)}{proposal}{of})"
 
 
 def top_k(
-    k: int, tail: bool = True, temperature: float = 1.0, dtype: torch.dtype = torch.float32
+    k: int,
+    tail: bool = True,
+    temperature: float = 1.0,
+    dtype: torch.dtype = torch.float32,
+    *,
+    of: Ref | None = None,
 ) -> TopK:
     """Keep the k most probable classes of logits, and how probable all others are together.
 
@@ -182,6 +202,8 @@ def top_k(
       tail: whether the others count as one class.
       temperature: T > 0 of the softmax. The term has to have the same.
       dtype: of the log-probabilities; `torch.float16` is off by at most 0.05 % of each.
+      of: in a cache, the logits, where what the terms read is not those but the hidden states of
+        a head: `keep={teacher.hidden_states[-1]: top_k(64, of=teacher.logits)}`.
 
     Example:
       >>> fkd.sources.top_k(2)(torch.tensor([[0.0, 2.0, 1.0]])).ids.tolist()
@@ -193,10 +215,12 @@ def top_k(
         raise SourceError(
             f"top_k: dtype is {dtype}; torch.float32, torch.float16 or torch.bfloat16 is expected."
         )
-    return TopK(k, bool(tail), _positive("top_k", "temperature", temperature), dtype)
+    return TopK(k, bool(tail), _positive("top_k", "temperature", temperature), dtype, of)
 
 
-def sampled(n: int, temperature: float = 1.0, proposal: float = 1.0) -> Sampled:
+def sampled(
+    n: int, temperature: float = 1.0, proposal: float = 1.0, *, of: Ref | None = None
+) -> Sampled:
     """Keep n classes drawn from a teacher (random sampling knowledge distillation, RS-KD).
 
         cache(objective, loader, folder, keep={teacher.logits: sampled(50)})   # on the disk
@@ -218,6 +242,7 @@ def sampled(n: int, temperature: float = 1.0, proposal: float = 1.0) -> Sampled:
       temperature: T > 0 of the softmax that is drawn from. The term has to have the same.
       proposal: draw from p^proposal / sum p^proposal instead, with weights: below 1 more of
         the tail.
+      of: as in `top_k`.
 
     Example:
       >>> drawn = fkd.sources.sampled(4)(torch.tensor([[0.0, 0.0]]))
@@ -231,7 +256,7 @@ def sampled(n: int, temperature: float = 1.0, proposal: float = 1.0) -> Sampled:
     if not isinstance(n, int) or n < 1:  # pyright: ignore[reportUnnecessaryIsInstance]
         raise SourceError(f"sampled: n is {n!r}; an integer from 1 on is expected.")
     temperature = _positive("sampled", "temperature", temperature)
-    return Sampled(n, temperature, _positive("sampled", "proposal", proposal))
+    return Sampled(n, temperature, _positive("sampled", "proposal", proposal), of)
 
 
 def uniform_of(seed: Tensor, start: Tensor, shape: tuple[int, ...]) -> Tensor:

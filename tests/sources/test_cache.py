@@ -378,7 +378,7 @@ def test_a_loader_of_unknown_length_and_a_function_of_a_seed(tmp_path):
 @pytest.mark.plain
 def test_wrong_arguments_are_refused(tmp_path):
     objective = goal()
-    with pytest.raises(SourceError, match=r"exact\(dtype\) is expected"):
+    with pytest.raises(SourceError, match=r"exact\(dtype\), scaled"):
         cache(objective, [], tmp_path, keep={teacher.logits: torch.float16})
     with pytest.raises(SourceError, match=r"student\.logits, which is not a value of a frozen"):
         cache(objective, [], tmp_path, keep={student.logits: exact()})
