@@ -34,11 +34,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
         )
     if not (divergence.needs_teacher or metrics):
         teacher = teacher._replace(hidden=None)
-    if teacher.hidden is not None and student.hidden.shape[:-1] != teacher.hidden.shape[:-1]:
-        raise ValueError(
-            f"head_divergence: student_hidden {tuple(student.hidden.shape)} and teacher_hidden "
-            f"{tuple(teacher.hidden.shape)} must have the same positions."
-        )
+    _same_positions(student.hidden, teacher.hidden)
     head = _head("student", student, keep)
     assert head is not None
     dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
@@ -124,6 +120,14 @@ def _head(name: str, side: Side, keep: Tensor) -> Head | None:
     flat = hidden.reshape(-1, hidden.shape[-1])
     flat = flat.masked_fill(~keep[:, None], 0.0)
     return Head(flat, weight, bias, side.scale, side.softcap)
+
+
+def _same_positions(student: Tensor, teacher: Tensor | SparseDistribution | None) -> None:
+    if teacher is not None and student.shape[:-1] != teacher.shape[:-1]:
+        raise ValueError(
+            f"head_divergence: student_hidden {tuple(student.shape)} and teacher_hidden "
+            f"{tuple(teacher.shape)} must have the same positions."
+        )
 
 
 def _same_vocabulary(student: Head, teacher: Head | None) -> None:
