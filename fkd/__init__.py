@@ -9,6 +9,7 @@ from . import metrics as metrics
 from . import parallel as parallel
 from . import schedules as schedules
 from . import sources as sources
+from . import sweeps as sweeps
 from ._check.check import check as check
 from ._check.table import CheckReport as CheckReport
 from ._draw.draw import Drawing as Drawing
@@ -77,6 +78,7 @@ __all__ = [
     "sources",
     "stop_gradient",
     "student",
+    "sweeps",
     "teacher",
     "term",
     "trainable",

@@ -13,6 +13,7 @@ from .._data.epochs import Loader
 from .._log.log import open_log
 from .._log.loggers import Loggers
 from .display import open_display
+from .resume import optimizer_settings
 from .totals import total_steps
 
 if TYPE_CHECKING:
@@ -49,11 +50,7 @@ def open_records(run: Run, loader: Loader, stack: contextlib.ExitStack, *, resum
     plain = {n: v for n, v in vars(options).items() if isinstance(v, int | float | str)}
     chosen = {n: v for n, v in plain.items() if not n.endswith("_dir")}
     chosen |= {"higher_is_better": options.higher} if options.dev is not None else {}
-    groups = run.fingerprint["optimizer"]["groups"]
-    optimizer = {
-        "optimizer": run.fingerprint["optimizer"]["class"],
-        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in enumerate(groups)},
-    }
+    optimizer = optimizer_settings(run.fingerprint["optimizer"])
     seed = {"seed": run.state.seed}
     run.log.hyperparameters(
         {**chosen, **seed, **optimizer, **run.fingerprint["step"], **(options.config or {})}

@@ -199,6 +199,17 @@ def _combination(combined: Combined) -> dict[str, Any]:
     }
 
 
+def optimizer_settings(described: Mapping[str, Any]) -> dict[str, Any]:
+    """The optimizer of a fingerprint, or the several by their models, for the log."""
+    if "groups" not in described:
+        return {"optimizers": {name: optimizer_settings(one) for name, one in described.items()}}
+    groups = enumerate(described["groups"])
+    return {
+        "optimizer": described["class"],
+        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in groups},
+    }
+
+
 def _optimizer_words(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
     groups = [
         {

@@ -58,20 +58,25 @@ class Window:
         columns = dict(zip(self._names, zip(*rows, strict=True), strict=True))
         self._rows = []
         finite = [bool(v) for v in columns.pop("finite")]
-        averaged = ("loss/", "grad_norm/")
+        averaged = ("loss/", "grad_norm/", "term_grad_norm/")
         values = {
             name: _mean(column, finite) if name.startswith(averaged) else column[-1]
             for name, column in columns.items()
         }
+        # A model that rested all the while has no norm.
+        values = {n: v for n, v in values.items() if not (n.startswith("grad_norm/") and v != v)}
         culprits = [
             name
             for name, column in columns.items()
-            if name.startswith(averaged) and not all(map(math.isfinite, column))
+            if name.startswith(averaged)
+            and any(not ok and not math.isfinite(v) for v, ok in zip(column, finite, strict=True))
         ]
         inside = [n for n in culprits if n not in ("loss/total", "grad_norm/total")]
         return Fetched(values, finite, inside or culprits)
 
 
 def _mean(column: tuple[float, ...], finite: list[bool]) -> float:
-    counted = [v for v, ok in zip(column, finite, strict=True) if ok]
+    """Over the finite steps; without those of a model's gradient in which it rested."""
+    done = [v for v, ok in zip(column, finite, strict=True) if ok]
+    counted = [v for v in done if not math.isnan(v)] or done
     return sum(counted) / len(counted) if counted else math.nan

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from math import nan
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -168,7 +169,10 @@ class Graphs:
         measured = {
             "loss/total": new.loss,
             **{f"loss/{name}": mean.value for name, mean in new.means.items()},
-            **{f"grad_norm/{name}": norm for name, norm in norms.items()},
+            # The same names at every step: nan for a model that rests.
+            **{
+                f"grad_norm/{m}": norms.get(m, torch.full_like(total, nan)) for m in parts.trainable
+            },
             "grad_norm/total": total,
             "finite": finite.to(total.dtype),
             **more,
