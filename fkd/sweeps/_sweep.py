@@ -59,12 +59,10 @@ class Sweep(TrainStep):
         members: Mapping[str, Member],
         source: Live | None,
     ) -> None:
+        vars(self).update(vars(template))  # what they share: options, and how to compile
         self.source, self._template, self._own = source, template, dict(members)
         self.members = {name: _step_of(template, one) for name, one in members.items()}
         self.objective = objective
-        self.options, self.autocast = template.options, template.autocast
-        self.accumulate, self.combined = template.accumulate, template.combined
-        self.together = None
         self.choices = _joint_choices({name: step.choices for name, step in self.members.items()})
         self._states: WeakIdKeyDictionary = WeakIdKeyDictionary()
 
