@@ -49,7 +49,7 @@ def main() -> None:
     args = parser.parse_args()
     rng = random.Random(args.seed)
     train(None, epochs=1)  # imports what the processes share
-    epochs = max(2, args.kills // 2)
+    epochs = max(2, args.kills)
     with tempfile.TemporaryDirectory() as name:
         whole, broken = Path(name, "whole"), Path(name, "broken")
         assert in_process(run, whole, epochs, 0.0) == 0

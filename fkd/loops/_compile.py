@@ -26,8 +26,9 @@ CompileOptions: TypeAlias = Mapping[str, object]
 
 _LOG = logging.getLogger(__name__)
 _NO_RECOMPUTATION = "does not support RNG ops in recompute regions"
-_SELF = re.compile(r"(^|\()(self\b|L\['self'\])")
-"""In the name of a guard: `self.objective`, `type(self.objective)`, `L['self'].objective`."""
+_OUTSIDE = re.compile(r"(^|\()(self\b|L\['self'\]|G\[)")
+"""In the name of a guard: `self.objective`, `type(self.objective)`, `L['self'].objective`, and
+what a function finds in its file, `G['softmax']`, `dict(G['Mean'])`."""
 
 
 def compiled(
@@ -161,17 +162,19 @@ def _arguments(options: CompileOptions) -> dict[str, Any]:
     if chosen.get("backend", "inductor") == "inductor":
         inner["fallback_random"] = True
     if chosen["fullgraph"]:  # else modules have frames of their own, whose guards are on `self`
-        inner["guard_filter_fn"] = unguarded_self
+        inner["guard_filter_fn"] = arguments_alone
     inner.update(chosen.pop("options", None) or {})
     return {**chosen, "options": inner}
 
 
-def unguarded_self(guards: Sequence[Any]) -> list[bool]:
-    """Which guards to keep: not those on what `self` holds, which never changes.
+def arguments_alone(guards: Sequence[Any]) -> list[bool]:
+    """Which guards to keep: those on the arguments of the function and on torch's modes.
 
-    They are thousands (every module of every model), and would be evaluated at every step.
+    What `self` holds never changes, and what is read from outside of the arguments is read once,
+    while tracing. Guards on both are thousands (every module of every model, every function that
+    is called), and would be evaluated at every step.
     """
-    return [_SELF.search(guard.name) is None for guard in guards]
+    return [_OUTSIDE.search(guard.name) is None for guard in guards]
 
 
 def _of_its_own(fn: Callable[..., Any]) -> Callable[..., Any]:
