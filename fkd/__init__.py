@@ -9,6 +9,7 @@ from . import metrics as metrics
 from . import parallel as parallel
 from . import schedules as schedules
 from . import sources as sources
+from . import stages as stages
 from . import sweeps as sweeps
 from ._check.check import check as check
 from ._check.table import CheckReport as CheckReport
@@ -76,6 +77,7 @@ __all__ = [
     "ref",
     "schedules",
     "sources",
+    "stages",
     "stop_gradient",
     "student",
     "sweeps",

@@ -61,7 +61,17 @@ def area(module: str) -> str:
     parts = module.split(".")
     if parts[0] != "fkd":
         return parts[0]
-    areas = ("losses", "loops", "parallel", "interop", "adapters", "sources", "gradients", "sweeps")
+    areas = (
+        "losses",
+        "loops",
+        "parallel",
+        "interop",
+        "adapters",
+        "sources",
+        "gradients",
+        "sweeps",
+        "stages",
+    )
     areas += ("_catalogue", "_commands")
     if parts[1:] == ["__main__"]:
         return "_commands"
@@ -77,6 +87,7 @@ INWARD = {
     "loops": {"loops", "parallel", "gradients", "core"},
     "sources": {"sources", "loops", "parallel", "core"},
     "sweeps": {"sweeps", "sources", "loops", "core"},
+    "stages": {"stages", "loops", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
     "_catalogue": {"_catalogue", "losses", "adapters"},
     "_commands": {"_commands", "_catalogue", "core", "losses", "loops", "sources", "interop"},
@@ -94,6 +105,7 @@ OUTWARD = {
     "parallel": {"torch", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
     "sweeps": {"torch"},
+    "stages": {"torch"},
     "sources": {"torch", "optree", "numpy", "tqdm"},
     "interop": {"torch", "jaxtyping", "optree", "safetensors"},
     "_catalogue": set(),
@@ -110,6 +122,7 @@ DOORS = {
     ("fkd", "", "parallel"),
     ("fkd", "", "gradients"),
     ("fkd", "", "sweeps"),
+    ("fkd", "", "stages"),
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
 }
@@ -201,7 +214,7 @@ def test_rooms_import_only_from_floors_below(area_name):
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     areas = {"__init__", "__main__", "adapters", "interop", "loops", "losses", "sources"}
-    areas |= {"_catalogue", "_commands", "parallel", "gradients", "sweeps"}
+    areas |= {"_catalogue", "_commands", "parallel", "gradients", "sweeps", "stages"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

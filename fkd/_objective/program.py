@@ -100,6 +100,10 @@ class Program:
         """A model by name; an EMA stands for the module that it follows."""
         return resolved(self.models, name)
 
+    def trained(self, name: str) -> list[str]:
+        """The parameters of a model that its training changes."""
+        return list(trainable_parameters(self.model(name)))
+
     def without(self, known: Iterable[Ref]) -> Program:
         """The program in which the values of some refs are given: partial evaluation.
 

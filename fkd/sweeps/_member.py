@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from fkd._errors import listing, nearest
 from fkd._objective.objective import Objective
-from fkd._objective.terms import Knob, Term, moves
+from fkd._objective.terms import Knob, Moving, Term, moves
 from fkd._refs.refs import Ref
 from fkd.schedules import constant
 
@@ -99,12 +99,17 @@ def _default(term: Term, knob: str) -> Any:
     return options[knob].default
 
 
+def as_moving(knob: Any) -> Moving:
+    """A knob as one that may move."""
+    return knob if moves(knob) else constant(float(knob))
+
+
 def own_terms(terms: Mapping[str, Term], one: Member) -> dict[str, Term]:
     """The terms with a member's knobs, which print as what they are."""
     chosen = dict(terms)
     for key, value in one.knobs.items():
         name, _, knob = key.rpartition("/")
-        moved = value if moves(value) else constant(float(value))
+        moved = as_moving(value)
         before = chosen[name]
         weight = moved if knob == "weight" else before.weight
         kwargs = before.kwargs if knob == "weight" else {**before.kwargs, knob: moved}

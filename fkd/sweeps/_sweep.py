@@ -22,7 +22,7 @@ from fkd.sources._frontier import frontier
 from fkd.sources._live import Live
 
 from ._joint import joint_objective, name_of
-from ._member import Member, moving
+from ._member import Member, as_moving, moving
 
 Metrics = dict[str, Tensor]
 
@@ -164,7 +164,8 @@ class Sweep(TrainStep):
         kept = set(self._template.objective.models)
         frozen = {n: x for n, x in state.frozen.items() if n in kept}
         buffers = {n: x for n, x in state.buffers.items() if n in kept}
-        memory = state.combine_state[member]
+        memories: Any = state.combine_state
+        memory = memories[member]
         seed = self._own[member].seed
         return State(
             trainable=own(state.trainable),
@@ -212,20 +213,13 @@ def _step_of(template: TrainStep, one: Member) -> TrainStep:
     """The step of a member: the graphs of all, with knobs and learning rates of its own."""
     step = copy.copy(template)
     step.objective = copy.copy(template.objective)
-    step.objective.knobs = {
-        name: one.knobs.get(name, knob) if not isinstance(one.knobs.get(name), int | float)
-        else _number(one.knobs[name])
-        for name, knob in template.objective.knobs.items()
-    }  # fmt: skip
+    own = {name: as_moving(knob) for name, knob in one.knobs.items()}
+    step.objective.knobs = {**template.objective.knobs, **own}
     before = template.choices
     rates = {n: Times(before.rates.get(n, _one), one.lr) for n in before.optimizers}
     step.choices = replace(before, rates=rates if one.lr != 1.0 else before.rates)
     step._handles = HandlesByState(before.optimizers)  # pyright: ignore[reportPrivateUsage]
     return step
-
-
-def _number(value: float) -> Callable[[int], float]:
-    return lambda step: float(value)
 
 
 def _joint_choices(members: Mapping[str, Choices]) -> Choices:

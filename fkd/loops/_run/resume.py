@@ -154,26 +154,32 @@ def nonfinite_in(tree: Any) -> list[str]:
 def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     """A description of objective and optimizer; runs with different ones do not mix."""
     objective = step.objective
-    names = {id(p): f"{m}.{n}" for m, held in state.trainable.items() for n, p in held.items()}
-    made = Updaters(step.choices.optimizers, state.trainable, {}).optimizers
-    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in made.items()}
     return {
         "terms": {name: _term(term) for name, term in objective.terms.items()},
         "models": {name: _described(objective, state, name) for name in objective.models},
-        "optimizer": optimizers[label(step.choices.models)]
-        if list(made) == [step.choices.models]
-        else optimizers,
+        **_how(step, state.trainable),
+        **_only_if("within", {n: _how(one, state.trainable) for n, one in step.within.items()}),
+    }
+
+
+def _how(step: TrainStep, trainable: Params) -> dict[str, Any]:
+    """How a step updates its models."""
+    choices = step.choices
+    models = {m: params for m, params in trainable.items() if m in choices.models}
+    names = {id(p): f"{m}.{n}" for m, params in models.items() for n, p in params.items()}
+    made = Updaters(choices.optimizers, models, {}).optimizers if choices.optimizers else {}
+    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in made.items()}
+    alone = list(made) == [choices.models]
+    when = {label(n): _words(_shown(f), f) for n, f in choices.when.items()}
+    rates = {n: _words(_shown(f), f) for n, f in choices.rates.items()}
+    return {
+        "optimizer": optimizers[label(choices.models)] if alone else optimizers,
         "step": {
             "accumulate": step.accumulate,
             "autocast": str(step.autocast),
-            "clip": _by_models(step.choices.clips, step.choices.models),
-            "lr": _by_models(
-                {n: _words(_shown(f), f) for n, f in step.choices.rates.items()},
-                step.choices.models,
-            ),
-            **_only_if(
-                "when", {label(n): _words(_shown(f), f) for n, f in step.choices.when.items()}
-            ),
+            "clip": _by_models(choices.clips, choices.models),
+            "lr": _by_models(rates, choices.models),
+            **_only_if("when", when),
             **_only_if("combine", step.combined and _combination(step.combined)),
         },
     }

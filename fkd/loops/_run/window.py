@@ -63,8 +63,8 @@ class Window:
             name: _mean(column, finite) if name.startswith(averaged) else column[-1]
             for name, column in columns.items()
         }
-        # A model that rested all the while has no norm.
-        values = {n: v for n, v in values.items() if not (n.startswith("grad_norm/") and v != v)}
+        if any(finite):  # then nan is what no step has measured: a model that rested, say
+            values = {n: v for n, v in values.items() if not math.isnan(v)}
         culprits = [
             name
             for name, column in columns.items()

@@ -50,6 +50,7 @@ class TrainStep:
       autocast: dtype in which models run their matrix products, or None.
       choices: optimizers, clips, learning rates and turns, by the models for which they hold.
       combined: what makes one gradient of those of the terms, or None.
+      within: the steps that this one is made of, by name, if it is: the stages of a run.
       together: the ranks that divide each batch, or None.
       world: the processes of the run; this one alone without a mesh.
     """
@@ -76,6 +77,7 @@ class TrainStep:
         self._host = self.options is None or not self.options.get("fullgraph", True)
         self.together = None if mesh is None or mesh.size() == 1 else Together(mesh)
         self.world = World() if self.together is None else self.together.world
+        self.within: Mapping[str, TrainStep] = {}
         self._over: OverRanks | None = None
         self._graphs = {choices.models: self._graphs_of(choices.models)}
         self._handles = HandlesByState(choices.optimizers)
