@@ -172,6 +172,10 @@ def configured() -> dict[str, Any]:
     return {"fkd": fkd, "Adapted": Adapted, "model": model, "output_adaptor": lambda y: y}
 
 
+def aligned() -> dict[str, Any]:
+    return {**small(), "batch": batch, "take": fkd.loops.take, "kl": kl}
+
+
 SETTINGS = {
     "_objective/objective.py:Objective": lambda: {**small(), "step": 0},
     "_objective/objective.py:without": None,
@@ -182,8 +186,14 @@ SETTINGS = {
     "loops/_data/packing.py:": packed,
     "loops/_evaluate/score.py:score": small,
     "loops/_run/fit.py:fit": small,
+    "loops/_text/align.py:": aligned,
+    "parallel/__init__.py:": None,
+    "parallel/_launch.py:torchrun_mesh": None,
+    "parallel/_world.py:in_turn": None,
+    "sweeps/_sweep.py:sweep": None,
 }
-"""What each docstring's code stands in. None: it needs a GPU, or has `...` for a value."""
+"""What each docstring's code stands in. None: it compiles, needs a GPU or several processes, or has
+`...` for a value."""
 
 PROGRAMS = {
     place: found

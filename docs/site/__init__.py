@@ -1,0 +1,1 @@
+"""Makes the documentation: `python -m docs.site`."""

@@ -1,0 +1,54 @@
+"""Write the pages into build/docs, check them, and build build/site with Zensical.
+
+python -m docs.site             needs the group: pip install --group docs
+python -m docs.site --pages     the pages and the checks only, without Zensical
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from .check import problems
+from .pages import pages
+
+ROOT = Path(__file__).parent.parent.parent
+BUILD = ROOT / "build"
+PAGES, SITE = BUILD / "docs", BUILD / "site"
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The exit code: 1 if a page is wrong."""
+    began = time.perf_counter()
+    written = pages()
+    shutil.rmtree(PAGES, ignore_errors=True)
+    for name, content in written.items():
+        path = (BUILD if name == "mkdocs.yml" else PAGES) / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content)
+    found = problems(written)
+    print(*found, sep="\n", end="\n" if found else "")
+    print(f"{len(written)} files in {PAGES} after {time.perf_counter() - began:.1f} s")
+    if found or "--pages" in arguments:
+        return int(bool(found))
+    zensical = shutil.which("zensical", path=str(Path(sys.executable).parent)) or "zensical"
+    command = [zensical, "build", "--clean", "--strict"]
+    try:
+        done = subprocess.run(command, cwd=BUILD, check=False)
+    except FileNotFoundError:
+        print("Zensical is missing: pip install --group docs", file=sys.stderr)
+        return 1
+    for name, content in written.items():  # for programs that read: /llms.txt and pages as Markdown
+        if name.endswith((".md", ".txt")) and done.returncode == 0:
+            (SITE / name).parent.mkdir(parents=True, exist_ok=True)
+            (SITE / name).write_bytes(content)
+    print(f"{SITE} after {time.perf_counter() - began:.1f} s")
+    return done.returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

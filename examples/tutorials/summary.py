@@ -1,0 +1,76 @@
+"""The tables of the recorded runs, from `results/*.jsonl`, where each run of a tutorial is a line.
+
+python examples/tutorials/summary.py     writes results/*.txt
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def rows_of(name: str) -> list[dict[str, Any]]:
+    text = (RESULTS / f"{name}.jsonl").read_text(encoding="utf-8")
+    return [json.loads(line) for line in text.splitlines()]
+
+
+def table(lines: Sequence[Sequence[str]]) -> str:
+    """Columns aligned by spaces."""
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    made = ["  ".join(x.ljust(w) for x, w in zip(line, widths, strict=True)) for line in lines]
+    return "\n".join(line.rstrip() for line in made) + "\n"
+
+
+def percent(value: float) -> str:
+    return f"{100 * value:.2f}"
+
+
+def audio() -> str:
+    """One line for each run, and the two models of the wheel."""
+    rows = rows_of("audio")
+    lines = [["student begins as", "learns", "epochs", "seed", "agreement", "accuracy",
+              "accuracy on 3000 more"]]  # fmt: skip
+    names = {"teacher": "teacher", "note": "the note alone", "both": "teacher and note"}
+    for row in rows:
+        found, more = row["distilled"], row.get("3000 more")
+        start = "published tiny" if row["start"] == "tiny" else "random numbers"
+        gain = 100 * (more["distilled"] - more["published tiny"]) if more else 0.0
+        error = percent(more["standard error of the difference"]) if more else ""
+        lines.append([start, names[row["learn"]], str(row["epochs"]), str(row["seed"]),
+                      percent(found["agreement"]), percent(found["accuracy"]),
+                      f"{percent(more['distilled'])} ({gain:+.2f} +- {error})"
+                      if more else ""])  # fmt: skip
+    for name in ("published tiny", "teacher"):
+        found = rows[0][name]
+        more = rows[0].get("3000 more", {})
+        also = percent(more[name]) if name in more else ""
+        lines.append([f"({name}, as shipped)", "", "", "", percent(found["agreement"]),
+                      percent(found["accuracy"]), also])  # fmt: skip
+    return table(lines)
+
+
+def embeddings() -> str:
+    """One column for each kind of held-out text."""
+    rows = rows_of("embeddings")
+    sets = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    lines = [["student", "seed", "epochs", "parameters", *sets]]
+    for row in rows:
+        lines.append([f"distilled: {row['student']}", str(row["seed"]), str(row["epochs"]),
+                      f"{row['parameters'] / 1e6:.1f} M",
+                      *(f"{row[name]['distilled']:.3f}" for name in sets)])  # fmt: skip
+    for key in (k for k in rows[0][sets[0]] if k != "distilled"):
+        what = f"mean of the teacher's {key}"
+        lines.append([what, "", "", "", *(f"{rows[0][name][key]:.3f}" for name in sets)])
+    return table(lines)
+
+
+TABLES = {"audio": audio, "embeddings": embeddings}
+
+if __name__ == "__main__":
+    for name, make in TABLES.items():
+        (RESULTS / f"{name}.txt").write_text(make(), encoding="utf-8")
+        print(make())
