@@ -190,6 +190,7 @@ SETTINGS = {
     "parallel/__init__.py:": None,
     "parallel/_launch.py:torchrun_mesh": None,
     "parallel/_world.py:in_turn": None,
+    "stages/_stages.py:stages": None,
     "sweeps/_sweep.py:sweep": None,
 }
 """What each docstring's code stands in. None: it compiles, needs a GPU or several processes, or has

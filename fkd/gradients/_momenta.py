@@ -96,8 +96,8 @@ def dot(
       delta: in [0, 1 - mu).
 
     Example:
-      >>> dot(task=["labels"], distill=["kd"]).momentum
-      {'task': 0.825, 'distill': 0.975}
+      >>> dot(task=["labels"], distill=["kd"], momentum=0.75, delta=0.125).momentum
+      {'task': 0.625, 'distill': 0.875}
 
     Reference:
       Zhao et al., DOT: A Distillation-Oriented Trainer, arXiv:2307.08436.

@@ -160,7 +160,8 @@ TRANSIENT = {
 def test_what_goes_wrong_once_changes_nothing(server, name):
     objective = goal()
     with faulty.Faulty(server.url, [None, TRANSIENT[name]]) as before:
-        with served(before.url, **QUICK) as source:
+        # One request at a time, so that the right answer is the first to come.
+        with served(before.url, **{**QUICK, "requests": 1}) as source:
             cheap = bind(objective, source)
             made = list(loader(rows()))[:3]
             for one, attached in zip(made, source.attach(made), strict=True):

@@ -35,7 +35,7 @@ def grouped(logits: Tensor, ids: Tensor, used: Tensor | None = None) -> Tensor:
         listed = listed.masked_fill(~used, -torch.inf)
         # One more place, into which those without a class write.
         wider = F.pad(logits, (0, 1), value=NOTHING)
-        others = wider.scatter_(-1, torch.where(used, ids, logits.shape[-1]), NOTHING)
+        others = wider.scatter(-1, torch.where(used, ids, logits.shape[-1]), NOTHING)
     rest = others.logsumexp(-1, keepdim=True)
     rest = torch.where(rest > 0.5 * NOTHING, rest, -torch.inf)
     return torch.cat([listed, rest], dim=-1)

@@ -91,6 +91,7 @@ def head_divergence(arguments: HeadArguments) -> Mean:
     return evaluate(arguments)[0]
 
 
+@counted_where(counted)
 @called_with(HeadArguments)
 def head_divergence_and_metrics(
     arguments: HeadArguments,
@@ -119,6 +120,7 @@ def head_divergence_and_metrics(
     return evaluate(arguments, metrics=True)
 
 
+@counted_where(counted)
 @called_with(HeadArguments)
 def head_metrics(arguments: HeadArguments) -> dict[str, Float[Tensor, "*batch"]]:
     """The values of every token: each divergence, both entropies, agreement; no gradient.
