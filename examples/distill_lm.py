@@ -78,7 +78,14 @@ def load(cls: Any, name: str) -> Any:
     """A model or tokenizer from the hub or a folder; from a GGUF file, if that is what is there."""
     folder = Path(name)
     files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
-    return cls.from_pretrained(name, **({"gguf_file": files[0].name} if files else {}))
+    options: dict[str, Any] = {"dtype": torch.float32} if cls is AutoModelForCausalLM else {}
+    if not files:
+        return cls.from_pretrained(name, **options)
+    loaded = cls.from_pretrained(name, gguf_file=files[0].name, **options)
+    if cls is AutoModelForCausalLM:  # its weights are plain numbers by now
+        loaded.hf_quantizer, loaded.is_quantized = None, False
+        vars(loaded.config).pop("quantization_config", None)
+    return loaded
 
 
 def student_of(big: Any, args: argparse.Namespace) -> Any:
@@ -220,9 +227,9 @@ class Samples:
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = arguments().parse_args(argv)
     tokenizer = load(AutoTokenizer, args.teacher)
-    big = load(AutoModelForCausalLM, args.teacher).float().eval()
+    big = load(AutoModelForCausalLM, args.teacher).eval()
     torch.manual_seed(args.seed)
-    small = student_of(big, args).float()
+    small = student_of(big, args)
     if args.student:
         print(lm.compare_tokenizers(load(AutoTokenizer, args.student), tokenizer))
     models = {"student": fkd.trainable(small)}

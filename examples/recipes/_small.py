@@ -131,3 +131,33 @@ def prose() -> dict[str, Tensor]:
     ids = torch.tensor([[3, 4, 5, 6, 7], [8, 9, 3, 2, 0]])
     mask = (ids > 0).long()
     return {"input_ids": ids, "attention_mask": mask, "labels": ids.masked_fill(ids == 0, -100)}
+
+
+def written() -> dict[str, Tensor]:
+    """Texts that the student has written, with what it and the teacher said of their tokens."""
+    data = prose()
+    targets = fkd.loops.next_tokens(data.pop("labels"))
+    g = torch.Generator().manual_seed(0)
+    log_probs = [-3 * torch.rand(targets.shape, generator=g) for _ in range(2)]
+    fields = zip(("behaviour", "teacher_log_probs"), log_probs, strict=True)
+    return {**data, "targets": targets, **dict(fields)}
+
+
+def two_texts() -> dict[str, Any]:
+    """A GPT-2 and a teacher with another tokenizer."""
+    inputs = fkd.loops.language.fields_of("teacher_")
+    return {
+        "student": fkd.trainable(gpt(8, 1)),
+        "teacher": fkd.frozen(gpt(16, 2, 24), inputs=inputs),
+    }
+
+
+def tokenized() -> dict[str, Any]:
+    """One text in two tokenizations: "ab", "c", "d" and "a", "bc", "d"."""
+    lm = fkd.loops.language
+    tables = [b"", b"ab", b"c", b"d", b"a", b"bc"], [b"", b"a", b"bc", b"d", b"ab", b"c"]
+    ours, theirs = ([lm.Tokens([0, 1, 2, 3], [-100, 1, 2, 3])] for _ in range(2))
+    data = lm.token_batch(ours, length=5) | lm.token_batch(theirs, length=6, prefix="teacher_")
+    ids = data["input_ids"], data["teacher_input_ids"]
+    both, spans = lm.align(*ids, *tables, *(x > 0 for x in ids), multiple=2)
+    return {**data, "both": both, "spans": spans}

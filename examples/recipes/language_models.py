@@ -8,22 +8,29 @@ import fkd
 from fkd import batch, call, student, teacher, term
 from fkd.losses import (
     adaptive_kl,
+    alm,
     cross_entropy,
     jsd,
     kl,
+    mse,
     multi_level_ot,
+    policy_reverse_kl,
     reverse_kl,
     sample,
     sampled_kl,
     sampled_reverse_kl,
+    shared_kl,
     sinkhorn_ot,
+    skew_kl,
     skew_reverse_kl,
+    span_log_probs,
+    token_log_probs,
     total_variation,
     uld,
 )
 
 from ._recipe import Recipe
-from ._small import causal, prose, texts, words
+from ._small import adapter, causal, prose, texts, tokenized, two_texts, words, written
 
 
 def on_policy():
@@ -89,6 +96,83 @@ def transported():
     }
 
 
+def contrastive():
+    # Rows of the batch: texts of the teacher, then as many of the student.
+    counts = call(fkd.loops.next_tokens, batch.labels) != -100
+    half = call(len, batch.labels) // 2
+    ours, theirs = student.logits, teacher.logits
+    return {
+        "of_teacher": term(skew_kl, ours[:half], theirs[:half], skew=0.1, where=counts[:half]),
+        "of_student": term(
+            skew_reverse_kl, ours[half:], theirs[half:], skew=0.1, where=counts[half:]
+        ),
+    }
+
+
+def sampled_tokens():
+    # batch.teacher_log_probs: what the teacher (a server) says of the tokens that were drawn;
+    # batch.behaviour: what the student said that drew them.
+    counts = batch.targets != -100
+    log_q = call(token_log_probs, student.logits, batch.targets)
+    return {
+        "reverse_kl": term(
+            policy_reverse_kl, log_q, batch.teacher_log_probs, behaviour=batch.behaviour,
+            clip=0.2, where=counts,
+        ),
+    }  # fmt: skip
+
+
+def split_rewards():
+    counts = batch.targets != -100
+    log_q = call(token_log_probs, student.logits, batch.targets)
+    log_p = call(token_log_probs, teacher.logits, batch.targets)
+    return {
+        "step": term(reverse_kl, student.logits, teacher.logits, where=counts),
+        "later": term(policy_reverse_kl, log_q, log_p, discount=1.0, skip=1, where=counts),
+    }
+
+
+def after_pruning():
+    counts = call(fkd.loops.next_tokens, batch.labels) != -100
+    widened = fkd.module("widen")(student.hidden_states[-1])
+    return {
+        "kd": term(kl, student.logits, teacher.logits, where=counts),
+        "hidden": term(mse, widened, teacher.hidden_states[-1], where=batch.labels >= 0),
+    }
+
+
+def accepted():
+    # A drafter's token is accepted with probability 1 - TVD.
+    counts = call(fkd.loops.next_tokens, batch.labels) != -100
+    return {
+        "rejected": term(total_variation, student.logits, teacher.logits, where=counts),
+        "warm": term(kl, student.logits, teacher.logits, where=counts, weight=0.1),
+    }
+
+
+def two_tokenizers():
+    # batch.both and batch.spans: fkd.loops.language.align, in the collate function;
+    # the ids that both vocabularies have: fkd.loops.language.shared_vocabulary.
+    ours, theirs = torch.arange(20), torch.arange(20)
+    log_q = call(token_log_probs, student.logits, batch.targets)
+    log_p = call(token_log_probs, teacher.logits, batch.teacher_targets)
+    spans = batch.spans
+    return {
+        "shared": term(
+            shared_kl,
+            call(fkd.loops.take, student.logits, batch.both.student),
+            call(fkd.loops.take, teacher.logits, batch.both.teacher),
+            ours, theirs, where=batch.both.student.kept,
+        ),
+        "spans": term(
+            alm,
+            call(span_log_probs, log_q, spans.student, spans.kept),
+            call(span_log_probs, log_p, spans.teacher, spans.kept),
+            where=spans.kept, temperature=10.0,
+        ),
+    }  # fmt: skip
+
+
 def drawn_logits():
     def draws(logits):
         noise = torch.rand(*logits.shape[:-1], 8, device=logits.device)
@@ -109,6 +193,24 @@ RECIPES = [
            "Reverse KL by token; there, on the student's own texts, with a policy gradient for "
            "what later tokens owe to earlier ones."),
     Recipe("DistiLLM", "arXiv:2402.03898", skewed, causal(), prose),
+    Recipe("DistiLLM-2", "arXiv:2503.07067", contrastive, causal(), prose,
+           "Skewed KL on texts of the teacher, reversed on those of the student: "
+           "`fkd.loops.language.generator` writes both."),
+    Recipe("On-policy distillation from a server", "Lu and Thinking Machines, 2025",
+           sampled_tokens, causal(), written,
+           "One number a token from the teacher; `fit(prepare=on_policy(...))` makes the batches."),
+    Recipe("MiniLLM with rewards", "arXiv:2306.08543", split_rewards, causal(), written,
+           "The position itself exactly, what it does to later ones as a reward; together the "
+           "gradient of the KL between whole texts."),
+    Recipe("Minitron", "arXiv:2407.14679", after_pruning,
+           causal(widen=adapter(lambda: torch.nn.Linear(8, 16))), prose,
+           "After layers are cut (`init_from_layers`), or widths, which need the projection."),
+    Recipe("Speculative drafter (DistillSpec)", "arXiv:2310.08461", accepted, causal(), prose,
+           "The total variation is the probability that a draft is rejected; best on texts of the "
+           "drafter."),
+    Recipe("Approximate likelihood matching", "arXiv:2503.20083", two_tokenizers, two_texts,
+           tokenized, "Spans of text between boundaries of both tokenizers; beside it, the "
+           "entries that both vocabularies have."),
     Recipe("AKL", "arXiv:2404.02657", head_and_tail, causal(), prose,
            "Forward and reverse KL, weighed by where the two models differ."),
     Recipe("f-distillation", "arXiv:2307.15190", total_variations, causal(), prose),

@@ -91,8 +91,8 @@ USES: tuple[Use, ...] = (
         ("reverse_kl", "skew_reverse_kl", "jsd"), "Forward KL covers all modes of the teacher, "
         "reverse KL chooses."),
     Use(_LM, "texts that the student wrote", "on-policy distillation",
-        ("sampled_reverse_kl", "jsd", "reverse_kl"), "With the teacher's log-probability of the "
-        "drawn tokens alone: sampled_reverse_kl."),
+        ("jsd", "reverse_kl", "sampled_reverse_kl", "policy_reverse_kl"), "With the teacher's "
+        "log-probability of the drawn tokens alone: policy_reverse_kl."),
     Use(_LM, "between forward and reverse KL", "both, by place",
         ("adaptive_kl", "skew_kl", "alpha_divergence", "renyi", "jeffreys"),
         "AKL weighs head and tail of the teacher's distribution."),
@@ -102,8 +102,9 @@ USES: tuple[Use, ...] = (
         ("sampled_kl", "sampled_cross_entropy", "sample"), "The expectation of the gradient is "
         "that of the full KL."),
     Use(_LM, "two vocabularies", "a teacher of another family",
-        ("uld", "multi_level_ot", "sinkhorn_ot"), "Compares sorted probabilities, or transports "
-        "them."),
+        ("shared_kl", "alm", "uld", "multi_level_ot", "sinkhorn_ot"), "At positions that have read "
+        "the same text (fkd.loops.language.align): what both vocabularies have, spans of text, or "
+        "sorted probabilities."),
     Use(_IMAGE, "feature maps of one number of channels", "the maps themselves",
         ("mse", "partial_l2", "hcl"), "hcl compares them at several scales."),
     Use(_IMAGE, "feature maps of different channels", "no projection to learn",

@@ -101,6 +101,7 @@ from ._logits.multi_level import mlkd_class as mlkd_class
 from ._logits.multi_level import mlkd_instance as mlkd_instance
 from ._logits.multi_level import skd_direction as skd_direction
 from ._logits.ofa import ofa as ofa
+from ._logits.on_policy import policy_reverse_kl as policy_reverse_kl
 from ._logits.on_policy import sampled_reverse_kl as sampled_reverse_kl
 from ._logits.sampling import Sample as Sample
 from ._logits.sampling import TopK as TopK
@@ -109,6 +110,10 @@ from ._logits.sampling import top_k as top_k
 from ._logits.sparse import sampled_cross_entropy as sampled_cross_entropy
 from ._logits.sparse import sampled_kl as sampled_kl
 from ._logits.sparse import top_k_kl as top_k_kl
+from ._logits.tokenizers import alm as alm
+from ._logits.tokenizers import shared_kl as shared_kl
+from ._logits.tokenizers import span_log_probs as span_log_probs
+from ._logits.tokenizers import token_log_probs as token_log_probs
 from ._logits.vocabulary import multi_level_ot as multi_level_ot
 from ._logits.vocabulary import sinkhorn_ot as sinkhorn_ot
 from ._logits.vocabulary import uld as uld
@@ -158,6 +163,7 @@ __all__ = [
     "afd",
     "afds",
     "affinity",
+    "alm",
     "alp",
     "alpha_divergence",
     "attention_cross_entropy",
@@ -251,6 +257,7 @@ __all__ = [
     "pearson",
     "pkd",
     "pkt",
+    "policy_reverse_kl",
     "pool_spans",
     "probability_shift",
     "queue_init",
@@ -267,6 +274,7 @@ __all__ = [
     "sampled_kl",
     "sampled_reverse_kl",
     "semckd",
+    "shared_kl",
     "similarity_preserving",
     "sinkhorn",
     "sinkhorn_ot",
@@ -276,7 +284,9 @@ __all__ = [
     "skew_reverse_kl",
     "smooth_l1",
     "soft_cross_entropy",
+    "span_log_probs",
     "standardize",
+    "token_log_probs",
     "top_k",
     "top_k_kl",
     "total_variation",
