@@ -5,6 +5,7 @@ from __future__ import annotations
 NO_FORMULA = {
     "CRDState", "DINOState", "Queue", "Sample", "TopK",
     "crd_init", "dino_init", "queue_init", "enqueue", "counted_where",
+    "token_log_probs", "span_log_probs",
 }  # fmt: skip
 """States and plumbing: no formula, and no paper."""
 
