@@ -144,6 +144,7 @@ def test_stages_compile_as_their_steps_do():
             state, _ = step(state, one)
         ended.append(state.trainable["student"])
         assert step.compilations == 2 * compile
+    ended[0].pop("first.bias")  # before batch statistics: its gradient is rounding error alone
     for n in ended[0]:
         torch.testing.assert_close(ended[0][n], ended[1][n], rtol=1e-3, atol=1e-3)
 
