@@ -1,0 +1,285 @@
+"""What training from a cache costs: a step, a read, bytes for a position, and making the cache.
+
+    python benchmarks/cache.py
+    python benchmarks/cache.py --vocab 32000 --student 256 --teacher 512 --rounds 9
+
+A language model (Llama, by head) and a BERT classifier (exact logits). A step draws its batch from
+a shuffled loader, with what is kept attached to it, so that its time has the read in it; the
+floor is the same student on labels alone, in the same process, in turn. Nothing is compiled. The
+teacher's own forward pass, over the same batches and without a cache, is what making one is
+compared with.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from _measure import RESULTS, arguments, machine
+from torch import Tensor
+from torch.utils.data import DataLoader
+from transformers import (
+    BertConfig,
+    BertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+)
+
+import fkd
+from fkd import batch, frozen, student, teacher, term, trainable
+from fkd.loops import next_tokens, train_step
+from fkd.losses import cross_entropy, head, head_divergence, kl
+from fkd.sources import Kept, bind, cache, exact, sampled, scaled, top_k
+from fkd.sources._live import Teacher
+
+Step = Callable[[], float]
+
+
+def llama(vocab: int, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=vocab,
+            hidden_size=hidden,
+            intermediate_size=3 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            num_key_value_heads=4,
+            max_position_embeddings=512,
+        )
+    )
+
+
+def bert(hidden: int, layers: int, seed: int) -> BertForSequenceClassification:
+    torch.manual_seed(seed)
+    return BertForSequenceClassification(
+        BertConfig(
+            vocab_size=8000,
+            hidden_size=hidden,
+            intermediate_size=4 * hidden,
+            num_hidden_layers=layers,
+            num_attention_heads=4,
+            hidden_dropout_prob=0.0,
+            attention_probs_dropout_prob=0.0,
+        )
+    )
+
+
+def texts(count: int, length: int, vocab: int) -> list[dict[str, Tensor]]:
+    draw = torch.Generator().manual_seed(0)
+    ids = torch.randint(vocab, (count, length), generator=draw)
+    labels = torch.randint(2, (count,), generator=draw)
+    return [
+        {"input_ids": x, "targets": next_tokens(x[None])[0], "labels": y, "index": torch.tensor(i)}
+        for i, (x, y) in enumerate(zip(ids, labels, strict=True))
+    ]
+
+
+def loader(rows: list[dict[str, Tensor]], size: int, *, shuffle: bool = True) -> Any:
+    generator = torch.Generator().manual_seed(1)
+    return DataLoader(rows, size, shuffle=shuffle, drop_last=True, generator=generator)
+
+
+def endless(data: Any) -> Iterator[Any]:
+    while True:
+        yield from data
+
+
+def step_of(objective: fkd.Objective, data: Any) -> Step:
+    """One step with the drawing of its batch, in seconds."""
+    step = train_step(objective, lambda p: torch.optim.AdamW(p, lr=1e-4), compile=False)
+    state, batches = step.init(), endless(data)
+
+    def run() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        state, metrics = step(state, next(batches))
+        float(metrics["loss/total"])
+        return time.perf_counter() - start
+
+    return run
+
+
+def in_turn(steps: Mapping[str, Step], rounds: int) -> dict[str, dict[str, float]]:
+    """Seconds of each, and the median of its ratios to the first, taken within each round."""
+    for run in steps.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in steps}
+    for _ in range(rounds):
+        for name, run in steps.items():
+            seconds[name].append(run())
+    floor = next(iter(seconds.values()))
+    return {
+        name: {
+            "ms": 1e3 * statistics.median(s),
+            "ratio": statistics.median(a / b for a, b in zip(s, floor, strict=True)),
+        }
+        for name, s in seconds.items()
+    }
+
+
+def read_cost(kept: Kept, data: Any, positions: int) -> dict[str, float]:
+    """Microseconds and bytes for a position."""
+    made = list(data)
+    best = float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        for one in made:
+            kept.values(one)
+        best = min(best, time.perf_counter() - start)
+    stored = sum(shard.size for shard in kept.header.shards)
+    return {
+        "read_us": 1e6 * best / (len(made) * positions),
+        "bytes": stored / (len(kept) * positions / made[0]["index"].shape[0]),
+    }
+
+
+def build_cost(
+    objective: fkd.Objective, keep: Mapping[Any, Any], data: Any, folder: Path
+) -> dict[str, float]:
+    """Seconds of making a cache, and of the teacher's forward pass over the same batches."""
+    refs = list(fkd.sources.frontier(objective))
+    teacher_alone = Teacher(objective, refs)
+    batches = list(data)
+    teacher_alone(batches[0])
+    alone, whole = [], []
+    for i in range(3):
+        start = time.perf_counter()
+        for one in batches:
+            teacher_alone(one)
+        alone.append(time.perf_counter() - start)
+        start = time.perf_counter()
+        cache(objective, batches, folder / str(i), keep=keep, key="index", progress=False)
+        whole.append(time.perf_counter() - start)
+    return {
+        "seconds": min(whole),
+        "forward_seconds": min(alone),
+        "throughput": statistics.median(a / b for a, b in zip(alone, whole, strict=True)),
+    }
+
+
+def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """By head, from what is kept of the teacher."""
+    vocab, rows = options.vocab, texts(options.samples, options.length, options.vocab)
+    big = llama(vocab, options.teacher, 4, 0)
+    heads = student.hidden_states[-1], student.param("lm_head.weight")
+    theirs = teacher.hidden_states[-1], teacher.param("lm_head.weight")
+    counts = batch.targets != -100
+
+    def small() -> Any:
+        return trainable(llama(vocab, options.student, 2, 1))
+
+    def kd(**models: Any) -> fkd.Objective:
+        made = term(head_divergence, *heads, *theirs, divergence=head.kl(), where=counts)
+        return fkd.Objective({"kd": made}, student=small(), **models)
+
+    labels = term(head_divergence, *heads, divergence=head.cross_entropy(), labels=batch.targets,
+                  teacher_hidden=None, teacher_weight=None)  # fmt: skip
+    data = loader(rows, options.batch)
+    steps = {"labels only": step_of(fkd.Objective({"labels": labels}, student=small()), data)}
+    steps["teacher in the step"] = step_of(kd(teacher=frozen(big)), data)
+    hidden, of = teacher.hidden_states[-1], teacher.logits
+    keeps = {
+        "hidden, exact": {},
+        "hidden, bf16": {hidden: exact(torch.bfloat16)},
+        "hidden, int8": {hidden: scaled()},
+        "top 64": {hidden: top_k(64, of=of)},
+        "top 64, half": {hidden: top_k(64, dtype=torch.float16, of=of)},
+        "50 draws": {hidden: sampled(50, of=of)},
+        "12 draws": {hidden: sampled(12, of=of)},
+    }
+    found: dict[str, Any] = {}
+    positions = options.batch * options.length
+    for name, keep in keeps.items():
+        whole = kd(teacher=frozen(big))
+        kept = cache(whole, loader(rows, options.batch, shuffle=False), folder / name,
+                     key="index", keep=keep, progress=False)  # fmt: skip
+        steps[name] = step_of(bind(whole, kept), kept.attach(data))
+        found[name] = read_cost(kept, loader(rows, options.batch, shuffle=False), positions)
+    for name in ("hidden, exact", "top 64", "50 draws"):
+        found[name] |= build_cost(
+            kd(teacher=frozen(big)), keeps[name],
+            loader(rows[: len(rows) // 2], options.batch, shuffle=False), folder / f"{name}-again",
+        )  # fmt: skip
+    for name, seconds in in_turn(steps, options.rounds).items():
+        found[name] = {**found.get(name, {}), **seconds}
+    return found
+
+
+def classifier(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """BERT with labels, and with the teacher's exact logits and hidden states beside them."""
+    rows = texts(options.samples, options.length, 8000)
+    big, data = bert(options.teacher, 4, 0), loader(rows, options.batch)
+
+    def goal(*names: str, **models: Any) -> fkd.Objective:
+        every = {
+            "labels": term(cross_entropy, student.logits, batch.labels),
+            "kd": term(kl, student.logits, teacher.logits, temperature=2.0),
+        }
+        small = trainable(bert(options.student, 2, 1))
+        return fkd.Objective({n: every[n] for n in names}, student=small, **models)
+
+    steps = {"labels only": step_of(goal("labels"), data)}
+    whole = goal("labels", "kd", teacher=frozen(big))
+    steps["teacher in the step"] = step_of(whole, data)
+    plain = loader(rows, options.batch, shuffle=False)
+    kept = cache(whole, plain, folder / "bert", key="index", progress=False)
+    steps["logits, exact"] = step_of(bind(whole, kept), kept.attach(data))
+    found: dict[str, Any] = {"logits, exact": read_cost(kept, plain, options.batch)}
+    found["logits, exact"] |= build_cost(whole, {}, plain, folder / "bert-again")
+    for name, seconds in in_turn(steps, options.rounds).items():
+        found[name] = {**found.get(name, {}), **seconds}
+    return found
+
+
+COLUMNS = {
+    "ms": ("step, ms", "{:.0f}"),
+    "ratio": ("step over labels only", "{:.3f}"),
+    "read_us": ("read, us a position", "{:.2f}"),
+    "bytes": ("bytes a position", "{:.0f}"),
+    "throughput": ("build: share of the teacher's throughput", "{:.3f}"),
+}
+
+
+def table(rows: Mapping[str, Mapping[str, float]]) -> str:
+    lines = ["| kept | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
+    lines.append("| --- " * (1 + len(COLUMNS)) + "|")
+    for name, row in rows.items():
+        cells = [form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items()]
+        lines.append(f"| {name} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = arguments(__doc__, vocab=32000, samples=96, length=128, batch=8, student=256,
+                       teacher=512)  # fmt: skip
+    parser.add_argument("--part", choices=["both", "bert", "llama"], default="both")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    made: dict[str, Any] = {}
+    with tempfile.TemporaryDirectory() as name:
+        if options.part != "llama":
+            made["classifier"] = classifier(options, Path(name))
+            gc.collect()
+        if options.part != "bert":
+            made["language model"] = language_model(options, Path(name))
+    about = {k: v for k, v in vars(options).items() if k not in ("name", "part")}
+    pages = [f"`python benchmarks/cache.py`: {json.dumps(about)}"]
+    pages += [f"{part}\n\n{table(rows)}" for part, rows in made.items()]
+    print("\n\n".join(pages))
+    if options.name != "":
+        file = RESULTS / f"{options.name or 'cache'}.json"
+        file.write_text(json.dumps({"options": about, "machine": machine(options), **made}, indent=1))
+        file.with_suffix(".md").write_text("# Caches\n\n" + "\n\n".join(pages) + "\n")
+
+
+if __name__ == "__main__":
+    main()
