@@ -277,7 +277,9 @@ def main() -> None:
     print("\n\n".join(pages))
     if options.name != "":
         file = RESULTS / f"{options.name or 'cache'}.json"
-        file.write_text(json.dumps({"options": about, "machine": machine(options), **made}, indent=1))
+        file.write_text(
+            json.dumps({"options": about, "machine": machine(options), **made}, indent=1)
+        )
         file.with_suffix(".md").write_text("# Caches\n\n" + "\n\n".join(pages) + "\n")
 
 

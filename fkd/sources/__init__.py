@@ -1,6 +1,7 @@
 """Where a teacher's values come from: one objective, its teacher live or kept on the disk, ahead of
 the step or behind HTTP."""
 
+from fkd._objective.frontier import frontier as frontier
 from fkd._sparse import SampledDistribution as SampledDistribution
 from fkd._sparse import SparseDistribution as SparseDistribution
 from fkd._sparse import TopKDistribution as TopKDistribution
@@ -13,7 +14,6 @@ from ._errors import DamagedSourceError as DamagedSourceError
 from ._errors import MissError as MissError
 from ._errors import ServedError as ServedError
 from ._errors import SourceError as SourceError
-from ._frontier import frontier as frontier
 from ._keep import Exact as Exact
 from ._keep import exact as exact
 from ._kept import Kept as Kept

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fkd._errors import listing
 from fkd._objective.apply import Model, frozen, parameter_names
+from fkd._objective.frontier import named_by, opaque, read_refs
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.program import read_models
@@ -22,7 +23,6 @@ from fkd._refs.sourced import Sourced, origins, replaced
 from fkd._types import Batch
 
 from ._errors import SourceError
-from ._frontier import named_by, opaque, read_refs
 from ._live import Teacher
 from ._source import Source
 

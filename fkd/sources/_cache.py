@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import torch
 
 from fkd._errors import listing
+from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd._types import Batch
@@ -23,7 +24,6 @@ from fkd.loops._log.progress import open_progress
 
 from ._build import Build
 from ._errors import SourceError
-from ._frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from ._header import VERSION, Header
 from ._identity import describe_model, identity, short
 from ._keep import Exact, Keep

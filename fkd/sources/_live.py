@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from fkd._errors import ObjectiveError
+from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems
@@ -26,7 +27,6 @@ from fkd.loops._data.epochs import Loader
 from fkd.loops._random import fold_in, seeded
 
 from ._errors import SourceError
-from ._frontier import frontier
 from ._source import attach
 
 Precision = Literal["fp32", "bf16"]
@@ -56,6 +56,7 @@ class Teacher:
         self.refs = tuple(refs)
         self.seed = seed
         self.program = teacher_program(objective, self.refs)
+        self._places = [self.program.plan.place[ref] for ref in self.refs]
         self.autocast = torch.bfloat16 if precision == "bf16" else None
         parts = self.program.init()
         if device is not None:
@@ -80,7 +81,7 @@ class Teacher:
     def _of_a_batch(self, parts: Parts, batch: TensorBatch) -> list[Any]:
         forward = self.program.context(parts, batch, autocast=self.autocast)
         values = self.program.values(forward.context)
-        return [values[self.program.plan.place[ref]] for ref in self.refs]
+        return [values[i] for i in self._places]
 
 
 def teacher_program(objective: Objective, refs: Sequence[Ref]) -> Program:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from fkd._objective.apply import call_arguments
+from fkd._objective.frontier import parts_to_keep, reduced
 from fkd._objective.objective import Objective
 from fkd._objective.program import Program
 from fkd._refs.refs import Item, Ref, Root, children, node
@@ -21,7 +22,6 @@ from fkd.loops._data.packing import Packed
 
 from ._bind import relative_difference
 from ._errors import SourceError
-from ._frontier import parts_to_keep, reduced
 from ._keep import DRAWS, Keep, seeds_of
 from ._live import Teacher
 from ._rows import Form, Reading, Samples

@@ -12,7 +12,9 @@ from torch import Tensor
 from fkd._errors import listing, nearest
 from fkd._mean import Mean
 from fkd._objective.evaluation import BoundTerms
+from fkd._objective.frontier import frontier_of, opaque
 from fkd._objective.objective import Objective
+from fkd._objective.program import Program
 from fkd._objective.terms import Term, metric
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
@@ -25,6 +27,7 @@ from fkd.parallel._world import World
 from .._compile import options_of
 from .._data.epochs import Loader, epoch_batches
 from .._state import State
+from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of
 from .stateful import Stateful, accumulated
@@ -64,7 +67,11 @@ def collect(fn: Callable[..., float | Mapping[str, float]] | Stateful, *refs: An
 
 
 class Evaluator:
-    """An objective and metrics as `values = evaluator(state, loader)`."""
+    """An objective and metrics as `values = evaluator(state, loader)`.
+
+    With `again`, it is called several times with the same batches, and what frozen models say of
+    them is computed in the first call and kept, exactly.
+    """
 
     def __init__(
         self,
@@ -73,6 +80,7 @@ class Evaluator:
         *,
         compile: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
+        again: bool = False,
     ) -> None:
         metrics = dict(metrics or {})
         refuse_reserved("evaluate", metrics)
@@ -84,11 +92,16 @@ class Evaluator:
         losses = [ref for term in objective.terms.values() for ref in term.refs]
         collected = [ref for c in self.collected.values() for ref in c.refs]
         program = objective.reading(measured, [*losses, *collected])
+        fixed = _fixed(program, compile, autocast) if again else None
+        if fixed is not None:
+            program = program.without(fixed.refs).evaluating()
         self._place, self._autocast = program.plan.place, autocast
+        # Looked up here, since a compiler cannot look refs up.
+        self._collected = {n: [self._place[r] for r in c.refs] for n, c in self.collected.items()}
         self.losses = BoundTerms(objective.terms, self._place)
         self.metrics = BoundTerms(measured, self._place)
         self._forward = Forward(
-            program, self._scalars, self._read, compile=compile, autocast=autocast
+            program, self._scalars, self._read, compile=compile, autocast=autocast, fixed=fixed
         )
 
     @property
@@ -146,9 +159,7 @@ class Evaluator:
     ) -> _Batch:
         losses = self.losses.evaluate(values, scalars[0], loss_state, autocast=self._autocast)
         metrics = self.metrics.evaluate(values, scalars[1], {}, autocast=self._autocast)
-        collected = {
-            name: [values[self._place[ref]] for ref in c.refs] for name, c in self.collected.items()
-        }
+        collected = {name: [values[i] for i in places] for name, places in self._collected.items()}
         return _Batch(losses.means, metrics.means, losses.weights, collected)
 
     def _summary(self, measured: Measured) -> dict[str, float]:
@@ -229,6 +240,17 @@ def evaluate(
         autocast=autocast_of(objective, state),
     )
     return evaluator(state, batches)
+
+
+def _fixed(
+    program: Program, compile: Mapping[str, Any] | None, autocast: torch.dtype | None
+) -> FixedValues | None:
+    """What of a program depends on frozen models and the batch alone; None if nothing does, or if
+    a plain function of the context may read any model, so that all have to run anyway."""
+    frozen = {name for name, model in program.models.items() if model.kind == "frozen"}
+    refs = [program.plan.refs[i] for i in program.plan.outputs]
+    known = () if opaque(refs) else frontier_of(refs, frozen)
+    return FixedValues(program, known, compile=compile, autocast=autocast) if known else None
 
 
 def _as_term(value: Metric) -> Term:

@@ -21,6 +21,7 @@ from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
 from .._random import fold_in, seeded
 from .._state import State, device_of
+from .fixed import FixedValues
 
 Knobs = TypeVar("Knobs")
 
@@ -37,6 +38,7 @@ class Forward(Generic[Knobs]):
       read: what to keep.
       compile: options for `torch.compile`, or None.
       autocast: dtype in which models run their matrix products.
+      fixed: the values that the program does not compute (see `Program.without`).
     """
 
     def __init__(
@@ -47,8 +49,12 @@ class Forward(Generic[Knobs]):
         *,
         compile: Mapping[str, Any] | None,
         autocast: torch.dtype | None,
+        fixed: FixedValues | None = None,
     ) -> None:
         self.program, self.knobs, self.read, self.autocast = program, knobs, read, autocast
+        self.fixed = fixed
+        refs = () if fixed is None else fixed.refs
+        self._places = [program.plan.place[ref] for ref in refs]
         self._forward = compiled(self._of_a_batch, compile, modules_of(program.models))
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
@@ -66,12 +72,16 @@ class Forward(Generic[Knobs]):
                 continue
             seed = fold_in(fold_in(state.seed, -1), index)
             with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
-                kept = self._forward(state.parts, knobs, copy(batch))
+                tensors = copy(batch)
+                fixed = self.fixed
+                given = [] if fixed is None else fixed(state.parts, tensors, device)
+                kept = self._forward(state.parts, knobs, tensors, given)
             yield kept, index
 
-    def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch) -> Any:
+    def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch, given: list[Any]) -> Any:
         forward = self.program.context(parts, batch, autocast=self.autocast)
-        return self.read(self.program.values(forward.context), knobs, parts.loss_state)
+        by_place = dict(zip(self._places, given, strict=True))
+        return self.read(self.program.values(forward.context, by_place), knobs, parts.loss_state)
 
 
 def autocast_of(objective: Objective, state: State) -> torch.dtype | None:

@@ -165,6 +165,7 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
             options.metrics,
             compile=step.options if options.compile_evaluation else None,
             autocast=step.autocast,
+            again=True,
         )
         run.evaluator.expect(options.best)
         options.higher  # noqa: B018  raises if nothing says so

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from fkd._objective.objective import Objective
-from fkd._objective.terms import Term
-from fkd._refs.derived import Call, Function
-from fkd._refs.refs import Capture, Param, Ref, Root, Tap, children, node, roots, walk
+from .._refs.derived import Call, Function
+from .._refs.refs import Capture, Param, Ref, Root, Tap, children, node, roots, walk
+from .objective import Objective
+from .terms import Term
 
 
 def frontier(objective: Objective) -> tuple[Ref, ...]:
@@ -40,8 +40,13 @@ def frontier(objective: Objective) -> tuple[Ref, ...]:
       (call(relu, teacher.logits),)
     """
     frozen = {name for name, m in objective.models.items() if getattr(m, "kind", "") == "frozen"}
+    return frontier_of(read_refs(objective.terms), frozen)
+
+
+def frontier_of(refs: Iterable[Ref], frozen: set[str]) -> tuple[Ref, ...]:
+    """The same of any refs, with the names of the frozen models."""
     largest: dict[Ref, None] = {}
-    for ref in read_refs(objective.terms):
+    for ref in refs:
         largest.update(dict.fromkeys(_largest(ref, frozen)))
     return reduced(largest, frozen)
 
