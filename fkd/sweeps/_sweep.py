@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
 from fkd._types import Params, TensorBatch
 from fkd.loops import State, TrainStep, train_step
@@ -18,7 +19,6 @@ from fkd.loops._state import device_of
 from fkd.loops._step.by_model import Choices
 from fkd.loops._step.handles import HandlesByState
 from fkd.sources._bind import bind
-from fkd.sources._frontier import frontier
 from fkd.sources._live import Live
 
 from ._joint import joint_objective, name_of
