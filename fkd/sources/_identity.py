@@ -7,7 +7,9 @@ import functools
 import hashlib
 import inspect
 import json
+import sys
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -45,12 +47,23 @@ def describe_model(model: Model) -> dict[str, Any]:
     assert isinstance(module, nn.Module)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return {
-        "class": f"{type(module).__module__}.{type(module).__qualname__}",
+        "class": f"{_module_of(type(module))}.{type(module).__qualname__}",
         "structure": _digest(repr(module)),
         "inputs": None if model.inputs is None else _digest(_function(model.inputs)),
         "outputs": None if model.outputs is None else _digest(_function(model.outputs)),
         "tensors": {name: _tensor(x) for name, x in tensors.items()},
     }
+
+
+def _module_of(x: Any) -> str | None:
+    """The module of a class or a function: of a file that is run as a program, its own name, by
+    which another program imports it."""
+    name = getattr(x, "__module__", None)
+    if name != "__main__":
+        return name
+    main = sys.modules["__main__"]
+    spec, file = getattr(main, "__spec__", None), getattr(main, "__file__", None)
+    return spec.name if spec is not None else Path(file).stem if file else name
 
 
 def _digest(text: str) -> str:
@@ -92,7 +105,7 @@ def _told(value: Any) -> str:
 def _function(fn: Any) -> str:
     if isinstance(fn, functools.partial):
         return f"partial({_function(fn.func)}, {_told(fn.args)}, {_told(fn.keywords)})"
-    name = f"{getattr(fn, '__module__', None)}.{getattr(fn, '__qualname__', '')}"
+    name = f"{_module_of(fn)}.{getattr(fn, '__qualname__', '')}"
     if name.partition(".")[0] in _LIBRARIES or getattr(fn, "__module__", "") is None:
         return name if "<" not in name else f"{name} {_text(fn)}"
     if not inspect.isfunction(fn):

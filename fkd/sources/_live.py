@@ -21,7 +21,12 @@ from fkd._objective.program import Parts, Program, make_program, read_models
 from fkd._refs.refs import Ref
 from fkd._trees import map_tensors
 from fkd._types import Batch, TensorBatch
-from fkd.loops._compile import compiled, options_of, unlimited_recompilation
+from fkd.loops._compile import (
+    captures_graphs,
+    compiled,
+    options_of,
+    unlimited_recompilation,
+)
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.epochs import Loader
 from fkd.loops._random import fold_in, seeded
@@ -64,7 +69,9 @@ class Teacher:
         self._parts = parts._replace(frozen=_inference(parts.frozen, self.autocast))
         tensors = [x for tree in parts[:2] for held in tree.values() for x in held.values()]
         self.device = next((x.device for x in tensors), torch.device("cpu"))
-        self._forward = compiled(self._of_a_batch, options_of(compile))
+        options = options_of(compile)
+        self._forward = compiled(self._of_a_batch, options)
+        self._captures = captures_graphs(options) and self.device.type == "cuda"
 
     def __call__(self, batch: Batch, index: int = 0) -> list[Any]:
         """The value of every ref, on the device.
@@ -76,7 +83,9 @@ class Teacher:
         tensors = normalised(batch, self.device)
         draws = seeded(fold_in(0, index), self.device) if self.seed else contextlib.nullcontext()
         with torch.no_grad(), draws, unlimited_recompilation():
-            return self._forward(self._parts, tensors)
+            values = self._forward(self._parts, tensors)
+        # The next call of a captured graph writes into the same memory.
+        return map_tensors(torch.clone, values) if self._captures else values
 
     def _of_a_batch(self, parts: Parts, batch: TensorBatch) -> list[Any]:
         forward = self.program.context(parts, batch, autocast=self.autocast)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution
-from fkd.loops._checkpoint.tensors import NAMES, chunks
+from fkd.loops._checkpoint.tensors import NAMES, chunks, describe, is_dense
 
 from ._errors import SourceError
 
@@ -56,7 +56,11 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     unknown = [x.dtype for x in leaves if x.dtype not in NAMES]
     if unknown:
         raise SourceError(f"a tensor of {unknown[0]} cannot be sent; safetensors has no such type.")
-    text = json.dumps({"structure": structure, "about": dict(about)})
+    # Axes in another order (channels_last) stay so: the bits of a convolution depend on it.
+    strides = {
+        str(i): describe(x)["stride"] for i, x in enumerate(leaves) if "stride" in describe(x)
+    }
+    text = json.dumps({"structure": structure, "strides": strides, "about": dict(about)})
     tensors = {str(i): x.detach() for i, x in enumerate(leaves)}
     return list(chunks(tensors, {"fkd": text}))
 
@@ -79,6 +83,8 @@ def unpacked(raw: bytearray) -> Message:
         content = json.loads(header.pop("__metadata__")["fkd"])
         about = content["about"]
         tensors = {int(name): _tensor(raw, start, x) for name, x in header.items()}
+        for name, stride in content["strides"].items():
+            tensors[int(name)] = _ordered(tensors[int(name)], stride)
         return Message(_tree(content["structure"], tensors, 0), dict(about))
     except Malformed:
         raise
@@ -113,6 +119,13 @@ def _tensor(raw: bytearray, start: int, about: Mapping[str, Any]) -> Tensor:
         return (own != 0).reshape(shape)
     # A copy is aligned as torch aligns all tensors, on which the bits of a product depend.
     return own.clone().view(dtype).reshape(shape)
+
+
+def _ordered(x: Tensor, stride: Any) -> Tensor:
+    """The tensor with its axes in the order that the strides say."""
+    if not isinstance(stride, list) or not is_dense(x.shape, [_count(n) for n in stride]):
+        raise Malformed(f"the strides {stride!r:.40} do not fit a tensor {tuple(x.shape)}")
+    return torch.empty_strided(tuple(x.shape), stride, dtype=x.dtype).copy_(x)
 
 
 def _count(n: Any) -> int:

@@ -20,15 +20,15 @@ import torch
 from torch.utils.data import DataLoader
 
 import fkd
-from fkd import batch, student, teacher, term, trainable
+from fkd import batch, frozen, student, teacher, term, trainable
 from fkd.loops import LoopError, prefetch, run, train_step
 from fkd.losses import kl, mse
 from fkd.sources import ServedError, SourceError, ahead, bind, live, routed, serve, served
 from fkd.sources._wire import CONTENT, Malformed, packed, unpacked
-from tests.models import MLP
+from tests.models import CNN, MLP
 
 from . import faulty
-from .test_ahead import assert_same_state, padded
+from .test_ahead import Noisy, assert_same_state, padded
 from .test_bind import assert_same, data, ensemble, mlps
 from .test_cache import bert, collated, goal, loader, rows
 
@@ -143,6 +143,33 @@ def test_another_teacher_is_refused_with_what_differs(server):
         other = goal(a=term(mse, student.logits, teacher.hidden_states[2]))
         with pytest.raises(SourceError, match="no term reads"):
             bind(other, source)
+
+
+def test_a_cnn_on_images_whose_channels_are_last():
+    torch.manual_seed(0)
+    objective = fkd.Objective(
+        {
+            "tap": term(mse, student.tap("first"), teacher.tap("first")),
+            "kd": term(kl, student.logits, teacher.logits),
+        },
+        student=trainable(CNN(4), inputs=lambda b: b["image"] / 2),
+        teacher=frozen(CNN(4), inputs=lambda b: b["image"] / 2),
+    )
+    image = torch.randn(4, 3, 8, 8).to(memory_format=torch.channels_last)
+    with serve(objective) as made, served(made.url) as source:
+        cheap = bind(objective, source)
+        [attached] = source.attach([{"image": image}])
+        assert_same(objective, cheap, {"image": image}, attached)
+        theirs = attached[f"fkd.sources/{source.name}"]
+    assert theirs["v0"].stride() == live(objective).values({"image": image})["v0"].stride()
+
+
+def test_a_teacher_that_draws_answers_a_question_alike():
+    noisy = fkd.Objective(dict(mlps().terms), teacher=frozen(Noisy()))
+    with serve(noisy) as made, served(made.url) as source:
+        one, other = source.values(data())["v0"], source.values(data(3))["v0"]
+        assert torch.equal(one, source.values(data())["v0"])
+        assert not torch.equal(one[:3] - data()["x"][:3, :, :5], other - data(3)["x"][..., :5])
 
 
 # What goes wrong on the way

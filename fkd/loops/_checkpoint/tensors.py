@@ -99,12 +99,12 @@ def _restore(stored: Tensor, about: Mapping[str, Any]) -> Tensor:
     if "stride" not in about:
         return stored.clone()
     stride = about["stride"]
-    if not _dense(shape, stride):
+    if not is_dense(shape, stride):
         raise ValueError(f"the strides {stride} do not fit the shape {shape}")
     return torch.empty_strided(shape, stride, dtype=dtype).copy_(stored)
 
 
-def _dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
+def is_dense(shape: Sequence[int], stride: Sequence[int]) -> bool:
     """Whether the strides are those of a contiguous tensor with its axes in another order."""
     if len(shape) != len(stride):
         return False
