@@ -70,25 +70,23 @@ class Server:
         )
         self._thread.start()
 
-    def values(self, batch: Any, seed: int) -> tuple[dict[str, Any], list[str]]:
-        """The values for a batch by key, and the fields that were read for them.
+    def values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
+        """The values for a batch by key, and the fields that were read for them."""
+        return self._workers.submit(self._values, batch).result()
 
-        Args:
-          batch: a dict of fields.
-          seed: of a teacher that draws random numbers: the same question has the same answer.
-        """
-        return self._workers.submit(self._values, batch, seed).result()
-
-    def _values(self, batch: Any, seed: int) -> tuple[dict[str, Any], list[str]]:
+    def _values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
         if not isinstance(batch, dict):
             raise Malformed("a batch is expected: a dict of fields")
         tensors: Any = normalised(batch, self._live.teacher.device)
         have = frozenset(batch)
         if have not in self._fields:
             self._fields[have] = fields_read(self._live.teacher.program, tensors)
-        return map_tensors(lambda x: x.cpu(), self._computed(tensors, seed)), self._fields[have]
+        fields = self._fields[have]
+        values = self._computed(tensors, {name: tensors[name] for name in fields})
+        return map_tensors(lambda x: x.cpu(), values), fields
 
-    def _computed(self, tensors: Any, seed: int) -> dict[str, Any]:
+    def _computed(self, tensors: Any, read: dict[str, Any]) -> dict[str, Any]:
+        """The values; a teacher that draws random numbers has for the same fields the same ones."""
         if self._draws is None:
             before = drawn_so_far()
             values = self._live.values(tensors)
@@ -97,7 +95,8 @@ class Server:
                 return values
         if not self._draws:  # the generators are left to whoever else uses them
             return self._live.values(tensors)
-        with seeded(seed, self._live.teacher.device):
+        digest = hashlib.blake2b(b"".join(map(bytes, packed(read, {}))), digest_size=8)
+        with seeded(int(digest.hexdigest(), 16), self._live.teacher.device):
             return self._live.values(tensors)
 
     def wait(self) -> None:
@@ -222,7 +221,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer_batch(self, raw: bytearray) -> None:
         question = hashlib.blake2b(raw, digest_size=16).hexdigest()
         try:
-            values, fields = self.ours.values(unpacked(raw).tree, int(question[:16], 16))
+            values, fields = self.ours.values(unpacked(raw).tree)
             told = {"name": self.ours.about["name"], "fields": fields, "question": question}
             self._answer(200, CONTENT, packed(values, told))
         except _OURS as error:
