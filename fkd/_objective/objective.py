@@ -19,7 +19,7 @@ from .evaluation import BoundTerms, Evaluation
 from .knobs import decay_knobs, knob_values
 from .plan import Given, Plan
 from .problems import read_problems, static_problems
-from .program import Parts, Program, make_program
+from .program import Parts, Program, Rewrite, make_program
 from .terms import Graph, Term, flatten
 
 
@@ -129,6 +129,14 @@ class Objective:
         if problems:
             raise ObjectiveError(problems)
         return self.program.reading(wanted)
+
+    def rewritten(self, rewrite: Rewrite) -> Objective:
+        """The same objective, whose models run as `rewrite` says."""
+        self.raise_problems()
+        before = self.program
+        return self._over(
+            make_program(before.plan, before.models, before.adapters, rewrite=rewrite)
+        )
 
     def _over(self, program: Program) -> Objective:
         other = copy.copy(self)

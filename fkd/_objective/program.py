@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,8 +27,17 @@ from .apply import (
 )
 from .plan import Attempt, Given, Plan, value_of
 
-Rewrite: TypeAlias = Callable[[str, Any], Any]
-"""`rewrite(model name, skeleton)`: the skeleton as it is to run, over several ranks for one."""
+
+class Rewrite(Protocol):
+    """How models run otherwise than they are, over several ranks for one."""
+
+    def skeleton(self, name: str, copied: Any) -> Any:
+        """The skeleton of a model as it is to run."""
+        ...
+
+    def parameter(self, name: str, parameter: str, tensor: Tensor) -> Tensor:
+        """The value of a ref to a parameter, from what the parts hold of it."""
+        ...
 
 
 class Parts(NamedTuple):
@@ -267,7 +276,7 @@ def make_program(
         mode = model.training if training is None else training
         try:
             copied = skeleton(model.module, training=mode)
-            copied = copied if rewrite is None else rewrite(name, copied)
+            copied = copied if rewrite is None else rewrite.skeleton(name, copied)
             applies[name] = make_apply(copied, taps, _output_paths(plan, name, model))
         except Exception as error:
             problems.append(f"model {name!r}: {type(error).__name__}: {error}")
@@ -326,7 +335,10 @@ def _with_aliases(program: Program, params: Params) -> dict[str, dict[str, Tenso
             module = program.model(part.root).module
             assert module is not None
             name = parameter_names(module)[part.parameter]
-            by_model.setdefault(part.root, {})[part.parameter] = params[part.root][name]
+            tensor = params[part.root][name]
+            if program.rewrite is not None:
+                tensor = program.rewrite.parameter(part.root, name, tensor)
+            by_model.setdefault(part.root, {})[part.parameter] = tensor
     return by_model
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from fkd._objective.program import Parts
 from fkd._trees import sizes
 from fkd._types import Params
+from fkd.parallel._shards import locals_of
 
 
 class State(NamedTuple):
@@ -48,8 +49,10 @@ class State(NamedTuple):
 
     @property
     def parts(self) -> Parts:
-        """What an objective is a function of, besides the batch."""
-        return Parts(self.trainable, self.frozen, self.buffers, self.loss_state)
+        """What an objective is a function of, besides the batch; of what is cut over ranks, the
+        rows of this one."""
+        trainable, frozen = locals_of(self.trainable), locals_of(self.frozen)
+        return Parts(trainable, frozen, self.buffers, self.loss_state)
 
 
 def device_of(tree: Params) -> torch.device:

@@ -12,6 +12,7 @@ gradient that the gathering sums over the ranks is the whole one, in `size` equa
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -28,9 +29,11 @@ from fkd._refs.refs import Context, Param, node, walk
 from fkd._trees import map_tensors
 from fkd._types import Scalars
 
+from ._layout import gathering_again
 from ._norm import batch_norms, over_ranks, presence
 from ._ranks import Ranks, Rows
 from ._relating import Relations, leaves_of, tensors_in
+from ._shards import Cutting
 
 
 class Share(NamedTuple):
@@ -52,10 +55,17 @@ class OverRanks:
       objective: of the whole batch.
       ranks: among which each batch is divided.
       relations: which terms relate the examples of a batch.
+      cutting: how the parameters are cut; None: every rank has all.
     """
 
-    def __init__(self, objective: Objective, ranks: Ranks, relations: Relations) -> None:
-        self.objective, self.ranks = objective, ranks
+    def __init__(
+        self,
+        objective: Objective,
+        ranks: Ranks,
+        relations: Relations,
+        cutting: Cutting | None = None,
+    ) -> None:
+        self.objective, self.ranks, self.cutting = objective, ranks, cutting
         terms = {name: t for name, t in objective.terms.items() if name not in relations.terms}
         related = {name: objective.terms[name] for name in objective.terms if name not in terms}
         refs = [ref for term in related.values() for ref in term.refs]
@@ -74,13 +84,18 @@ class OverRanks:
         self.terms = BoundTerms(terms, plan.place)
         self.related = BoundTerms(related, self._plan.place)
         before = objective.program
-        self.program = make_program(plan, before.models, before.adapters, rewrite=self._rewritten)
+        self.program = make_program(plan, before.models, before.adapters, rewrite=self)
         self._buffers = _averaged_buffers(objective)
 
-    def _rewritten(self, name: str, copied: Any) -> Any:
-        before = self.objective.program.rewrite
-        copied = copied if before is None else before(name, copied)
+    def skeleton(self, name: str, copied: Any) -> Any:
+        """A skeleton with batch statistics over the ranks, that gathers what is cut."""
+        copied = copied if self.cutting is None else self.cutting.skeleton(name, copied)
         return over_ranks(copied, self.ranks) if copied.training else copied
+
+    def parameter(self, name: str, parameter: str, tensor: Tensor) -> Tensor:
+        """A whole parameter, for a ref to it."""
+        cutting = self.cutting
+        return tensor if cutting is None else cutting.parameter(name, parameter, tensor)
 
     @property
     def models(self) -> Mapping[str, Any]:
@@ -110,8 +125,11 @@ class OverRanks:
         """
         rows = batch.rows
         present = rows[self.ranks.rank] > 0
-        forward = self.program.context(self._marked(parts, present), batch.batch, autocast=autocast)
-        values = self.program.values(forward.context)
+        marked = self._marked(parts, present)
+        eager = self.cutting is not None and not torch.compiler.is_compiling()
+        with gathering_again() if eager else contextlib.nullcontext():
+            forward = self.program.context(marked, batch.batch, autocast=autocast)
+            values = self.program.values(forward.context)
         own = self.terms.evaluate(values, scalars, {})
         means = {name: _counting(mean, present) for name, mean in own.means.items()}
         related = self._evaluate_related(forward, values, rows, scalars, parts.loss_state)
@@ -180,6 +198,7 @@ class OverRanks:
         buffers: Mapping[str, Mapping[str, Tensor]],
         before: Mapping[str, Mapping[str, Tensor]],
         share: Tensor,
+        cut: Sequence[bool],
     ) -> tuple[list[Tensor], Tensor, dict[str, Mean], dict[str, dict[str, Tensor]]]:
         """What all ranks together have: gradients, loss, totals; and one version of the buffers.
 
@@ -190,13 +209,16 @@ class OverRanks:
           grads, loss, means, buffers: of this rank; the counts are those of all.
           before: the buffers as they were.
           share: `[]`, which part of the examples of the batch this rank has.
+          cut: of which gradients this rank has some rows, summed already over those that have
+            the others.
         """
         places = [(m, n) for m, tensors in buffers.items() for n in tensors]
         places = [(m, n) for m, n in places if n in self._buffers.get(m, ())]
         moves = [_moved(buffers[m][n], before[m][n], share) for m, n in places]
         totals = [mean.total for mean in means.values()]
-        count = len(grads)
-        every = self.ranks.summed([*grads, loss, *totals, *moves])
+        of_all = [grad for grad, is_cut in zip(grads, cut, strict=True) if not is_cut]
+        count = len(of_all)
+        every = self.ranks.summed([*of_all, loss, *totals, *moves])
         merged = {
             name: Mean(total, mean.count)
             for (name, mean), total in zip(means.items(), every[count + 1 :], strict=False)
@@ -204,7 +226,16 @@ class OverRanks:
         now = {m: dict(tensors) for m, tensors in buffers.items()}
         for (m, n), move in zip(places, every[count + 1 + len(totals) :], strict=True):
             now[m][n] = before[m][n] + move
-        return every[:count], every[count], merged, now
+        rows = [grad for grad, is_cut in zip(grads, cut, strict=True) if is_cut]
+        copies = self.cutting.copies if self.cutting is not None else None
+        left, right = iter(every[:count]), iter(rows if copies is None else copies.summed(rows))
+        summed = [next(right) if is_cut else next(left) for is_cut in cut]
+        return summed, every[count], merged, now
+
+    def cut(self, trainable: Mapping[str, Mapping[str, Tensor]]) -> list[bool]:
+        """Of which parameters this rank has some rows, in the order of the state."""
+        layouts = {} if self.cutting is None else self.cutting.layouts
+        return [n in layouts.get(m, {}) for m, tensors in trainable.items() for n in tensors]
 
 
 def _counting(mean: Mean, present: bool) -> Mean:

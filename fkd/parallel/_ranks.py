@@ -90,12 +90,19 @@ def gathered(x: Tensor, size: int, group: str) -> Tensor:
         return gathered(x.to(torch.uint8), size, group).bool()
     if x.is_floating_point():
         return _Gather.apply(x, size, group)  # pyright: ignore[reportReturnType]
-    return _all_gather(x, size, group)
+    return gathered_plainly(x, size, group)
 
 
-def _all_gather(x: Tensor, size: int, group: str) -> Tensor:
+def gathered_plainly(x: Tensor, size: int, group: str) -> Tensor:
+    """As `gathered`, without a gradient."""
     ops = torch.ops._c10d_functional
     return ops.wait_tensor(ops.all_gather_into_tensor(x.contiguous(), size, group))
+
+
+def scattered(x: Tensor, size: int, group: str) -> Tensor:
+    """The sum over the ranks, of which each has its part of the first axis; no gradient."""
+    ops = torch.ops._c10d_functional
+    return ops.wait_tensor(ops.reduce_scatter_tensor(x.contiguous(), "sum", size, group))
 
 
 class _Gather(torch.autograd.Function):
@@ -103,7 +110,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, size: int, group: str) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _all_gather(x, size, group)
+        return gathered_plainly(x, size, group)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -111,9 +118,7 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None, None]:
-        ops = torch.ops._c10d_functional
-        part = ops.reduce_scatter_tensor(grads[0].contiguous(), "sum", ctx.size, ctx.group)
-        return ops.wait_tensor(part), None, None
+        return scattered(grads[0], ctx.size, ctx.group), None, None
 
 
 def _buckets(tensors: Sequence[Tensor]) -> list[list[int]]:

@@ -8,11 +8,13 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 
 import fkd
-from fkd.loops import State, train_step
+from fkd.loops import State, TrainStep, train_step
 from fkd.loops._digest import digest_of
+from fkd.parallel import _shards
 from tests.parallel import objectives
 from tests.parallel.objectives import batches, differences
 
@@ -48,8 +50,10 @@ def compared(
         gaps.append(differences(dict(metrics), dict(measured)))
     return {
         "metrics": max(gaps),
-        "trainable": differences(state.trainable, other.trainable),
-        "frozen": differences(state.frozen, other.frozen),
+        "trainable": differences(state.trainable, whole(other.trainable)),
+        "frozen": differences(state.frozen, whole(other.frozen)),
+        "moments": differences(dict(state.optimizer), dict(stored(many, other).optimizer)),
+        "held": sum(x.numel() for x in local(other)) / sum(x.numel() for x in local(state)),
         "buffers": differences(state.buffers, other.buffers),
         "loss_state": differences(state.loss_state, other.loss_state),
         "skipped": [int(state.skipped), int(other.skipped)],
@@ -58,9 +62,40 @@ def compared(
     }
 
 
+def whole(tree: Any) -> dict[str, dict[str, Tensor]]:
+    return {
+        m: {n: x.full_tensor() if isinstance(x, DTensor) else x for n, x in held.items()}
+        for m, held in tree.items()
+    }
+
+
+def stored(step: TrainStep, state: State) -> State:
+    """As the first process stores it, in all of them."""
+    if step.together is None or step.together.cutting is None:
+        return state
+    first, step.world.rank = step.world.rank, 0
+    try:
+        return step.whole(state)
+    finally:
+        step.world.rank = first
+
+
+def local(state: State) -> list[Tensor]:
+    trees = (state.trainable, state.frozen)
+    held = [x for tree in trees for tensors in tree.values() for x in tensors.values()]
+    moments = [x for values in state.optimizer.values() for x in values.values()]
+    return [
+        x.to_local() if isinstance(x, DTensor) else x
+        for x in (*held, *moments)
+        if isinstance(x, Tensor)
+    ]
+
+
 def digest(state: State) -> str:
     """Of all bits of a state, which have to be the same on all ranks."""
-    trees = {"t": state.trainable, "f": state.frozen, "b": state.buffers, "o": state.optimizer}
+    cut = any(isinstance(x, DTensor) for held in state.trainable.values() for x in held.values())
+    trees = {"t": whole(state.trainable), "f": whole(state.frozen), "b": state.buffers}
+    trees |= {} if cut else {"o": state.optimizer}
     tensors = [
         (f"{t}.{m}.{n}", x)
         for t, tree in trees.items()
@@ -94,7 +129,30 @@ CASES: dict[str, Callable[[DeviceMesh], Any]] = {
         mesh, objectives.related, batches(12), accumulate=2, optimizer=sgd
     ),
 }
+
+
+def sharded(mesh: DeviceMesh, make: Callable[[], fkd.Objective], *args: Any, **options: Any) -> Any:
+    """The same with parameters of which every rank has some rows."""
+    _shards.SMALLEST = 8
+    names = ("replicate", "shard") if mesh.size() == 4 else ("shard",)
+    sizes = (2, 2) if mesh.size() == 4 else (mesh.size(),)
+    cut = init_device_mesh("cpu", sizes, mesh_dim_names=names)
+    return compared(cut, make, *args, **options)
+
+
+SHARDED: dict[str, Callable[[DeviceMesh], Any]] = {
+    "plain": lambda mesh: sharded(mesh, objectives.plain, batches(13)),
+    "accumulated": lambda mesh: sharded(mesh, objectives.plain, batches(13), accumulate=2),
+    "nan on one rank": lambda mesh: sharded(
+        mesh, lambda: objectives.plain(norm=True), batches(12, bad=2), optimizer=sgd
+    ),
+    "related": lambda mesh: sharded(mesh, objectives.related, batches(13), optimizer=sgd),
+    "tied, taps and refs": lambda mesh: sharded(mesh, objectives.tied, batches(13), optimizer=sgd),
+}
 COMPILED: dict[str, Callable[[DeviceMesh], Any]] = {
+    "sharded, one graph": lambda mesh: sharded(
+        mesh, objectives.tied, batches(13), compile=GRAPH, optimizer=sgd
+    ),
     "plain, one graph": lambda mesh: compared(
         mesh, lambda: objectives.plain(norm=True), batches(13), compile=GRAPH, optimizer=sgd
     ),
@@ -105,12 +163,13 @@ COMPILED: dict[str, Callable[[DeviceMesh], Any]] = {
         mesh, objectives.plain, batches(13), compile=GRAPH, accumulate=2
     ),
 }
+HALVED = {f"sharded: {name}": case for name, case in SHARDED.items()}
 
 
 def all_of(mesh: DeviceMesh, names: Sequence[str]) -> dict[str, Any]:
     """The cases of these names, in these processes."""
     told = {}
     for name in names:
-        told[name] = {**CASES, **COMPILED}[name](mesh)
+        told[name] = {**CASES, **COMPILED, **HALVED}[name](mesh)
         dist.barrier()
     return told

@@ -109,6 +109,41 @@ def related() -> fkd.Objective:
     )
 
 
+class Tied(nn.Module):
+    """An embedding that is the head, too, and a block that runs twice."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.inside = nn.Linear(FEATURES, width)
+        self.block = nn.Sequential(nn.Linear(width, width), nn.GELU(), nn.LayerNorm(width))
+        self.words = nn.Embedding(CLASSES, width)
+        self.head = nn.Linear(width, CLASSES, bias=False)
+        self.head.weight = self.words.weight
+
+    def forward(self, x: Tensor, y: Tensor) -> dict[str, Tensor]:
+        hidden = self.inside(x) + self.words(y.clamp(min=0))
+        hidden = self.block(self.block(hidden))
+        return {"hidden": hidden, "logits": self.head(hidden)}
+
+
+def tied() -> fkd.Objective:
+    """Tied weights, taps, refs to parameters, an EMA and an adapter."""
+    torch.manual_seed(0)
+    head, other = student.param("head.weight"), teacher.param("words.weight")
+    return fkd.Objective(
+        {
+            "kd": term(kl, student.logits, teacher.logits, where=batch["ok"]),
+            "own": term(kl, student.hidden @ head.T, teacher.hidden @ other.T),
+            "tap": term(mse, fkd.module("project")(student.tap("block.1")), teacher.tap("block.1")),
+            "slow": term(mse, student.logits, ref("slow").logits),
+        },
+        student=fkd.trainable(Tied(9)),
+        teacher=fkd.frozen(Tied(12)),
+        slow=fkd.ema("student", decay=0.9),
+        project=fkd.trainable(nn.Linear(9, 12)),
+    )
+
+
 def buffered() -> fkd.Objective:
     torch.manual_seed(0)
     return fkd.Objective(

@@ -11,13 +11,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
+from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 import fkd
 from fkd import batch, student
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
-from fkd.parallel import RankError
+from fkd.parallel import RankError, _shards
 from tests.parallel.cases import adamw, digest
 from tests.parallel.objectives import CLASSES, FEATURES, differences, plain
 
@@ -93,15 +94,19 @@ def run(mesh: DeviceMesh | None, folder: str, loader: Any, **options: Any) -> di
             values.append(event.values)
     exported = fkd.loops.export(step.objective, state, "student", f"{folder}/out")
     fkd.loops.report(folder)
+    whole = {
+        n: x.full_tensor() if isinstance(x, DTensor) else x
+        for n, x in state.trainable["student"].items()
+    }
     return {
         "events": events,
         "values": values,
         "digest": digest(state),
         "exported": differences(
             dict(exported.named_parameters()),
-            {n: x for n, x in state.trainable["student"].items()},
+            whole,
         ),
-        "parameters": [x.flatten()[:3].tolist() for x in state.trainable["student"].values()],
+        "parameters": [x.flatten()[:3].tolist() for x in whole.values()],
         "step": state.step,
     }
 
@@ -120,6 +125,13 @@ def first_part(mesh: DeviceMesh, folder: str) -> Any:
 
 def second_part(mesh: DeviceMesh, folder: str) -> Any:
     return run(mesh, folder, shuffled())
+
+
+def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None) -> Any:
+    """The same with parameters of which every process has some rows."""
+    _shards.SMALLEST = 8
+    cut = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",))
+    return run(cut, folder, shuffled(), steps=steps)
 
 
 def failing(mesh: DeviceMesh, folder: str, where: str) -> Any:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from fkd._errors import listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
+from fkd.parallel._shards import whole
 from fkd.parallel._world import writes
 
 from .._files import discard, make_folder, sync_folder
@@ -147,7 +148,7 @@ def _whole(folder: Path) -> Generator[Path]:
 
 def _tensors(state: State, name: str) -> dict[str, Tensor]:
     trees = (state.frozen, state.trainable, state.buffers)
-    return {n: x.detach().cpu() for tree in trees for n, x in tree.get(name, {}).items()}
+    return {n: whole(x).detach().cpu() for tree in trees for n, x in tree.get(name, {}).items()}
 
 
 def _filled(objective: Objective, name: str, tensors: dict[str, Tensor]) -> nn.Module:

@@ -22,6 +22,7 @@ from fkd._refs.sourced import original
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 from fkd.metrics import agreement, refuse_reserved
+from fkd.parallel._shards import cutting_of
 from fkd.parallel._world import World
 
 from .._compile import options_of
@@ -29,7 +30,7 @@ from .._data.epochs import Loader, epoch_batches
 from .._state import State
 from .fixed import FixedValues
 from .merge import Measured, merged_over
-from .score import Forward, autocast_of
+from .score import Forward, autocast_of, readable
 from .stateful import Stateful, accumulated
 
 
@@ -129,7 +130,8 @@ class Evaluator:
           world: the processes among which the batches are dealt out, each whole to one of them;
             None: this one does all.
         """
-        world = World() if world is None else world
+        if world is None or cutting_of(state.trainable, state.frozen) is not None:
+            world = World()  # parameters are gathered by all processes for the same batch
         return merged_over(world, self._measured(state, loader, world), self._summary)
 
     def _measured(self, state: State, loader: Iterable[Batch], world: World) -> Measured:
@@ -234,7 +236,7 @@ def evaluate(
     """
     batches = epoch_batches(loader, state.seed, -1)
     evaluator = Evaluator(
-        objective,
+        readable(objective, state),
         metrics,
         compile=options_of(compile),
         autocast=autocast_of(objective, state),

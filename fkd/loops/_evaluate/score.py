@@ -15,6 +15,7 @@ from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
+from fkd.parallel._shards import cutting_of
 
 from .._compile import compiled, options_of, unlimited_recompilation
 from .._data.epochs import Loader, epoch_batches
@@ -84,6 +85,13 @@ class Forward(Generic[Knobs]):
         return self.read(self.program.values(forward.context, by_place), knobs, parts.loss_state)
 
 
+def readable(objective: Objective, state: State) -> Objective:
+    """The objective for the parameters of a state: where they are cut over ranks, models gather
+    what they read, and all ranks have to compute alike."""
+    cutting = cutting_of(state.trainable, state.frozen)
+    return objective if cutting is None else objective.rewritten(cutting)
+
+
 def autocast_of(objective: Objective, state: State) -> torch.dtype | None:
     """The dtype in which a state's teachers are held, if it is not that of their modules: then
     the state is that of a run under autocast, which is the only way in which they fit."""
@@ -148,7 +156,7 @@ def score(
         raise ValueError("score: values is empty. Give at least one: {'logits': teacher.logits}.")
     terms = {name: value for name, value in values.items() if isinstance(value, Term)}
     refs = {name: as_ref(value) for name, value in values.items() if name not in terms}
-    program = objective.reading(terms, refs.values())
+    program = readable(objective, state).reading(terms, refs.values())
     place = program.plan.place
     bound = BoundTerms(terms, place)
     # A term of the objective goes on from its own state.

@@ -9,6 +9,7 @@ from typing import Any
 
 from .._data.epochs import Epochs
 from .._evaluate.evaluate import Collect, Evaluator, Metric
+from .._evaluate.score import readable
 from .._state import State
 from .._step.train_step import TrainStep
 
@@ -35,7 +36,7 @@ def try_evaluation(
         if isinstance(metric, Collect):
             _takes(name, metric)
             tried[name] = replace(metric, fn=_nothing)
-    evaluator = Evaluator(step.objective, tried, autocast=step.autocast)
+    evaluator = Evaluator(readable(step.objective, state), tried, autocast=step.autocast)
     for batch in dev.batches(-1):
         try:
             evaluator(state, [batch])

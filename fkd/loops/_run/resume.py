@@ -18,6 +18,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.paths import show
 from fkd._types import Params
+from fkd.parallel._shards import cut_like, is_cut, local, locals_of, rows_like, whole
 
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
@@ -140,7 +141,7 @@ def record_from(kind: Callable[..., T], tree: Any, what: str) -> T:
 def nonfinite_in(tree: Any) -> list[str]:
     """The paths of the tensors of a stored tree that hold nan or inf."""
     places = [
-        ("/".join(map(str, path)), x)
+        ("/".join(map(str, path)), local(x))
         for path, x in zip(*optree.tree_flatten_with_path(tree)[:2], strict=True)
         if isinstance(x, Tensor) and (x.is_floating_point() or x.is_complex())
     ]
@@ -153,12 +154,12 @@ def nonfinite_in(tree: Any) -> list[str]:
 
 def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     """A description of objective and optimizer; runs with different ones do not mix."""
-    objective = step.objective
+    objective, here = step.objective, locals_of(state.trainable)
     return {
         "terms": {name: _term(term) for name, term in objective.terms.items()},
         "models": {name: _described(objective, state, name) for name in objective.models},
-        **_how(step, state.trainable),
-        **_only_if("within", {n: _how(one, state.trainable) for n, one in step.within.items()}),
+        **_how(step, here),
+        **_only_if("within", {n: _how(one, here) for n, one in step.within.items()}),
     }
 
 
@@ -245,7 +246,7 @@ def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
     if model.kind == "frozen":
         about["values"] = digest_of({**parameters, **buffers}.items())
     if model.kind == "trainable" and name in state.frozen:
-        about["frozen values"] = digest_of(state.frozen[name].items())
+        about["frozen values"] = digest_of((n, whole(x)) for n, x in state.frozen[name].items())
     return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
 
 
@@ -306,7 +307,7 @@ def _like(fresh: Params, expected: Params, stored: Params, what: str) -> Any:
                 f"the checkpoint has {what} {name}.{key} {tuple(value.shape)} {value.dtype}, and "
                 f"the objective here has {here} instead."
             )
-        placed[name][key] = _placed(value, place)
+        placed[name][key] = cut_like(value, place) if is_cut(place) else _placed(value, place)
     missing = [f"{n}.{k}" for n, k, _ in _entries(expected) if k not in stored.get(n, {})]
     if missing:
         raise DamagedError(f"its state has no {what} {missing[0]} ({len(missing)} are missing)")
@@ -320,6 +321,8 @@ def _entries(params: Params) -> Iterator[tuple[str, str, Tensor]]:
 def _placed(value: Any, like: Tensor) -> Any:
     if not isinstance(value, Tensor):
         return value
+    if is_cut(like):
+        return rows_like(value, like)
     # A step counter may live on the host beside a parameter on the device.
     return value.to(like.device) if value.ndim or like.device.type == "cpu" else value
 

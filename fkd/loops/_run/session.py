@@ -23,6 +23,7 @@ from .._data.batch import Signature
 from .._data.epochs import Epochs
 from .._errors import LoopError, NonFiniteError
 from .._evaluate.evaluate import Evaluator
+from .._evaluate.score import readable
 from .._log.log import Log, Throughput
 from .._log.loggers import Loggers
 from .._state import State
@@ -161,7 +162,7 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
     run.compilations, run.compile_seconds = step.compilations, step.compile_seconds
     if options.dev is not None:
         run.evaluator = Evaluator(
-            step.objective,
+            readable(step.objective, run.state),
             options.metrics,
             compile=step.options if options.compile_evaluation else None,
             autocast=step.autocast,
@@ -170,7 +171,7 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
         run.evaluator.expect(options.best)
         options.higher  # noqa: B018  raises if nothing says so
     run.settings = settings(step, run.state, arguments.loader)
-    run.infinite = frozenset(nonfinite_in(to_tree(step.objective, run.state)))
+    run.infinite = frozenset(_nonfinite(run))
     came_from, aside = _resume(run)
     if not came_from:
         run.at = run.at._replace(**position_of(run.state.step, options, arguments.loader))
@@ -225,8 +226,13 @@ def _left(run: Run) -> str:
 
 def _poisoned(run: Run) -> list[str]:
     """What of the state is not finite, and was when the run began."""
-    places = nonfinite_in(to_tree(run.step.objective, run.state))
-    return [place for place in places if place not in run.infinite]
+    return [place for place in _nonfinite(run) if place not in run.infinite]
+
+
+def _nonfinite(run: Run) -> list[str]:
+    """What of the state is not finite, in any process."""
+    own = nonfinite_in(to_tree(run.step.objective, run.state))
+    return list(dict.fromkeys(p for places in run.world.exchanged(own) for p in places))
 
 
 def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:
@@ -277,7 +283,7 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
         return
     with _paused(run):
         tree = {
-            "state": to_tree(run.step.objective, run.state),
+            "state": to_tree(run.step.objective, run.step.whole(run.state)),
             "position": run.at._asdict(),
             "window": run.window.to_tree(),
             "settings": run.settings,
@@ -345,7 +351,7 @@ def finish(run: Run) -> Iterator[Event]:
     logs, dev = run.options.logs, run.options.dev
     if logs is not None and dev is not None:
         try:
-            run.world.from_first(lambda: save_similarity(run.step, run.state, dev, logs))
+            save_similarity(run.step, run.state, dev, logs)
         except (ValueError, RuntimeError) as error:  # a picture must not fail a run that is done
             _log.warning("no similarity of layers: %s", error)
     best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}

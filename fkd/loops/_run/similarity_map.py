@@ -13,6 +13,7 @@ from fkd._refs.refs import output_path, ref
 
 from .._data.batch import leaves, normalised
 from .._data.epochs import Loader, epoch_batches
+from .._evaluate.score import readable
 from .._evaluate.similarity import linear_cka
 from .._files import replace_file
 from .._state import State
@@ -22,7 +23,7 @@ from .._step.train_step import TrainStep
 def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) -> None:
     """Write `similarity.json` for the first dev batch, if the objective compares hidden states
     of a trained model and a teacher."""
-    objective = step.objective
+    objective = readable(step.objective, state)
     paths = [p for p in map(output_path, objective.program.plan.refs) if p is not None]
     roots = [root for root, keys in paths if keys[:1] == ("hidden_states",)]
     kinds = {name: objective.models[name].kind for name in roots if name in objective.models}
@@ -43,7 +44,8 @@ def save_similarity(step: TrainStep, state: State, dev: Loader, folder: Path) ->
         "teacher_layers": [str(i) for i in range(len(teacher))],
         "values": values.tolist(),
     }
-    replace_file(folder / "similarity.json", json.dumps(similarities).encode())
+    if step.world.first:
+        replace_file(folder / "similarity.json", json.dumps(similarities).encode())
 
 
 def _mask(batch: Any, hidden: Tensor) -> Tensor | None:

@@ -155,11 +155,12 @@ class Graphs:
         """
         if self.over is not None:
             assert share is not None
-            new = _summed(self.over, new, parts, share, counts)
+            cut = self.over.cut(self._updated(parts)) * len(self.passes)
+            new = _summed(self.over, new, parts, share, counts, cut)
         grads, remembered, more = new.grads, combine_state, {}
         if self.combined is not None:
             grads, remembered, more = self.combined(new, self._updated(parts), combine_state)
-        norms = norms_of(grads, self._updated(parts), wide=bool(self.clips))
+        norms = self._norms(grads, self._updated(parts))
         total = total_norm(norms)
         buffers = {name: parts.buffers[name] for name in new.buffers}
         left = buffers, parts.loss_state, combine_state
@@ -181,6 +182,22 @@ class Graphs:
         # Not by _replace, whose class torch 2.11 cannot name when it compiles.
         clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
         return Computed(clipped, measured, finite, kept[2])
+
+    def _norms(self, grads: Sequence[Tensor], updated: Params) -> dict[str, Tensor]:
+        """The norm of the gradient of each model, over the rows of all ranks."""
+        wide = bool(self.clips)
+        if self.over is None or self.over.cutting is None:
+            return norms_of(grads, updated, wide=wide)
+        flags = self.over.cut(updated)
+        rows = [g if cut else g.new_zeros(1) for g, cut in zip(grads, flags, strict=True)]
+        others = [g.new_zeros(1) if cut else g for g, cut in zip(grads, flags, strict=True)]
+        of_rows, of_others = (norms_of(part, updated, wide=wide) for part in (rows, others))
+        squares = [norm.double().square() for norm in of_rows.values()]
+        summed = self.over.cutting.parts.summed(squares)
+        return {
+            name: (part + norm.double().square()).sqrt().to(norm.dtype)
+            for (name, norm), part in zip(of_others.items(), summed, strict=True)
+        }
 
     def _clipped(
         self, grads: Sequence[Tensor], norms: Mapping[str, Tensor], parts: Parts
@@ -213,13 +230,14 @@ def _summed(
     parts: Parts,
     share: Tensor,
     counts: Mapping[str, Tensor] | None,
+    cut: Sequence[bool],
 ) -> Gradients:
     """What all ranks together have."""
     means = new.means
     if counts is not None:
         means = {name: Mean(mean.total, counts[name]) for name, mean in means.items()}
     grads, loss, means, buffers = over.summed(
-        new.grads, new.loss, means, new.buffers, parts.buffers, share
+        new.grads, new.loss, means, new.buffers, parts.buffers, share, cut
     )
     return Gradients(grads, loss, means, new.weights, buffers, new.loss_state)
 

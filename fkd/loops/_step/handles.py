@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from fkd._objective.program import Parts
+from fkd.parallel._shards import cutting_of, locals_of
 
 from .._state import State
 from .optimizer import MakeOptimizer
@@ -24,16 +26,26 @@ class Handles:
 
     def __init__(self, make_optimizer: MakeOptimizer | Optimizers, state: State) -> None:
         self._tensors = _tensors_of(state)
+        self._frozen = state.frozen
+        self._local = locals_of(state.trainable), locals_of(state.frozen)
         self.leaves = {
             model: {name: p.detach().requires_grad_() for name, p in params.items()}
-            for model, params in state.trainable.items()
+            for model, params in self._local[0].items()
         }
-        self.updater = Updaters(make_optimizer, state.trainable, state.optimizer)
+        self.updater = Updaters(make_optimizer, self._local[0], state.optimizer)
+        if cutting_of(state.trainable) is not None:
+            _refuse_matrices(self.updater)
         self.marked = False
 
     def parts(self, state: State) -> Parts:
         """What the objective is a function of, with leaves in place of the trainable tensors."""
-        return Parts(self.leaves, state.frozen, state.buffers, state.loss_state)
+        return Parts(self.leaves, self.here(state).frozen, state.buffers, state.loss_state)
+
+    def here(self, state: State) -> State:
+        """The state, with the rows of this rank where a tensor is cut over several."""
+        if state.frozen is not self._frozen:
+            self._frozen, self._local = state.frozen, (self._local[0], locals_of(state.frozen))
+        return state._replace(trainable=self._local[0], frozen=self._local[1])
 
     def fit(self, state: State) -> bool:
         """Whether these are the handles of a state."""
@@ -63,6 +75,18 @@ class HandlesByState:
             handles = Handles(self._make_optimizer, state)
             self._by_state[state.skipped] = handles
         return handles
+
+
+def _refuse_matrices(updater: Updaters) -> None:
+    """Rows are enough for an optimizer that treats every number by itself, and for no other."""
+    kinds = [getattr(torch.optim, name, None) for name in ("Muon", "Adafactor")]
+    for optimizer in updater.optimizers.values():
+        if type(optimizer) in kinds:
+            raise ValueError(
+                f"train_step: {type(optimizer).__name__} looks at whole matrices, and the mesh "
+                'cuts them over its axis "shard". Use AdamW or another optimizer that treats '
+                'every number by itself, or a mesh whose only axis is "replicate".'
+            )
 
 
 def _tensors_of(state: State) -> list[Tensor]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import optree
+import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
@@ -14,6 +15,7 @@ from fkd._types import TensorBatch
 from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._relating import Relations, relations
+from fkd.parallel._shards import cutting, whole
 from fkd.parallel._world import World, world_of
 
 from .._digest import digest_of
@@ -28,9 +30,11 @@ class Together:
       world: the processes, on the host.
     """
 
-    def __init__(self, mesh: DeviceMesh) -> None:
+    def __init__(self, mesh: DeviceMesh, objective: Objective, sent: torch.dtype | None) -> None:
         self.axes: Axes = axes_of(mesh)
         self.world: World = world_of(mesh)
+        axis = self.axes.shard
+        self.cutting = None if axis is None else cutting(objective, mesh, axis, sent)
 
     @property
     def ranks(self) -> Any:
@@ -42,7 +46,38 @@ class Together:
         own = relations(objective, batch)
         every = self.world.exchanged(sorted(own.terms))
         terms = frozenset(name for names in every for name in names)
-        return OverRanks(objective, self.ranks, Relations(terms, own.by_example))
+        return OverRanks(objective, self.ranks, Relations(terms, own.by_example), self.cutting)
+
+    def cut(self, state: State) -> State:
+        """The state of which this rank holds its rows."""
+        if self.cutting is None:
+            return state
+        trees = {n: self.cutting.cut(getattr(state, n)) for n in ("trainable", "frozen")}
+        return state._replace(**trees)
+
+    def whole(self, state: State) -> State:
+        """The whole state in the first process, on the host; all of them have to ask.
+
+        One tensor after another is gathered, and kept by the first process alone.
+        """
+        if self.cutting is None:
+            return state
+
+        def of_first(x: Any, like: Any = None) -> Any:
+            every = whole(x, like)
+            return every if self.world.first else x
+
+        places = {f"{m}.{n}": p for m, held in state.trainable.items() for n, p in held.items()}
+        return state._replace(
+            trainable={
+                m: {n: of_first(x) for n, x in t.items()} for m, t in state.trainable.items()
+            },
+            frozen={m: {n: of_first(x) for n, x in t.items()} for m, t in state.frozen.items()},
+            optimizer={
+                name: {k: of_first(v, places[name]) for k, v in values.items()}
+                for name, values in state.optimizer.items()
+            },
+        )
 
     def agreed(self, state: State) -> State:
         """The state of the first rank in all of them. Where all have the same already, as from

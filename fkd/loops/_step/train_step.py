@@ -75,7 +75,14 @@ class TrainStep:
         self._captures = captures_graphs(self.options)
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
-        self.together = None if mesh is None or mesh.size() == 1 else Together(mesh)
+        self.together = None
+        if mesh is not None and mesh.size() > 1:
+            self.together = Together(mesh, objective, self.autocast)
+        if self.together is not None and self.together.cutting is not None and combine is not None:
+            raise ValueError(
+                "train_step: combine needs whole gradients, and the mesh cuts the parameters over "
+                'its axis "shard". Use a mesh whose only axis is "replicate".'
+            )
         self.world = World() if self.together is None else self.together.world
         self.within: Mapping[str, TrainStep] = {}
         self._over: OverRanks | None = None
@@ -102,10 +109,14 @@ class TrainStep:
             self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
         )
         if self.together is not None:
-            state = self.together.agreed(state)
+            state = self.together.cut(self.together.agreed(state))
         if self.combined is not None:
             state = state._replace(combine_state=self.combined.init(state.trainable))
         return state
+
+    def whole(self, state: State) -> State:
+        """A state that is cut over ranks as the first process stores it; all of them ask."""
+        return state if self.together is None else self.together.whole(state)
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The tensors of the given state are updated in place: go on with the new one.
@@ -147,9 +158,10 @@ class TrainStep:
             parts, remembered = handles.parts(state), state.combine_state
             computed = self._computed(updated, parts, scalars, batch, seed, remembered, replayed)
         gradients, measured, finite, combine_state = computed
+        here = handles.here(state)
         handles.updater.update(gradients.grads, finite, factors, updated)
         copy_into(state.buffers, gradients.buffers)
-        follow(self.objective.models, state, scalars, finite, updated)
+        follow(self.objective.models, here, scalars, finite, updated)
         skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
         loss_state = gradients.loss_state
         if replayed:  # the next call of a captured graph writes into the same memory
@@ -314,7 +326,9 @@ def train_step(
       mesh: the processes that train together (`torch.distributed.device_mesh`, under `torchrun`).
         Each is given the whole batch, as a single one would be, and computes its own examples.
         Value, gradient, metrics, batch statistics and losses that relate the examples of a batch
-        are those of the whole batch. See `fkd.parallel`.
+        are those of the whole batch. Along an axis `replicate` (or the only one) all have the same
+        parameters; along an axis `shard` each has some rows of every large parameter, as a
+        `DTensor`, and of what the optimizer remembers. See `fkd.parallel`.
 
     Raises:
       ValueError: an option is out of range, or names what is not a trainable model.
