@@ -205,6 +205,10 @@ class World:
             raise self.explained(error) from error
 
 
+ALONE = World()
+"""One process."""
+
+
 def _lengths(said: Sequence[tuple[int, ...]]) -> list[int]:
     """Of the messages of the processes that have failed."""
     return [numbers[1] if numbers[0] == FAILED else 0 for numbers in said]

@@ -15,7 +15,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._types import Batch, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
-from fkd.parallel._world import World
+from fkd.parallel._world import ALONE, World
 
 from .._compile import CompileOptions, Shapes, captures_graphs, options_of
 from .._data.batch import normalised, signature, split
@@ -52,7 +52,6 @@ class TrainStep:
       combined: what makes one gradient of those of the terms, or None.
       within: the steps that this one is made of, by name, if it is: the stages of a run.
       together: the ranks that divide each batch, or None.
-      world: the processes of the run; this one alone without a mesh.
     """
 
     def __init__(
@@ -75,7 +74,7 @@ class TrainStep:
         self._captures = captures_graphs(self.options)
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
-        self.together = None
+        self.together: Together | None = None
         if mesh is not None and mesh.size() > 1:
             self.together = Together(mesh, objective, self.autocast)
         if self.together is not None and self.together.cutting is not None and combine is not None:
@@ -83,7 +82,6 @@ class TrainStep:
                 "train_step: combine needs whole gradients, and the mesh cuts the parameters over "
                 'its axis "shard". Use a mesh whose only axis is "replicate".'
             )
-        self.world = World() if self.together is None else self.together.world
         self.within: Mapping[str, TrainStep] = {}
         self._over: OverRanks | None = None
         self._graphs = {choices.models: self._graphs_of(choices.models)}
@@ -113,6 +111,11 @@ class TrainStep:
         if self.combined is not None:
             state = state._replace(combine_state=self.combined.init(state.trainable))
         return state
+
+    @property
+    def world(self) -> World:
+        """The processes of the run; this one alone without a mesh."""
+        return ALONE if self.together is None else self.together.world
 
     def whole(self, state: State) -> State:
         """A state that is cut over ranks as the first process stores it; all of them ask."""
