@@ -249,6 +249,14 @@ def report() -> str:
             "",
             f"Mean rank of the students over {len(means)} sets, and mean accuracy: {told}.",
         ]
+    missing = 5 * len(SETS) - len(lines)
+    if missing > 0:
+        text += [
+            "",
+            f"Incomplete: {missing} of {5 * len(SETS)} runs (a set with one of five seeds) are not "
+            "done, so that no method can be called better than another yet. The command goes on "
+            "with them.",
+        ]
     return "\n".join(text) + "\n"
 
 
