@@ -6,6 +6,7 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 README = Path(__file__).parent.parent / "README.md"
 
@@ -21,6 +22,10 @@ def test_the_code_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     code = code.replace("lr=1e-3))", 'lr=1e-3), compile={"backend": "aot_eager"})')
     names: dict[str, object] = {}
     exec(compile(code, "README.md", "exec"), names)
+    first = names["objective"].init()  # the student begins with layers of its teacher
+    place = "bert.encoder.layer.{}.output.dense.weight".format
+    begun = first.trainable["student"][place(1)]
+    assert torch.equal(begun, first.frozen["teacher"][place(3)])
     assert names["values"].shape == (8,)  # pyright: ignore
     assert (tmp_path / "objective.svg").exists()
     assert names["result"].state.step == 30  # pyright: ignore

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-SCRIPTS = Path(__file__).parent.parent.parent / "examples" / "tutorials"
+SCRIPTS = (Path(__file__).parent.parent.parent / "examples" / "tutorials").resolve()
 PAGES = Path(__file__).parent.parent / "tutorials"
 
 
@@ -21,8 +21,9 @@ def _filled(text: str) -> str:
     for line in text.splitlines():
         words = line.strip("{} ").split() if line.startswith("{{") else []
         if words[:1] == ["script"]:
-            code = (SCRIPTS / words[1]).read_text(encoding="utf-8")
-            lines += [f'```python title="examples/tutorials/{words[1]}"', code.rstrip(), "```"]
+            path = (SCRIPTS / words[1]).resolve()
+            title = path.relative_to(SCRIPTS.parent.parent)
+            lines += [f'```python title="{title}"', path.read_text("utf-8").rstrip(), "```"]
         elif words[:1] == ["output"]:
             output = (SCRIPTS / "results" / words[1]).read_text(encoding="utf-8")
             lines += [

@@ -74,16 +74,17 @@ def batches(sentences: Sequence[str], size: int) -> tuple[list[dict[str, Tensor]
 
 
 @torch.no_grad()
-def embed(model: nn.Module, data: list[dict[str, Tensor]], layer: int | None = None) -> Tensor:
-    """Unit vectors of all rows; of a hidden layer of the model if one is given."""
-    found: list[Tensor] = []
+def embed(model: nn.Module, data: list[dict[str, Tensor]]) -> list[Tensor]:
+    """Unit vectors of all rows, for every hidden layer; the last is the model's."""
+    found: list[list[Tensor]] = []
     for one in data:
-        more = {} if layer is None else {"output_hidden_states": True}
-        names = ("input_ids",) if isinstance(model, StaticEmbedding) else one
-        out = model(**{name: one[name] for name in names}, **more)
-        states = out["last_hidden_state"] if layer is None else out["hidden_states"][layer]
-        found.append(pooled(states, one["attention_mask"]))
-    return nn.functional.normalize(torch.cat(found), dim=-1)
+        if isinstance(model, StaticEmbedding):
+            layers = [model(one["input_ids"])["last_hidden_state"]]
+        else:
+            layers = model(**one, output_hidden_states=True)["hidden_states"]
+        found.append([pooled(states, one["attention_mask"]) for states in layers])
+    joined = [torch.cat(column) for column in zip(*found, strict=True)]
+    return [nn.functional.normalize(vectors, dim=-1) for vectors in joined]
 
 
 def agreement(mine: Tensor, theirs: Tensor) -> float:
@@ -111,7 +112,7 @@ def main() -> None:
     if args.student == "layers":
         small = BertModel(type(large.config)(**{**large.config.to_dict(), "num_hidden_layers": 3}),
                           add_pooling_layer=False)  # fmt: skip
-        fkd.interop.transformers.init_from_layers(small, large, layers=[1, 3, 5])
+        small = fkd.interop.transformers.init_from_layers(small, large, layers=[1, 3, 5])
     else:
         small = StaticEmbedding(large.embeddings.word_embeddings.weight.detach())
 
@@ -146,12 +147,11 @@ def main() -> None:
         "epochs": args.epochs, "parameters": size, "train_s": round(seconds, 1),
     }  # fmt: skip
     for name, data in tests.items():
-        theirs = embed(large, data)
-        row[name] = {"distilled": agreement(embed(trained, data), theirs)}
-        for layer in range(1, 6):
-            row[name][f"layer {layer}"] = agreement(embed(large, data, layer), theirs)
+        *lower, theirs = embed(large, data)
+        row[name] = {"distilled": agreement(embed(trained, data)[-1], theirs)}
+        row[name] |= {f"layer {k}": agreement(x, theirs) for k, x in enumerate(lower) if k}
         words = StaticEmbedding(large.embeddings.word_embeddings.weight.detach())
-        row[name]["word embeddings"] = agreement(embed(words, data), theirs)
+        row[name]["word embeddings"] = agreement(embed(words, data)[-1], theirs)
         print(name, {k: round(v, 4) for k, v in row[name].items()})
     if args.out:
         with args.out.open("a", encoding="utf-8") as file:
