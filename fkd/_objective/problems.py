@@ -75,11 +75,33 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
             yield f"model {name!r}: {type(model.module).__name__} is not a torch.nn.Module."
         else:
             yield from _shared(name, model, models, owners)
+    yield from _ambiguous(models)
     if not any(isinstance(m, Model) and _has_trainable(m) for m in models.values()):
         yield (
             "no model has a parameter to train. Give at least one fkd.trainable(module) whose "
             "parameters have requires_grad=True."
         )
+
+
+def _ambiguous(models: Mapping[str, Any]) -> Iterator[str]:
+    """Optimizers know a parameter by one name, `model.parameter`."""
+    owners: dict[str, str] = {}
+    for name in (name for name in models if any(other.startswith(f"{name}.") for other in models)):
+        owners |= {f"{name}.{p}": name for p in _trained(models[name])}
+    for name in (name for name in models if "." in name):
+        for parameter in _trained(models[name]):
+            owner = owners.get(f"{name}.{parameter}", name)
+            if owner != name:
+                yield (
+                    f"models {owner!r} and {name!r} both have a parameter that an optimizer knows "
+                    f"as {name}.{parameter}. Rename one of the two models."
+                )
+                break
+
+
+def _trained(model: Any) -> list[str]:
+    module = isinstance(model, Model) and isinstance(model.module, nn.Module)
+    return list(trainable_parameters(model)) if module else []
 
 
 def _has_trainable(model: Model) -> bool:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -18,9 +17,9 @@ from fkd._objective.objective import Objective
 from fkd.parallel._shards import whole
 from fkd.parallel._world import writes
 
-from .._files import discard, make_folder, sync_folder
 from .._state import State
 from .peft import is_peft, merged, refuse_bare_adapters, save_adapters
+from .whole import whole_folder
 
 
 def export(
@@ -31,13 +30,14 @@ def export(
     *,
     adapters: Sequence[str] = (),
     merge: bool = False,
+    more: Mapping[str, bytes] | None = None,
 ) -> nn.Module:
     """A trained model by itself, in eval mode; written to a directory if one is given.
 
     A transformers model is written by `save_pretrained` and loads with `from_pretrained`;
     of a model of PEFT the adapters are written, which load with `PeftModel.from_pretrained`; any
     other as `model.safetensors`, its state dict. Nothing of the teacher is written. A process
-    that is killed meanwhile leaves a new folder absent, and each file of an old one whole.
+    that is killed meanwhile leaves the folder as it was; what else stands in it is kept.
     The best student of a run: `export(objective, restore(step, best("run")), "student", "out")`.
     Of several processes that train together, the first one writes.
 
@@ -49,6 +49,7 @@ def export(
       merge: add the adapters of PEFT into the weights that they adapt, so that the model needs
         no peft to be loaded and run.
       adapters: names of further models to write beside it, as `<name>.safetensors`.
+      more: further files of the folder, by name.
 
     Raises:
       ValueError: there is no such model; a model with adapters of PEFT inside, which cannot be
@@ -85,8 +86,10 @@ def export(
         _check_file_name(adapter)
     if not writes():
         return module
-    with _whole(Path(directory)) as folder:
+    with whole_folder(Path(directory)) as folder:
         _write(objective, state, module, tensors, folder, adapters)
+        for file, content in (more or {}).items():
+            (folder / file).write_bytes(content)
     return module
 
 
@@ -116,34 +119,6 @@ def _check_file_name(name: str) -> None:
             f"export: adapters has {name!r}, which cannot be the name of a file of its own in the "
             "folder. Give the model another name in the objective."
         )
-
-
-@contextlib.contextmanager
-def _whole(folder: Path) -> Generator[Path]:
-    """A folder to write to, whose files appear in `folder` when all are written: a new folder at
-    once, files of an old one each at once. Links are replaced, not followed."""
-    folder = folder.resolve()
-    make_folder(folder.parent)
-    beside = folder.with_name(f".writing-{folder.name}")
-    discard(beside)
-    try:
-        beside.mkdir()
-        yield beside
-        for path in (p for p in beside.rglob("*") if p.is_file()):
-            with open(path, "rb+") as file:
-                os.fsync(file.fileno())
-        sync_folder(beside)
-        if not folder.exists():
-            beside.rename(folder)
-        else:
-            for path in beside.iterdir():
-                if path.is_dir():
-                    discard(folder / path.name)
-                os.replace(path, folder / path.name)
-            sync_folder(folder)
-        sync_folder(folder.parent)
-    finally:
-        discard(beside)
 
 
 def _tensors(state: State, name: str) -> dict[str, Tensor]:

@@ -74,6 +74,10 @@ def fit(arguments: Arguments) -> Iterator[Event]:
       save_every: steps between checkpoints; None: after every evaluation, and at the end of
         every epoch. An evaluation that is the best so far is always saved, and so is the end.
       keep_last, keep_best: how many checkpoints are kept.
+      export_best: folder that has the student of the best evaluation, as `export` writes it: at
+        every moment one that is whole, and also after a kill and a resume the best one. The file
+        `fkd-best.json` beside it says which evaluation that was.
+      export_model: which model that is, if it is not `student` or the only one that is trained.
       resume: go on from the newest good checkpoint, if there is one. False moves the
         checkpoints of an earlier run into a folder `earlier-1` beside the new ones.
       max_nonfinite: end the run after so many updates in a row that were left out. The run

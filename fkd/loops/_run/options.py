@@ -47,6 +47,8 @@ class Options:
     save_every: int | None = None
     keep_last: int = 3
     keep_best: int = 1
+    export_best: PathLike | None = None
+    export_model: str | None = None
     resume: bool = True
     max_nonfinite: int = 100
     callbacks: Sequence[Callable[[Event], None]] = ()
@@ -64,6 +66,11 @@ class Options:
         _whole_numbers(1, {"patience": self.patience})
         if self.epochs is None and self.steps is None:
             raise ValueError("fit: neither epochs nor steps is given, so the run would never end.")
+        if self.export_best is not None and self.keep_best == 0:
+            raise ValueError(
+                "fit: export_best needs keep_best of at least 1: a resumed run reads the best "
+                "checkpoint to write its student again."
+            )
         _needed_together(self)
         _functions(self)
         refuse_reserved("fit", self.metrics or ())
@@ -133,15 +140,25 @@ def _needed_together(options: Options) -> None:
         "compile_evaluation": options.compile_evaluation,
         "best": options.best != TOTAL,
         "patience": options.patience is not None,
+        "export_best": options.export_best is not None,
     }
     needs = [
         ("dev", options.dev, "the batches to evaluate on", evaluated),
+        (
+            "export_best",
+            options.export_best,
+            "the folder to write to",
+            {"export_model": options.export_model is not None},
+        ),
         ("log_dir", options.log_dir, "its folder", {"tensorboard": bool(options.tensorboard)}),
         (
             "checkpoint_dir",
             options.checkpoint_dir,
             "the folder of the checkpoints",
-            {"save_every": options.save_every is not None},
+            {
+                "save_every": options.save_every is not None,
+                "export_best": options.export_best is not None,
+            },
         ),
     ]
     for needed, value, what, users in needs:

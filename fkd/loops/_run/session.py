@@ -28,6 +28,7 @@ from .._log.log import Log, Throughput
 from .._log.loggers import Loggers
 from .._state import State
 from .._step.train_step import TrainStep
+from .best_student import hand_over, hand_over_again
 from .display import Display
 from .dry_run import try_evaluation
 from .events import Event
@@ -182,6 +183,7 @@ def start(arguments: Arguments, stack: contextlib.ExitStack) -> tuple[Run, str]:
     )
     if came_from:
         run.display.message(came_from)
+    hand_over_again(run)
     if run.dev is not None and not run.ended:
         try_evaluation(step, run.state, run.dev, options.metrics)
     return run, came_from or f"from the beginning{aside}"
@@ -259,6 +261,8 @@ def evaluation(run: Run) -> Iterator[Event]:
     run.wrote({f"eval/{name}": v for name, v in values.items()}, "eval")
     if better or options.save_every is None:
         yield from save_point(run, metric=values[options.best])
+    if better:
+        hand_over(run, run.state)
     yield run.event("evaluate", values)
 
 
