@@ -22,7 +22,8 @@ from .trees import arguments, plain
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Function(Node):
-    """Any callable of the context."""
+    """Any callable of the context. What it reads cannot be known, so that with one of them every
+    model runs, and nothing that it reads can be kept on the disk."""
 
     fn: Callable[[Context], Any]
 

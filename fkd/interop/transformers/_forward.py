@@ -98,6 +98,7 @@ def flags(
     hidden = any(_ends(path, "hidden_states") for path in paths)
     attentions = attentions or any(_ends(path, "attentions") for path in paths)
     wanted = {"output_hidden_states": hidden, "output_attentions": attentions}
+    wanted["output_router_logits"] = any(_ends(path, "router_logits") for path in paths)
     config = module.config
     chosen = {k: v for k, v in wanted.items() if v or getattr(config, k, False)}
     known = inspect.signature(module.forward).parameters
