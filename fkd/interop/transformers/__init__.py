@@ -4,6 +4,7 @@
     prepare(skeleton, captures, paths)      a copy of a model that captures what refs ask for
     outputs(raw)                            `ModelOutput` as a plain dict
     init_from_layers(student, teacher, layers=[0, 2, 4])
+    cut(small, teacher, layers=[0, 2])      layers, heads and units by importance
     heads(student=small, teacher=big)       hidden states, weights, scales for head_divergence
     save_pretrained(model, tensors, directory)
 
@@ -36,6 +37,7 @@ from ._capture import prepare as prepare
 from ._chance import layer_drop as layer_drop
 from ._chance import not_traceable as not_traceable
 from ._collect import install_output_hooks as install_output_hooks
+from ._cut import cut as cut
 from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
@@ -51,6 +53,7 @@ __all__ = [
     "Capture",
     "Head",
     "Prepared",
+    "cut",
     "default_inputs",
     "head",
     "heads",

@@ -66,16 +66,18 @@ def init_from_layers(
     Reference:
       Sanh et al., DistilBERT, a distilled version of BERT, arXiv:1910.01108.
     """
-    ours, theirs = _stacks(student), _stacks(teacher)
+    ours, theirs = stacks_of(student), stacks_of(teacher)
     if not ours or ours.keys() != theirs.keys():
         raise ValueError(
             f"init_from_layers: student stacks {list(ours)} and teacher stacks {list(theirs)}; "
             "the same stacks of layers are expected in both."
         )
-    mine, weights = _state(student), _state(teacher)
+    mine, weights = bare_state(student), bare_state(teacher)
     start: dict[str, Tensor] = {}
     for label, stack in ours.items():
-        chosen = _chosen(layers, label, _depth(mine, stack), _depth(weights, theirs[label]))
+        chosen = chosen_layers(
+            layers, label, depth_of(mine, stack), depth_of(weights, theirs[label])
+        )
         start |= _layer_weights(mine, weights, (stack, theirs[label]), chosen)
         if not label:
             _log_types(student, teacher, chosen)
@@ -86,7 +88,7 @@ def init_from_layers(
     return result
 
 
-def _stacks(model: nn.Module) -> dict[str, str]:
+def stacks_of(model: nn.Module) -> dict[str, str]:
     """The outermost lists of layers, by label (that of a single one is ""), under bare names."""
     outermost: list[str] = []
     for name, module in model.named_modules():
@@ -102,13 +104,13 @@ def _is_stack(module: nn.ModuleList) -> bool:
     return len(module) > 0 and all(len(list(block.modules())) > 2 for block in module)
 
 
-def _depth(state: Mapping[str, Tensor], stack: str) -> int:
+def depth_of(state: Mapping[str, Tensor], stack: str) -> int:
     """How many layers a stack has."""
     matches = (re.match(rf"{re.escape(stack)}\.(\d+)\.", name) for name in state)
     return max(int(m[1]) for m in matches if m) + 1
 
 
-def _chosen(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
+def chosen_layers(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
     which = f" for {label!r}" if label else ""
     if isinstance(layers, Mapping):
         if label not in layers:
@@ -149,7 +151,7 @@ def _bare(model: nn.Module, name: str) -> str:
     return name.removeprefix(f"{prefix}.") if prefix else name
 
 
-def _state(model: nn.Module) -> dict[str, Tensor]:
+def bare_state(model: nn.Module) -> dict[str, Tensor]:
     return {_bare(model, n): w for n, w in model.state_dict().items()}
 
 
