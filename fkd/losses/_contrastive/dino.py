@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, covers, floating, positive
+from .._shared.checks import between, covers, floating, positive, whole
 from .._shared.masks import fill, keep
 from .._shared.products import product
 
@@ -44,6 +44,7 @@ def dino_init(
       >>> dino_init(2).center
       tensor([0., 0.])
     """
+    whole("dino_init", 1, classes=classes)
     return DINOState(torch.zeros(classes, dtype=dtype, device=device))
 
 

@@ -235,7 +235,13 @@ def between(
 
 
 def whole(loss: str, least: int, /, **numbers: float | Tensor) -> None:
-    """Refuse Python numbers that are not a whole number from `least` on."""
+    """Refuse Python numbers that are not a whole number from `least` on, and what is a promise
+    of a tensor (a ref)."""
     for name, x in numbers.items():
+        if not isinstance(x, Tensor) and hasattr(x, "__torch_function__"):
+            raise TypeError(
+                f"{loss}: {name} is {x!r}, which has a value only inside of a step; a number is "
+                f"expected. If it has to be computed there: fkd.call({loss}, ...)."
+            )
         if isinstance(x, (int, float)) and (x % 1 or not x >= least):
             raise ValueError(f"{loss}: {name} {x}; a whole number, {least} or more, is expected.")
