@@ -25,7 +25,7 @@ from fkd.loops._log.progress import open_progress
 from ._build import Build
 from ._errors import SourceError
 from ._header import VERSION, Header
-from ._identity import describe_model, identity, short
+from ._identity import describe_model, describe_tokenizer, identity, short
 from ._keep import Exact, Keep
 from ._kept import Kept
 from ._live import Precision, Teacher
@@ -45,6 +45,7 @@ def cache(
     precision: Precision = "fp32",
     device: torch.device | str | None = None,
     about: Mapping[str, Any] | None = None,
+    tokenizer: Any = None,
     shard_bytes: int = 1 << 28,
     progress: bool = True,
 ) -> Kept:
@@ -80,8 +81,10 @@ def cache(
         batches have none, or None: whole rows, which then all have one length.
       compile, precision, device: of the teacher, as in `train_step`. The bits are those of a step
         with the same options.
-      about: JSON to write into the header (the tokenizer, the template); on the next call it has
-        to be the same.
+      about: JSON to write into the header; on the next call it has to be the same.
+      tokenizer: that made the samples. Its vocabulary, rules, special tokens and chat template are
+        written into the header as digests, and one that differs is refused, here and by
+        `Kept.verify_tokenizer`.
       shard_bytes: size of a file.
       progress: show a progress bar.
 
@@ -107,6 +110,9 @@ def cache(
       (6, ['teacher.logits'])
     """
     plan = _planned(objective, keep or {})
+    told = dict(about or {})
+    if tokenizer is not None:
+        told["tokenizer"] = describe_tokenizer(tokenizer)
     teacher = functools.partial(Teacher, objective, precision=precision, device=device)
     folder = Path(folder)
     make_folder(folder)
@@ -115,7 +121,7 @@ def cache(
         for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if build is None:
                 found = _found(objective, plan, batch, key, mask, teacher)
-                header = _header(objective, found, precision, about or {})
+                header = _header(objective, found, precision, told)
                 run = teacher(found.computed, compile=compile)
                 build = Build(objective, found, run, folder, header, shard_bytes)
             build.add(batch, index)

@@ -66,6 +66,34 @@ def _module_of(x: Any) -> str | None:
     return spec.name if spec is not None else Path(file).stem if file else name
 
 
+def describe_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    """A tokenizer as JSON: its class, and digests of its vocabulary, of what it does besides (where
+    it can say so), of its special tokens and of its chat template.
+
+    Raises:
+      SourceError: it has no vocabulary.
+    """
+    vocabulary = getattr(tokenizer, "get_vocab", None)
+    if vocabulary is None:
+        raise SourceError(
+            f"cache: tokenizer is a {type(tokenizer).__name__}; one with get_vocab() is expected, "
+            "such as those of transformers and tokenizers. Say what you know of others in about=."
+        )
+    words: dict[str, int] = vocabulary()
+    fast = getattr(tokenizer, "backend_tokenizer", tokenizer)
+    rules = fast.to_str() if hasattr(fast, "to_str") else ""
+    template = getattr(tokenizer, "chat_template", None)
+    special = getattr(tokenizer, "special_tokens_map", {})
+    return {
+        "class": type(tokenizer).__name__,
+        "size": len(words),
+        "vocabulary": short(sorted(words.items())),
+        "rules": short(json.loads(rules) if rules else None),
+        "special": {name: str(token) for name, token in sorted(special.items())},
+        "chat_template": None if template is None else short(template),
+    }
+
+
 def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

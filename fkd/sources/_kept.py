@@ -22,7 +22,7 @@ from fkd.loops._files import digest
 
 from ._errors import DamagedSourceError, MissError, SourceError
 from ._header import NAME, Header, read_header
-from ._identity import describe_model, identity
+from ._identity import describe_model, describe_tokenizer, identity
 from ._rows import Form, Samples
 from ._source import AttachedCollate, attach
 from ._store import ShardReader, form_of
@@ -139,6 +139,21 @@ class Kept:
                 continue
             refuse_difference(f"the cache {self.folder}", {name: saved},
                               {name: describe_model(model)})  # fmt: skip
+
+    def verify_tokenizer(self, tokenizer: Any) -> None:
+        """Compare a tokenizer with the one that the cache was made with.
+
+        Raises:
+          SourceError: they differ (says in what), or the cache was made without one.
+        """
+        saved = self.header.about.get("tokenizer")
+        if saved is None:
+            raise SourceError(
+                f"the cache {self.folder} does not say which tokenizer it was made with. Make it "
+                "with cache(..., tokenizer=tokenizer)."
+            )
+        refuse_difference(f"the cache {self.folder}", {"tokenizer": saved},
+                          {"tokenizer": describe_tokenizer(tokenizer)})  # fmt: skip
 
     def like(self, batch: Batch, values: Mapping[str, Any]) -> dict[str, Any]:
         """Live values as they would be given by the cache, padding and dtypes included; of what is

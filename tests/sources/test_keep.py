@@ -218,6 +218,33 @@ def test_evaluation_from_it(tmp_path):
         assert values["agreement"] == whole["agreement"]
 
 
+class Words:
+    def __init__(self, words, template=None):
+        self.words, self.chat_template = words, template
+
+    def get_vocab(self):
+        return {word: i for i, word in enumerate(self.words)}
+
+
+def test_another_tokenizer_or_template_is_refused(tmp_path):
+    def make(tokenizer):
+        return cache(kd(), loader(rows()), tmp_path, tokenizer=tokenizer, progress=False)
+
+    kept = make(Words("abc", "{{ x }}"))
+    kept.verify_tokenizer(Words("abc", "{{ x }}"))
+    make(Words("abc", "{{ x }}"))
+    for other, what in ((Words("abd", "{{ x }}"), "vocabulary"), (Words("abc", "x"), "template")):
+        with pytest.raises(SourceError, match=what):
+            kept.verify_tokenizer(other)
+        with pytest.raises(SourceError, match=what):
+            make(other)
+    with pytest.raises(SourceError, match="get_vocab"):
+        make("bert-base-uncased")
+    without = cache(kd(), loader(rows()), tmp_path / "b", progress=False)
+    with pytest.raises(SourceError, match="does not say which tokenizer"):
+        without.verify_tokenizer(Words("abc"))
+
+
 @pytest.mark.compile
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # Inductor's own imports
 def test_a_compiled_step_and_a_compiled_teacher(tmp_path):

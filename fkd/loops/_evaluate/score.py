@@ -7,12 +7,16 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 
+from fkd._errors import ObjectiveError
 from fkd._objective.apply import modules_of
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
-from fkd._objective.program import Parts, Program
+from fkd._objective.plan import Plan
+from fkd._objective.problems import read_problems
+from fkd._objective.program import Parts, Program, make_program, read_models
 from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
+from fkd._refs.refs import Ref
 from fkd._trees import map_tensors
 from fkd._types import Batch, Scalars
 from fkd.parallel._shards import cutting_of
@@ -66,7 +70,7 @@ class Forward(Generic[Knobs]):
         self, state: State, batches: Iterable[Batch], rank: int, size: int
     ) -> Iterator[tuple[Any, int]]:
         """The results of every `size`-th batch from number `rank` on, with its number."""
-        device = device_of(state.trainable)
+        device = device_of(state.trainable or state.frozen)
         knobs, copy = self.knobs(state.step, device), to_device(device)
         for index, batch in enumerate(batches):
             if index % size != rank:
@@ -107,7 +111,7 @@ def autocast_of(objective: Objective, state: State) -> torch.dtype | None:
 
 def score(
     objective: Objective,
-    state: State,
+    state: State | None,
     loader: Loader,
     values: Mapping[str, Any],
     *,
@@ -125,7 +129,8 @@ def score(
 
     Args:
       objective: as trained.
-      state: the parameters; not changed.
+      state: the parameters; not changed. None: those of the modules, as for an objective that has
+        teachers only, and nothing to train.
       loader: batches, as for `fit`.
       values: by name, a ref (`teacher.logits`, `fkd.call(kl, student.logits, teacher.logits)`),
         a function of the context, or a term, which stands for the values of its loss before
@@ -156,7 +161,10 @@ def score(
         raise ValueError("score: values is empty. Give at least one: {'logits': teacher.logits}.")
     terms = {name: value for name, value in values.items() if isinstance(value, Term)}
     refs = {name: as_ref(value) for name, value in values.items() if name not in terms}
-    program = readable(objective, state).reading(terms, refs.values())
+    if state is None:
+        program, state = _untrained(objective, terms, refs.values())
+    else:
+        program = readable(objective, state).reading(terms, refs.values())
     place = program.plan.place
     bound = BoundTerms(terms, place)
     # A term of the objective goes on from its own state.
@@ -177,3 +185,20 @@ def score(
     forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
     scored = forward(state, epoch_batches(loader, state.seed, -1))
     return (map_tensors(lambda x: x.detach().cpu(), kept) for kept in scored)
+
+
+def _untrained(
+    objective: Objective, terms: Mapping[str, Term], refs: Iterable[Ref]
+) -> tuple[Program, State]:
+    """What reads the values of models that nothing trains, and their parameters as a state.
+
+    Raises:
+      ObjectiveError: a term or ref does not fit the models.
+    """
+    plan = Plan([*(ref for term in terms.values() for ref in term.refs), *refs])
+    problems = read_problems(terms, objective.models, plan.refs)
+    if problems:
+        raise ObjectiveError(problems)
+    program = make_program(plan, read_models(plan, objective.models), training=False)
+    parts = program.init()
+    return program, State(*parts[:3], {}, {}, torch.zeros(()), 0, 0)

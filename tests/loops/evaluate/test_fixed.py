@@ -8,7 +8,7 @@ from torch import nn
 
 import fkd
 from fkd import batch, frozen, student, teacher, term, trainable
-from fkd.loops import collect, evaluate, fit, train_step
+from fkd.loops import collect, evaluate, fit, score, train_step
 from fkd.loops._evaluate.fixed import FixedValues
 from fkd.losses import cross_entropy, kl, mse
 
@@ -107,6 +107,18 @@ def test_it_is_forgotten_with_the_teacher_and_kept_within_bounds():
     for _ in range(2):
         none(parts, one, cpu)
     assert Counting.calls == {3: 2}
+
+
+def test_score_of_an_objective_without_a_student():
+    goal = objective()
+    lone = fkd.Objective(dict(goal.terms), teacher=goal.models["teacher"])
+    [one] = batches(3, 1, seed=1)
+    [scored] = score(lone, None, [one], {"logits": teacher.logits})
+    step = train_step(goal, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
+    [same] = score(goal, step.init(), [one], {"logits": teacher.logits})
+    assert torch.equal(scored["logits"], same["logits"])
+    with pytest.raises(fkd.ObjectiveError, match="student"):
+        score(lone, None, [one], {"kd": goal.terms["kd"]})
 
 
 @pytest.mark.compile
