@@ -249,7 +249,9 @@ def write(lines: list[str], notes: list[str], options: argparse.Namespace) -> No
         "- What two cores mean: the student's step has one of them and the teacher, in a thread or "
         "in another process, has the other, so that at best a step takes the longer of the two "
         "times, not their sum. Whatever else runs on the machine takes from both. On one core "
-        "nothing is won; on a machine with a device for each, the teacher is free as long as it is "
+        "nothing is won, and two that take turns on it lose. A round begins with nothing ahead, so "
+        "that its first batch is waited for; on a machine with a device for each, the teacher is "
+        "free as long as it is "
         "not the slower one (`asleep`).\n"
     )
     RESULT.write_text(text, encoding="utf-8")
