@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -299,7 +300,7 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     student, teacher = args[0].shape, args[1].shape
     if len(student) != len(teacher) or student == teacher:
         return ""
-    if all(_is_logits(ref) for ref in term.args[:2]):
+    if _compares_logits(term):
         least = min(student[-1], teacher[-1])
         cut = ", ".join(f"{ref!r}[..., :{least}]" for ref in term.args[:2])
         return (
@@ -319,9 +320,15 @@ def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
     )
 
 
-def _is_logits(ref: Ref) -> bool:
-    path = output_path(ref)
-    return path is not None and path[1][-1:] == ("logits",)
+def _compares_logits(term: Term) -> bool:
+    """Whether a loss of logits is given the logits of two models. A model that returns a plain
+    tensor has `logits`, too, whatever they are."""
+    with contextlib.suppress(TypeError, ValueError):  # of a builtin
+        names = [*inspect.signature(term.loss).parameters][:2]
+        paths = [output_path(ref) for ref in term.args[:2]]
+        of_logits = all(path is not None and path[1][-1:] == ("logits",) for path in paths)
+        return of_logits and all(name.endswith("logits") for name in names)
+    return False
 
 
 def _first_line(error: Exception) -> str:

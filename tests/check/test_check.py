@@ -430,6 +430,20 @@ def test_a_width_that_differs_gets_one_hint():
     assert "fkd.module('project')(student.logits)" in problem
 
 
+@pytest.mark.plain
+def test_two_vocabularies_get_a_cut_instead_of_an_adapter():
+    objective = Objective(
+        term(kl, student.logits, teacher.logits),
+        student=trainable(nn.Linear(6, 4)),
+        teacher=frozen(nn.Linear(6, 5)),
+    )
+    with pytest.raises(ObjectiveError) as caught:
+        check(objective, torch.randn(2, 6))
+    (problem,) = caught.value.problems
+    assert "teacher.logits[..., :4]" in problem and "fkd.losses.uld" in problem
+    assert "Linear" not in problem
+
+
 def test_a_copy_is_not_shared():
     net = MLP()
     objective = Objective(logits(), student=trainable(net), teacher=frozen(copy.deepcopy(net)))

@@ -50,6 +50,7 @@ def sinkhorn_plan(
       Cuturi, Sinkhorn Distances: Lightspeed Computation of Optimal Transport,
       arXiv:1306.0895.
     """
+    floating("sinkhorn_plan", cost=cost, source_mass=source_mass, target_mass=target_mass)
     _knobs("sinkhorn_plan", epsilon, iterations)
     log_a, log_b = _log(source_mass), _log(target_mass)
     scores = -cost / epsilon

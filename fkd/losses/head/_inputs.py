@@ -22,7 +22,13 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
     if not isinstance(student.hidden, Tensor) or student.weight is None:
-        raise ValueError("head_divergence: student_hidden and student_weight must be tensors.")
+        kinds = [type(x).__name__ for x in (student.hidden, student.weight)]
+        raise ValueError(
+            f"head_divergence: student_hidden and student_weight are of {' and '.join(kinds)}; "
+            "tensors are expected. In an objective, hand the function over instead of calling it: "
+            "fkd.term(head_divergence, hidden, weight, ...) as a loss, "
+            "fkd.call(head_metrics, hidden, weight, ...) for a value."
+        )
     labels, keep = _flat_targets(
         student.hidden, student.weight, student.vocabulary, arguments.targets
     )
