@@ -363,3 +363,11 @@ def test_the_exceptions_exist():
     known = public(fkd) | public(fkd.losses)
     assert set(known) >= WITHOUT_EXAMPLE
     assert not [n for n in WITHOUT_EXAMPLE if ">>>" in (inspect.getdoc(known[n]) or "")]
+
+
+def test_no_file_has_the_marks_of_a_merge():
+    marks = tuple(mark * 7 for mark in "<>")
+    for path in sorted(ROOT.parent.rglob("*")):
+        if path.suffix in (".py", ".md", ".toml", ".yml", ".cff") and ".venv" not in path.parts:
+            lines = path.read_text(encoding="utf-8").splitlines()
+            assert not [line for line in lines if line.startswith(marks)], path
