@@ -21,14 +21,8 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     temperature, divergence = arguments.temperature, as_divergence(arguments.divergence)
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
-    if not isinstance(student.hidden, Tensor) or student.weight is None:
-        kinds = [type(x).__name__ for x in (student.hidden, student.weight)]
-        raise ValueError(
-            f"head_divergence: student_hidden and student_weight are of {' and '.join(kinds)}; "
-            "tensors are expected. In an objective, hand the function over instead of calling it: "
-            "fkd.term(head_divergence, hidden, weight, ...) as a loss, "
-            "fkd.call(head_metrics, hidden, weight, ...) for a value."
-        )
+    _expect_tensors(student)
+    assert student.hidden is not None and student.weight is not None
     labels, keep = _flat_targets(
         student.hidden, student.weight, student.vocabulary, arguments.targets
     )
@@ -63,6 +57,18 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     other = _head("teacher", teacher, keep)
     _same_vocabulary(head, other)
     return problem._replace(teacher=other)
+
+
+def _expect_tensors(student: Side) -> None:
+    """Refuse refs, and what is missing."""
+    if not (isinstance(student.hidden, Tensor) and isinstance(student.weight, Tensor)):
+        kinds = [type(x).__name__ for x in (student.hidden, student.weight)]
+        raise ValueError(
+            f"head_divergence: student_hidden and student_weight are of {' and '.join(kinds)}; "
+            "tensors are expected. In an objective, hand the function over instead of calling it: "
+            "fkd.term(head_divergence, hidden, weight, ...) as a loss, "
+            "fkd.call(head_metrics, hidden, weight, ...) for a value."
+        )
 
 
 def _expect_known(problem: Problem, teacher: Side, known: SparseDistribution) -> None:
