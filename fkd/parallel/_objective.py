@@ -27,7 +27,7 @@ from fkd._objective.program import Parts, Pass, make_program
 from fkd._refs.derived import Function
 from fkd._refs.refs import Context, Param, node, walk
 from fkd._trees import map_tensors
-from fkd._types import Scalars
+from fkd._types import Scalars, TensorBatch
 
 from ._layout import gathering_again
 from ._norm import batch_norms, over_ranks, presence
@@ -44,7 +44,7 @@ class Share(NamedTuple):
       rows: how many examples each rank has.
     """
 
-    batch: Any
+    batch: TensorBatch
     rows: Rows
 
 

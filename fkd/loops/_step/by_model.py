@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, TypeVar
+from typing import TypeAlias, TypeVar
 
 from fkd._errors import listing, nearest
 from fkd._objective.apply import trainable_parameters
@@ -178,7 +178,7 @@ def clips_of(given: float | ByModel[float] | None, trainable: Names) -> dict[Nam
 
 
 def rates_of(
-    given: Schedule | ByModel[Schedule] | None, optimizers: Mapping[Names, Any], trainable: Names
+    given: Schedule | ByModel[Schedule] | None, optimizers: Mapping[Names, object], trainable: Names
 ) -> dict[Names, Schedule]:
     """The schedules of learning rates, by the models of an optimizer.
 

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
@@ -32,7 +32,7 @@ class Combined:
         self.combination = combine if isinstance(combine, Combination) else together(combine)
         self.groups = _groups(self.combination.groups, objective.weighted)
 
-    def init(self, trainable: Params) -> Any:
+    def init(self, trainable: Params) -> object:
         """What the combination remembers before the first step."""
         return self.combination.init(trainable, list(self.groups))
 
@@ -44,8 +44,8 @@ class Combined:
         ]
 
     def __call__(
-        self, new: Gradients, trainable: Params, state: Any
-    ) -> tuple[list[Tensor], Any, dict[str, Tensor]]:
+        self, new: Gradients, trainable: Params, state: object
+    ) -> tuple[list[Tensor], object, dict[str, Tensor]]:
         """The combined gradient, flat; the new state; and the norm of each group's gradient.
 
         Args:
@@ -68,7 +68,7 @@ class Combined:
         return torch.stack([new.weights[n] * new.means[n].value for n in names]).sum()
 
 
-def _norm(tensors: Any) -> Tensor:
+def _norm(tensors: Iterable[Tensor]) -> Tensor:
     return torch.stack([x.float().square().sum() for x in tensors]).sum().sqrt()
 
 
@@ -83,7 +83,9 @@ def _entry(combined: Gradient, model: str, name: str, parameter: Tensor) -> Tens
     return held[name].to(parameter.dtype)
 
 
-def _groups(given: Any, terms: Sequence[str]) -> dict[str, tuple[str, ...]]:
+def _groups(
+    given: Mapping[str, Sequence[str]] | None, terms: Sequence[str]
+) -> dict[str, tuple[str, ...]]:
     """The terms of each group; terms that no group names are one of their own."""
     if given is None:
         return {name: (name,) for name in terms}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from math import nan
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias, cast
 
 import torch
 from torch import Tensor
@@ -215,12 +215,13 @@ class Graphs:
             for _ in params
         ]
 
-    def share_of(self, batches: Sequence[Any], like: Tensor) -> Tensor | None:
+    def share_of(self, batches: Sequence[TensorBatch | Share], like: Tensor) -> Tensor | None:
         """`[]`, which part of the examples of some shares this rank has."""
         if self.over is None:
             return None
-        own = sum(batch.rows[self.over.ranks.rank] for batch in batches)
-        every = sum(sum(batch.rows) for batch in batches)
+        shares = cast(Sequence[Share], batches)
+        own = sum(share.rows[self.over.ranks.rank] for share in shares)
+        every = sum(sum(share.rows) for share in shares)
         return torch.full_like(like, own / every)
 
 

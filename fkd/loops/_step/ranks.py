@@ -14,6 +14,7 @@ from fkd._trees import map_tensors
 from fkd._types import TensorBatch
 from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
+from fkd.parallel._ranks import Ranks
 from fkd.parallel._relating import Relations, relations
 from fkd.parallel._shards import cutting, whole
 from fkd.parallel._world import World, world_of
@@ -37,7 +38,7 @@ class Together:
         self.cutting = None if axis is None else cutting(objective, mesh, axis, sent)
 
     @property
-    def ranks(self) -> Any:
+    def ranks(self) -> Ranks:
         """Those among which the examples of each batch are divided."""
         return self.axes.ranks
 

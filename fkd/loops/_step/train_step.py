@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import Any, Literal
+from typing import Literal, cast
 
 import torch
 from torch import nn
@@ -179,11 +179,13 @@ class TrainStep:
         )
         return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
 
-    def _shape(self, batch: Any) -> Hashable:
+    def _shape(self, batch: TensorBatch | list[Share]) -> Hashable:
         """What the step is compiled for."""
-        return signature(batch) if self.together is None else share_signature(batch)
+        if self.together is None:
+            return signature(cast(TensorBatch, batch))
+        return share_signature(cast(list[Share], batch))
 
-    def _first(self, batch: Any) -> None:
+    def _first(self, batch: TensorBatch | list[Share]) -> None:
         """What is looked at before anything is compiled."""
         if self.together is None:
             check(self.objective, batch)
@@ -199,7 +201,7 @@ class TrainStep:
         updated: Names,
         parts: Parts,
         scalars: Scalars,
-        batch: Any,
+        batch: TensorBatch | list[Share],
         seed: int,
         combine_state: object,
         replayed: bool,
@@ -207,9 +209,11 @@ class TrainStep:
         if updated not in self._graphs:
             self._graphs[updated] = self._graphs_of(updated)
         graphs = self._graphs[updated]
-        batches: Any = batch
-        if self.together is None:
-            batches = [batch] if self.accumulate == 1 else split(batch, self.accumulate)
+        if self.together is not None:
+            batches = cast(list[Share], batch)
+        else:
+            one = cast(TensorBatch, batch)
+            batches = [one] if self.accumulate == 1 else split(one, self.accumulate)
         if self.accumulate == 1:
             return graphs.whole(parts, scalars, batches[0], combine_state)
         keep = copied if replayed else _same
