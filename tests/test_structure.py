@@ -371,3 +371,11 @@ def test_no_file_has_the_marks_of_a_merge():
         if path.suffix in (".py", ".md", ".toml", ".yml", ".cff") and ".venv" not in path.parts:
             lines = path.read_text(encoding="utf-8").splitlines()
             assert not [line for line in lines if line.startswith(marks)], path
+
+
+def test_protocols_can_be_checked_at_run_time():
+    for tree in TREES.values():
+        classes = [n for n in ast.walk(tree) if isinstance(n, ast.ClassDef)]
+        protocols = [c for c in classes if "Protocol" in map(ast.unparse, c.bases)]
+        for protocol in protocols:
+            assert "runtime_checkable" in map(ast.unparse, protocol.decorator_list), protocol.name

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -28,6 +28,7 @@ from .apply import (
 from .plan import Attempt, Given, Plan, value_of
 
 
+@runtime_checkable
 class Rewrite(Protocol):
     """How models run otherwise than they are, over several ranks for one."""
 
