@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import floating, positive
+from .._shared.checks import classes_last, floating, positive
 from .._shared.masks import soften, upcast
 
 
@@ -62,6 +62,7 @@ def top_k(
       Anshumann et al., arXiv:2503.16870.
     """
     floating("top_k", teacher_logits=teacher_logits)
+    classes_last("top_k", None, teacher_logits=teacher_logits)
     positive("top_k", temperature=temperature)
     if not 1 <= k <= teacher_logits.shape[-1]:
         raise ValueError(
@@ -108,6 +109,7 @@ def sample(
       arXiv:2503.16870.
     """
     floating("sample", teacher_logits=teacher_logits, uniform=uniform)
+    classes_last("sample", None, teacher_logits=teacher_logits)
     positive("sample", proposal=proposal, temperature=temperature)
     if uniform.shape[:-1] != teacher_logits.shape[:-1]:
         raise ValueError(

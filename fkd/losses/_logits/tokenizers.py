@@ -138,7 +138,13 @@ def token_log_probs(
       >>> token_log_probs(torch.zeros(2, 4), torch.tensor([1, -100])).exp()
       tensor([0.2500, 1.0000])
     """
+    floating("token_log_probs", logits=logits)
     positive("token_log_probs", temperature=temperature)
+    if ids.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"token_log_probs: ids {tuple(ids.shape)} must be the leading shape of logits "
+            f"{tuple(logits.shape)}: one token at each position."
+        )
     counts = ids >= 0
     z = soften(fill(logits, where=counts)[0], temperature)
     chosen = F.log_softmax(z, dim=-1).gather(-1, ids.clamp(min=0).long().unsqueeze(-1))

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, floating, one_of
+from .._shared.checks import between, classes_last, floating, one_of
 from .._shared.labels import check_labels
 from .._shared.masks import upcast
 
@@ -42,6 +42,7 @@ def standardize(
       Sun et al., Logit Standardization in Knowledge Distillation, arXiv:2403.01427.
     """
     floating("standardize", logits=logits)
+    classes_last("standardize", None, logits=logits)
     excluded = logits.isneginf()
     z = upcast(logits).masked_fill(excluded, 0.0)
     count = (~excluded).sum(-1, keepdim=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import covers, floating, positive
+from .._shared.checks import classes_last, covers, floating, positive
 from .._shared.geometry import unit
 from .._shared.masks import fill, keep, upcast
 from .._shared.softmax import softened
@@ -86,6 +86,7 @@ def cwsm_temperature(
       Wen et al., arXiv:1911.07471.
     """
     floating("cwsm_temperature", student_logits=student_logits)
+    classes_last("cwsm_temperature", where, student_logits=student_logits)
     positive("cwsm_temperature", base=base)
     covers("cwsm_temperature", where, student_logits.shape[:-1])
     (s,) = fill(student_logits, where=where)
