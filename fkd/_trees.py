@@ -35,10 +35,11 @@ def map_pairs(fn: Callable[[Any, Any], Any], tree: T, other: object) -> T:
 
 def sizes(tree: Mapping[str, Any]) -> str:
     """What a tree holds, in a few words for a `repr`: `{student: 12 tensors of 3,410 numbers}`."""
-    return "{" + ", ".join(f"{name}: {_size(part)}" for name, part in tree.items()) + "}"
+    return "{" + ", ".join(f"{name}: {size(part)}" for name, part in tree.items()) + "}"
 
 
-def _size(tree: Any) -> str:
+def size(tree: Any) -> str:
+    """How many tensors a tree holds, and how many numbers in all."""
     leaves: list[Any] = optree.tree_leaves(tree)
     tensors = [x for x in leaves if isinstance(x, Tensor)]
     return f"{len(tensors)} tensors of {sum(x.numel() for x in tensors):,} numbers"

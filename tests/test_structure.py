@@ -169,7 +169,7 @@ def test_no_two_files_import_each_other():
 
 FLOORS = {
     "fkd": [
-        {"_arguments", "_errors", "_mean", "_sparse", "_trees", "_types", "_version"}
+        {"_arguments", "_errors", "_mean", "_notebook", "_sparse", "_trees", "_types", "_version"}
         | {"metrics", "schedules"},
         {"_refs"},
         {"_objective"},

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import html
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
+from .._notebook import html_paragraph, html_table
 from .._objective.apply import trainable_parameters
 from .._objective.objective import Objective
 from .._refs.refs import roots
@@ -45,15 +45,8 @@ class CheckReport:
 
     def _repr_html_(self) -> str:
         heads = [f.name for f in fields(Row)]
-        lines = [_cells("th", heads)]
-        lines += [_cells("td", [getattr(row, h) for h in heads]) for row in self.rows]
-        models = "<br>".join(map(html.escape, self.models))
-        return f"<table>{''.join(lines)}</table><p>{models}</p>"
-
-
-def _cells(tag: str, texts: Sequence[str]) -> str:
-    cells = (f'<{tag} style="text-align: left">{html.escape(text)}</{tag}>' for text in texts)
-    return f"<tr>{''.join(cells)}</tr>"
+        rows = ([getattr(row, h) for h in heads] for row in self.rows)
+        return html_table(heads, rows) + html_paragraph(self.models)
 
 
 def model_lines(objective: Objective) -> Iterator[str]:

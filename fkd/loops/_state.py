@@ -7,8 +7,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from fkd._notebook import html_paragraph, html_table
 from fkd._objective.program import Parts
-from fkd._trees import sizes
+from fkd._trees import size, sizes
 from fkd._types import Params
 from fkd.parallel._shards import locals_of
 
@@ -46,6 +47,12 @@ class State(NamedTuple):
         trees["loss_state"] = sizes(self.loss_state)
         shown = ", ".join(f"{name}={text}" for name, text in trees.items())
         return f"State(step={self.step}, seed={self.seed}, {shown})"
+
+    def _repr_html_(self) -> str:
+        trees = {n: getattr(self, n) for n in ("trainable", "frozen", "buffers", "loss_state")}
+        rows = [[n, m, size(part)] for n, tree in trees.items() for m, part in tree.items()]
+        rows.append(["optimizer", "", f"of {len(self.optimizer)} parameters"])
+        return html_table(["part", "model", "holds"], rows) + html_paragraph([repr(self)])
 
     @property
     def parts(self) -> Parts:

@@ -8,6 +8,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from fkd._notebook import html_frame
+
 from .._files import replace_file
 
 
@@ -156,6 +158,9 @@ class ReportCard:
         from .plots import card_page
 
         return card_page(self)
+
+    def _repr_html_(self) -> str:
+        return html_frame(self.html())
 
     def save(self, path: str | os.PathLike[str]) -> Path:
         """Write it.

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
+from fkd._notebook import html_paragraph, html_table
+
 from .._state import State
 
 
@@ -58,6 +60,16 @@ class Result(NamedTuple):
         best = "" if self.best is None else f", best={self.best:.4g} at step {self.best_step}"
         evaluated = f"{len(self.evaluations)} evaluations{best}"
         return f"Result(step={self.state.step}, {evaluated}, message={self.message!r})"
+
+    def _repr_html_(self) -> str:
+        names = list(dict.fromkeys(name for one in self.evaluations for name in one))
+        rows = ([_number(one.get(name)) for name in names] for one in self.evaluations)
+        table = html_table(names, rows) if names else ""
+        return table + html_paragraph([repr(self), repr(self.state)])
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
 
 
 def _numbers(values: Mapping[str, float], *, most: int = 6) -> str:
