@@ -252,8 +252,8 @@ def stages(run: Mapping[str, Stage]) -> Stages:
       ...     return fkd.loops.train_step(
       ...         objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False
       ...     )
-      >>> both = stages({"first": fkd.stages.stage(step(mse), steps=2),
-      ...                "then": fkd.stages.stage(step(kl))})
+      >>> both = fkd.stages.stages({"first": fkd.stages.stage(step(mse), steps=2),
+      ...                           "then": fkd.stages.stage(step(kl))})
       >>> [both.stage_at(i) for i in range(4)], both
       (['first', 'first', 'then', 'then'], Stages(first from step 0, then from step 2))
     """
