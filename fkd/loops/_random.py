@@ -55,7 +55,8 @@ def seeded(seed: int, device: torch.device, *, host: bool = True) -> Generator[N
         code (SpecAugment, stochastic depth). Saving and restoring them costs about 0.1 ms;
         code that was compiled cannot draw from them.
     """
-    with _turn(), _host_seeded(seed) if host else contextlib.nullcontext():
+    _wait_for_turn()  # one context, not three: the host's time counts in every step
+    try:
         generators = [torch.default_generator]
         if device.type == "cuda":
             generators.append(torch.cuda.default_generators[device.index or 0])
@@ -63,10 +64,16 @@ def seeded(seed: int, device: torch.device, *, host: bool = True) -> Generator[N
         for generator in generators:
             generator.manual_seed(seed)
         try:
-            yield
+            if host:
+                with _host_seeded(seed):
+                    yield
+            else:
+                yield
         finally:
             for generator, state in zip(generators, before, strict=True):
                 generator.set_state(state)
+    finally:
+        _TURN.release()
 
 
 @contextlib.contextmanager
@@ -81,9 +88,8 @@ def _host_seeded(seed: int) -> Generator[None]:
         np.random.set_state(numpy)
 
 
-@contextlib.contextmanager
-def _turn() -> Generator[None]:
-    """The only thread that draws random numbers."""
+def _wait_for_turn() -> None:
+    """Become the only thread that draws random numbers, until `_TURN` is released."""
     if not _TURN.acquire(timeout=_PATIENCE):
         _LOG.warning(
             "%s has waited %g s for another thread, which uses the random generators of the "
@@ -92,7 +98,3 @@ def _turn() -> Generator[None]:
             *(threading.current_thread().name, _PATIENCE),
         )
         _TURN.acquire()
-    try:
-        yield
-    finally:
-        _TURN.release()

@@ -13,7 +13,6 @@ from fkd._objective.apply import Model
 from .._state import State
 
 
-@torch.no_grad()
 def follow(
     models: Mapping[str, Model],
     state: State,
@@ -31,10 +30,20 @@ def follow(
       updated: the trainable models that this step updates; a model that follows another one
         stands still with it.
     """
+    followers = {n: m for n, m in models.items() if m.kind == "ema" and m.of in updated}
+    if followers:  # the host's time counts in every step
+        with torch.no_grad():
+            _follow(followers, state, scalars, finite)
+
+
+def _follow(
+    followers: Mapping[str, Model],
+    state: State,
+    scalars: Mapping[str, Tensor],
+    finite: Tensor,
+) -> None:
     done = finite.to(torch.get_default_dtype())
-    for name, model in models.items():
-        if model.kind != "ema" or model.of not in updated:
-            continue
+    for name, model in followers.items():
         # 1 - decay, and 0 where the update was left out: nothing here is sent to the device.
         decay = scalars.get(f"{name}/decay", cast(float, model.decay))
         share = done - done * decay

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
@@ -39,13 +41,16 @@ class Handles:
 
     def parts(self, state: State) -> Parts:
         """What the objective is a function of, with leaves in place of the trainable tensors."""
-        return Parts(self.leaves, self.here(state).frozen, state.buffers, state.loss_state)
+        return Parts(self.leaves, self._frozen_here(state), state.buffers, state.loss_state)
 
     def here(self, state: State) -> State:
         """The state, with the rows of this rank where a tensor is cut over several."""
+        return state._replace(trainable=self._local[0], frozen=self._frozen_here(state))
+
+    def _frozen_here(self, state: State) -> dict[str, dict[str, Tensor]]:
         if state.frozen is not self._frozen:
             self._frozen, self._local = state.frozen, (self._local[0], locals_of(state.frozen))
-        return state._replace(trainable=self._local[0], frozen=self._local[1])
+        return self._local[1]
 
     def fit(self, state: State) -> bool:
         """Whether these are the handles of a state."""
@@ -67,14 +72,23 @@ class HandlesByState:
     def __init__(self, make_optimizer: MakeOptimizer | Optimizers) -> None:
         self._make_optimizer = make_optimizer
         self._by_state: WeakIdKeyDictionary = WeakIdKeyDictionary()
+        self._last: tuple[weakref.ref[Tensor], weakref.ref[Handles]] | None = None
 
     def of(self, state: State) -> Handles:
         """The handles of a state, made at its first use."""
-        handles: Handles | None = self._by_state.get(state.skipped)
+        handles = self._known(state.skipped)
         if handles is None or not handles.fit(state):
             handles = Handles(self._make_optimizer, state)
             self._by_state[state.skipped] = handles
+        if self._last is None or self._last[1]() is not handles:
+            self._last = weakref.ref(state.skipped), weakref.ref(handles)
         return handles
+
+    def _known(self, skipped: Tensor) -> Handles | None:
+        """The handles kept for a state; those of the last one are at hand."""
+        if self._last is not None and self._last[0]() is skipped:
+            return self._last[1]()
+        return self._by_state.get(skipped)
 
 
 def _refuse_matrices(updater: Updaters) -> None:
