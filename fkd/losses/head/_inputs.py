@@ -22,7 +22,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
     _expect_tensors(student)
-    assert student.hidden is not None and student.weight is not None
+    assert isinstance(student.hidden, Tensor) and student.weight is not None
     labels, keep = _flat_targets(
         student.hidden, student.weight, student.vocabulary, arguments.targets
     )
