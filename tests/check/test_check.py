@@ -416,30 +416,29 @@ def test_every_trainable_leaf_gets_a_gradient_or_is_named():
     assert not set(kept.init().trainable["student"]) & set(lost)
 
 
-@pytest.mark.plain
-def test_a_width_that_differs_gets_one_hint():
+def problem_of_two_widths(loss) -> str:
+    """What is said of a loss between 4 and 5 numbers a row."""
     objective = Objective(
-        term(mse, student.logits, teacher.logits),
+        term(loss, student.logits, teacher.logits),
         student=trainable(nn.Linear(6, 4)),
         teacher=frozen(nn.Linear(6, 5)),
     )
     with pytest.raises(ObjectiveError) as caught:
         check(objective, torch.randn(2, 6))
     (problem,) = caught.value.problems
+    return problem
+
+
+@pytest.mark.plain
+def test_a_width_that_differs_gets_one_hint():
+    problem = problem_of_two_widths(mse)
     assert problem.count("torch.nn.Linear(4, 5)") == 1 == problem.count("fkd.trainable")
     assert "fkd.module('project')(student.logits)" in problem
 
 
 @pytest.mark.plain
 def test_two_vocabularies_get_a_cut_instead_of_an_adapter():
-    objective = Objective(
-        term(kl, student.logits, teacher.logits),
-        student=trainable(nn.Linear(6, 4)),
-        teacher=frozen(nn.Linear(6, 5)),
-    )
-    with pytest.raises(ObjectiveError) as caught:
-        check(objective, torch.randn(2, 6))
-    (problem,) = caught.value.problems
+    problem = problem_of_two_widths(kl)
     assert "teacher.logits[..., :4]" in problem and "fkd.losses.uld" in problem
     assert "Linear" not in problem
 

@@ -31,7 +31,7 @@ from .._state import State
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, readable
-from .stateful import Stateful, accumulated
+from .stateful import StatefulMetric, accumulated
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,7 +47,7 @@ Metric: TypeAlias = Term | Collect | Callable[[Context], Any]
 returns one value for each example (or a `Mean`)."""
 
 
-def collect(fn: Callable[..., float | Mapping[str, float]] | Stateful, *refs: Any) -> Collect:
+def collect(fn: Callable[..., float | Mapping[str, float]] | StatefulMetric, *refs: Any) -> Collect:
     """A metric of the whole data set.
 
     Args:
@@ -63,7 +63,7 @@ def collect(fn: Callable[..., float | Mapping[str, float]] | Stateful, *refs: An
     """
     if not refs:
         raise ValueError("collect: no refs. Say what the metric reads: collect(fn, ref, ...).")
-    function = accumulated(fn) if isinstance(fn, Stateful) else fn
+    function = accumulated(fn) if isinstance(fn, StatefulMetric) else fn
     return Collect(function, tuple(map(as_ref, refs)))
 
 

@@ -9,7 +9,7 @@ import torch
 
 
 @runtime_checkable
-class Stateful(Protocol):
+class StatefulMetric(Protocol):
     """What every metric of torchmetrics can do."""
 
     def reset(self) -> Any:
@@ -25,7 +25,7 @@ class Stateful(Protocol):
         ...
 
 
-def accumulated(metric: Stateful) -> Callable[..., float | Mapping[str, float]]:
+def accumulated(metric: StatefulMetric) -> Callable[..., float | Mapping[str, float]]:
     """The metric as a function of lists of values, one for each batch.
 
     A value with several elements, such as one for each class, is given by their numbers.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeAlias
 
 import torch
@@ -14,7 +14,7 @@ from fkd._objective.reach import Backward, backward_passes
 from fkd._types import Params
 from fkd.gradients import Combination, Gradient, together
 
-from .gradient import Gradients, by_names
+from .gradient import Gradients, by_names, plain_norm
 
 Combine: TypeAlias = Combination | Callable[[Mapping[str, Gradient]], Gradient]
 """A combination, or a plain function `{term: gradient} -> gradient`."""
@@ -59,17 +59,13 @@ class Combined:
         combined, state = self.combination(gradients, losses, state)
         flat = [_entry(combined, m, n, p) for m, held in trainable.items() for n, p in held.items()]
         norms = {
-            f"term_grad_norm/{group}": _norm(x for held in g.values() for x in held.values())
+            f"term_grad_norm/{group}": plain_norm([x for held in g.values() for x in held.values()])
             for group, g in gradients.items()
         }
         return flat, state, norms
 
     def _loss(self, names: Sequence[str], new: Gradients) -> Tensor:
         return torch.stack([new.weights[n] * new.means[n].value for n in names]).sum()
-
-
-def _norm(tensors: Iterable[Tensor]) -> Tensor:
-    return torch.stack([x.float().square().sum() for x in tensors]).sum().sqrt()
 
 
 def _entry(combined: Gradient, model: str, name: str, parameter: Tensor) -> Tensor:

@@ -138,7 +138,7 @@ def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[
         (from 1.8e19 on), which an optimizer could not compute either.
     """
     flat = iter(grads)
-    norm = _wide_norm if wide else _plain_norm
+    norm = _wide_norm if wide else plain_norm
     return {name: norm([next(flat) for _ in params]) for name, params in trainable.items()}
 
 
@@ -149,7 +149,8 @@ def total_norm(norms: Mapping[str, Tensor]) -> Tensor:
     return (each / greatest).square().sum().sqrt() * greatest
 
 
-def _plain_norm(grads: Sequence[Tensor]) -> Tensor:
+def plain_norm(grads: Sequence[Tensor]) -> Tensor:
+    """`[]`, the norm over some tensors, in float32."""
     return torch.stack([grad.float().square().sum() for grad in grads]).sum().sqrt()
 
 

@@ -29,12 +29,13 @@ class Handles:
     def __init__(self, make_optimizer: MakeOptimizer | Optimizers, state: State) -> None:
         self._tensors = _tensors_of(state)
         self._frozen = state.frozen
-        self._local = locals_of(state.trainable), locals_of(state.frozen)
+        self._local = locals_of(state.trainable)
+        self._local_frozen = locals_of(state.frozen)
         self.leaves = {
             model: {name: p.detach().requires_grad_() for name, p in params.items()}
-            for model, params in self._local[0].items()
+            for model, params in self._local.items()
         }
-        self.updater = Updaters(make_optimizer, self._local[0], state.optimizer)
+        self.updater = Updaters(make_optimizer, self._local, state.optimizer)
         if cutting_of(state.trainable) is not None:
             _refuse_matrices(self.updater)
         self.marked = False
@@ -45,12 +46,12 @@ class Handles:
 
     def here(self, state: State) -> State:
         """The state, with the rows of this rank where a tensor is cut over several."""
-        return state._replace(trainable=self._local[0], frozen=self._frozen_here(state))
+        return state._replace(trainable=self._local, frozen=self._frozen_here(state))
 
     def _frozen_here(self, state: State) -> dict[str, dict[str, Tensor]]:
         if state.frozen is not self._frozen:
-            self._frozen, self._local = state.frozen, (self._local[0], locals_of(state.frozen))
-        return self._local[1]
+            self._frozen, self._local_frozen = state.frozen, locals_of(state.frozen)
+        return self._local_frozen
 
     def fit(self, state: State) -> bool:
         """Whether these are the handles of a state."""

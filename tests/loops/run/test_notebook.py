@@ -10,12 +10,7 @@ from fkd.losses import kl
 
 
 def test_a_result_and_its_state_are_tables() -> None:
-    objective = Objective(
-        {"kd": term(kl, student.logits, teacher.logits)},
-        student=trainable(torch.nn.Linear(4, 3)),
-        teacher=frozen(torch.nn.Linear(4, 3)),
-    )
-    step = fkd.loops.train_step(objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
+    step = _step()
     data = [torch.randn(2, 4) for _ in range(2)]
     result = fkd.loops.run(step, step.init(), data, epochs=2, dev=data)
     page = result._repr_html_()
@@ -27,15 +22,14 @@ def test_a_result_and_its_state_are_tables() -> None:
 
 
 def test_names_are_escaped() -> None:
-    result = fkd.loops.Result(_empty(), ({"<b>": 1.0},), None, None, "<script>")
+    result = fkd.loops.Result(_step().init(), ({"<b>": 1.0},), None, None, "<script>")
     assert "<b>" not in result._repr_html_() and "<script>" not in result._repr_html_()
 
 
-def _empty() -> fkd.loops.State:
+def _step() -> fkd.loops.TrainStep:
     objective = Objective(
         {"kd": term(kl, student.logits, teacher.logits)},
         student=trainable(torch.nn.Linear(4, 3)),
         teacher=frozen(torch.nn.Linear(4, 3)),
     )
-    step = fkd.loops.train_step(objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
-    return step.init()
+    return fkd.loops.train_step(objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
