@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import collections
 import warnings
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, wait
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,50 +18,83 @@ from fkd._refs.refs import Ref
 from fkd._trees import map_tensors
 from fkd._types import Batch
 from fkd.loops._data.batch import normalised
-from fkd.loops._files import digest, discard
+from fkd.loops._files import discard
 from fkd.loops._state import device_of
 
 from ._errors import SourceError
 from ._header import Header, read_header, write_header
 from ._keep import DRAWS, seeds_of
-from ._kept import Kept, refuse_difference, replaced_padding
+from ._kept import refuse_difference, replaced_padding
 from ._live import Teacher
+from ._parts import Meeting, Share, is_whole, keys_of, part_header
 from ._probe import Found
 from ._rows import Form, Samples
 from ._store import Record, Shard, write_shard
 from ._structure import rebuilt, structure_of
+from ._workers import Workers
+
+BEHIND = 2
+"""How many batches the writing may be behind the teacher."""
+
+
+class Place(NamedTuple):
+    """Where a cache is made.
+
+    Attributes:
+      folder: of the cache.
+      share: of this process.
+      shard_bytes: size of a file.
+    """
+
+    folder: Path
+    share: Share
+    shard_bytes: int
 
 
 class Build:
-    """A cache that is being made."""
+    """A cache that is being made, by this process or by several.
+
+    The teacher runs in the thread of the caller. What it says is cut into samples, hashed and
+    written in a thread beside it, a few batches behind.
+    """
 
     def __init__(
         self,
         objective: Objective,
         found: Found,
         teacher: Teacher,
-        folder: Path,
         header: Header,
-        shard_bytes: int,
+        place: Place,
     ) -> None:
-        self.objective, self.found, self.teacher = objective, found, teacher
-        self.folder, self.shard_bytes = folder, shard_bytes
-        self.header = _resumed(folder, header)
+        self.objective, self.found, self.teacher, self.place = objective, found, teacher, place
+        self.header, damaged = _resumed(place, header)
+        self.meeting = Meeting(place.folder, place.share, damaged)
         self.pending: list[Record] = []
         self.bytes = 0
         self.tried = self.padding_seen = False
-        self.done: set[bytes] = set()
-        if self.header.shards:
-            write_header(folder, self.header)
-            self.done = {k.tobytes() for s in Kept(folder).shards for k in s.keys}
+        kept = [shard for shard in self.header.shards if shard not in damaged]
+        self.done = keys_of(place.folder, self.header._replace(shards=kept))
+        own = [shard for shard in kept if shard.file.startswith(place.share.place)]
+        self.header = self.header._replace(shards=own)
+        self.seen: set[bytes] = set()
+        self._writer = Workers(1, "fkd cache")
+        self._failed = False  # after which nothing more is written
+        self._behind: collections.deque[Future[None]] = collections.deque()
+        if own:
+            self._write_header()
 
     def add(self, batch: Batch, index: int) -> None:
         """The samples of a batch that are not there yet; those of a whole batch end a shard."""
+        share = self.place.share
+        if not share.owns(index):
+            self.seen.update(k.tobytes() for k in self.found.reading.keys(batch))
+            return
         samples = self.found.reading.samples(batch)
         new: dict[bytes, int] = {}
         for r, one in enumerate(samples.keys):
-            if one.tobytes() not in self.done:
+            if one.tobytes() not in self.done and one.tobytes() not in self.seen:
                 new.setdefault(one.tobytes(), r)
+        self.seen.update(k.tobytes() for k in samples.keys)
         if not new:
             return
         leaves: list[Tensor] = []
@@ -73,12 +108,10 @@ class Build:
         if samples.padded and not self.padding_seen and not self.objective.problems:
             self.padding_seen = True
             _expect_unread_padding(self.objective, self.found, values, batch, samples)
-        leaves = [x.detach().cpu() for x in leaves]
-        for r in new.values():
-            self._record(samples, leaves, r)
-        self.done |= set(new)
-        if self.bytes >= self.shard_bytes:
-            self.flush()
+        leaves = [x.detach() for x in leaves]
+        while len(self._behind) >= BEHIND:
+            self._behind.popleft().result()
+        self._behind.append(self._writer.submit(self._keep, samples, leaves, list(new.values())))
 
     def _with_draws(self, batch: Batch, samples: Samples) -> Batch:
         """The batch with the seeds of its samples, which only those refs read that draw."""
@@ -96,6 +129,20 @@ class Build:
                     "cache(..., mask='attention_mask')."
                 )
 
+    # In the thread
+
+    def _keep(self, samples: Samples, leaves: Sequence[Tensor], rows: Sequence[int]) -> None:
+        """The records of some rows of a batch; a shard, if they are enough for one."""
+        if self._failed:
+            return
+        self._failed = True
+        host = [x.cpu() for x in leaves]
+        for r in rows:
+            self._record(samples, host, r)
+        if self.bytes >= self.place.shard_bytes:
+            self._flush()
+        self._failed = False
+
     def _record(self, samples: Samples, leaves: Sequence[Tensor], r: int) -> None:
         start, stop = samples.start[r], samples.stop[r]
         values: list[Tensor] = []
@@ -111,23 +158,44 @@ class Build:
             self.bytes += stored.numel() * stored.element_size()
         self.pending.append(Record(samples.keys[r], samples.inputs[r], stop - start, values))
 
-    def flush(self) -> None:
+    def _flush(self) -> None:
         """Write what is pending as a shard, and then name it in the header."""
         if not self.pending:
             return
         used = {shard.file for shard in self.header.shards}
-        numbers = (f"{i:05d}.safetensors" for i in range(len(used) + 1))
+        begin = self.place.share.place
+        numbers = (f"{begin}{i:05d}.safetensors" for i in range(len(used) + 1))
         file = next(name for name in numbers if name not in used)
-        shard = write_shard(self.folder, file, self.pending)
+        shard = write_shard(self.place.folder, file, self.pending)
         self.pending, self.bytes = [], 0
         self.header = self.header._replace(shards=[*self.header.shards, shard])
-        write_header(self.folder, self.header)
+        self._write_header()
+
+    def _write_header(self) -> None:
+        write_header(part_header(self.place.folder, self.place.share), self.header)
+
+    # In that of the caller
 
     def finish(self) -> None:
         """The loader came to its end."""
-        self.flush()
-        self.header = self.header._replace(complete=True)
-        write_header(self.folder, self.header)
+        self.settle()
+        self._flush()
+        self.meeting.join(self.seen)
+
+    def settle(self) -> None:
+        """Wait for what is behind.
+
+        Raises:
+          SourceError: a number does not fit its dtype.
+          OSError: it cannot be written.
+        """
+        while self._behind:
+            self._behind.popleft().result()
+
+    def close(self) -> None:
+        """End the thread; what it has to do still is done, if it can be."""
+        wait(self._behind)
+        self._writer.close()
 
 
 def _lost(row: Tensor, stored: Tensor) -> bool:
@@ -138,27 +206,25 @@ def _lost(row: Tensor, stored: Tensor) -> bool:
     return bool((row.isfinite() & ~back.isfinite()).any())
 
 
-def _resumed(folder: Path, header: Header) -> Header:
-    """The header that is there, with the shards that are whole; or the new one."""
-    there = read_header(folder)
+def _resumed(place: Place, header: Header) -> tuple[Header, list[Shard]]:
+    """The header that is there or the new one, and those of its shards that are not whole."""
+    there = read_header(place.folder)
     if there is None:
-        return header
+        return header, []
     names = ("refs", "forms", "models", "precision", "about")
     saved, here = there._asdict(), header._asdict()
     refuse_difference(
-        f"cache: {folder}",
+        f"cache: {place.folder}",
         {**{n: saved[n] for n in names}, "reading": _reading(there)},
         {**{n: here[n] for n in names}, "reading": _reading(header)},
     )
-    whole: list[Shard] = []
-    for shard in there.shards:
-        path = folder / shard.file
-        if path.is_file() and digest(path) == (shard.size, shard.sha256):
-            whole.append(shard)
-        else:
-            warnings.warn(f"cache: {path} is damaged or missing; it is made again.", stacklevel=4)
+    damaged = [shard for shard in there.shards if not is_whole(place.folder, shard)]
+    for shard in damaged:
+        path = place.folder / shard.file
+        warnings.warn(f"cache: {path} is damaged or missing; it is made again.", stacklevel=5)
+        if shard.file.startswith(place.share.place):
             discard(path)
-    return there._replace(shards=whole)
+    return there._replace(complete=there.complete and not damaged), damaged
 
 
 def _reading(header: Header) -> dict[str, Any]:

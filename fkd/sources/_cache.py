@@ -11,24 +11,25 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils.data.distributed import DistributedSampler
 
 from fkd._errors import listing
 from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd._types import Batch
-from fkd.loops._checkpoint.lock import lock
 from fkd.loops._data.epochs import Loader, epoch_batches
 from fkd.loops._files import make_folder
 from fkd.loops._log.progress import open_progress
 
-from ._build import Build
+from ._build import Build, Place
 from ._errors import SourceError
 from ._header import VERSION, Header
 from ._identity import describe_model, describe_tokenizer, identity, short
 from ._keep import Exact, Keep
 from ._kept import Kept
 from ._live import Precision, Teacher
+from ._parts import Share, occupied, share_of
 from ._probe import Found, probe
 from ._structure import indices
 
@@ -48,6 +49,8 @@ def cache(
     tokenizer: Any = None,
     shard_bytes: int = 1 << 28,
     progress: bool = True,
+    rank: int | None = None,
+    world: int | None = None,
 ) -> Kept:
     """Run the teacher of an objective once over a loader, and keep what the terms read of it.
 
@@ -66,8 +69,12 @@ def cache(
     A call that was interrupted goes on when it is made again, with the same bytes in the end. The
     folder has `header.json` and safetensors files; each is whole or not there, and has checksums.
 
-    Not there yet: several processes, two lengths in one batch (encoder and decoder), whole rows of
-    several lengths.
+    Several processes make one cache together: under `torchrun` the same call in each, with the
+    same whole loader. Process r runs the teacher on every batch whose number is r modulo their
+    count, and writes shards of its own; all return when the cache is whole. The bits are those of
+    one process. When all are started again, they go on, and so may another number of them.
+
+    Not there yet: two lengths in one batch (encoder and decoder), whole rows of several lengths.
 
     Args:
       objective: whose teacher runs. All its random numbers are those of eval mode.
@@ -86,16 +93,20 @@ def cache(
         written into the header as digests, and one that differs is refused, here and by
         `Kept.verify_tokenizer`.
       shard_bytes: size of a file.
-      progress: show a progress bar.
+      progress: show a progress bar, of the first process.
+      rank, world: which of how many processes this is, for those that no launcher has started
+        (the jobs of an array): each returns when its own part is done, and the last one joins the
+        parts. By default those of `torch.distributed`, or of `torchrun`, or one.
 
     Returns:
       The cache, as `open(folder)` gives it.
 
     Raises:
       SourceError: nothing can be kept; a value is not by sample; the folder has a cache of
-        another teacher or of other values; a term reads padding; a number does not fit its dtype.
+        another teacher or of other values; a term reads padding; a number does not fit its dtype;
+        the other processes have not come, or have ended before their part was done.
       DamagedSourceError: the header is not what was written.
-      CheckpointError: another process holds the folder.
+      CheckpointError: another process holds the folder, or this part of it.
 
     Example:
       >>> import tempfile
@@ -109,27 +120,43 @@ def cache(
       ...     len(kept), kept.codes
       (6, ['teacher.logits'])
     """
+    share = share_of(rank, world)
     plan = _planned(objective, keep or {})
     told = dict(about or {})
     if tokenizer is not None:
         told["tokenizer"] = describe_tokenizer(tokenizer)
+    _expect_whole(loader, share)
     teacher = functools.partial(Teacher, objective, precision=precision, device=device)
-    folder = Path(folder)
-    make_folder(folder)
-    with lock(folder), contextlib.closing(_Progress(loader, progress)) as shown:
+    place = Place(Path(folder), share, shard_bytes)
+    make_folder(place.folder)
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(occupied(place.folder, share))
+        bar = _Progress(loader, progress and share.rank == 0)
+        shown = stack.enter_context(contextlib.closing(bar))
         build: Build | None = None
         for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if build is None:
                 found = _found(objective, plan, batch, key, mask, teacher)
                 header = _header(objective, found, precision, told)
                 run = teacher(found.computed, compile=compile)
-                build = Build(objective, found, run, folder, header, shard_bytes)
+                build = Build(objective, found, run, header, place)
+                stack.enter_context(contextlib.closing(build))
             build.add(batch, index)
             shown.advance(index + 1)
         if build is None:
             raise SourceError("cache: the loader gave no batch. It is empty, or was used before.")
         build.finish()
-    return Kept(folder)
+    return Kept(place.folder)
+
+
+def _expect_whole(loader: Loader, share: Share) -> None:
+    """Refuse a loader that was divided over the processes already."""
+    if share.world > 1 and isinstance(getattr(loader, "sampler", None), DistributedSampler):
+        raise SourceError(
+            "cache: the loader has a DistributedSampler, and each process is expected to have the "
+            "whole loader, of which it runs the teacher on its own batches: every sample is "
+            "written once. Leave the sampler out."
+        )
 
 
 class _Plan(NamedTuple):

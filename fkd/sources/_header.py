@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,9 +18,12 @@ from ._rows import Reading
 from ._store import Shard
 
 NAME = "header.json"
+PART = "part.json"
 VERSION = 2
 _FORMAT = "fkd source"
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "header": ', b"}\n"
+_FILE = re.compile(r"(part-\d+/)?\d{5,}\.safetensors")
+_SHARD = Of("the name of a shard", lambda x: isinstance(x, str) and bool(_FILE.fullmatch(x)))
 _DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
 _FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [maybe(COUNT)], "fill": NUMBER}
 _SCHEMA = {
@@ -35,7 +39,7 @@ _SCHEMA = {
     "versions": JSON,
     "shards": [
         {
-            "file": TEXT,
+            "file": _SHARD,
             "samples": COUNT,
             "size": COUNT,
             "sha256": TEXT,
@@ -76,8 +80,8 @@ class Header(NamedTuple):
     complete: bool
 
 
-def write_header(folder: Path, header: Header) -> None:
-    """Write the header instead of the one that is there: readers see the old or the new."""
+def write_header(path: Path, header: Header) -> None:
+    """Write a header instead of the one that is there: readers see the old or the new."""
     content = {
         **header._asdict(),
         "reading": header.reading._asdict(),
@@ -86,17 +90,41 @@ def write_header(folder: Path, header: Header) -> None:
     text = json.dumps({"format": _FORMAT, "version": VERSION, **content}, allow_nan=False)
     body = text.encode()
     sha256 = hashlib.sha256(body).hexdigest().encode()
-    replace_file(folder / NAME, _HEAD + sha256 + _MIDDLE + body + _TAIL)
+    replace_file(path, _HEAD + sha256 + _MIDDLE + body + _TAIL)
+
+
+def part_files(folder: Path) -> list[Path]:
+    """The headers of the parts that are not joined yet, by rank."""
+    found = folder.glob(f"part-*/{PART}")
+    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
 
 
 def read_header(folder: Path) -> Header | None:
-    """The header of a folder; None if there is none.
+    """What a folder has: its header, with the shards of parts that are not joined yet; None if
+    there is nothing.
 
     Raises:
-      DamagedSourceError: a byte of it is not what was written.
-      SourceError: a later version wrote it, or it cannot be read.
+      DamagedSourceError: a byte of a header is not what was written.
+      SourceError: a later version wrote it, it cannot be read, or the parts are of several caches.
     """
-    path = folder / NAME
+    # The parts first: they are deleted after the header that has their shards is written.
+    parts = [part for part in map(_read, part_files(folder)) if part is not None]
+    header = _read(folder / NAME)
+    headers = parts if header is None else [header, *parts]
+    if not headers:
+        return None
+    if any(one.name != headers[0].name for one in headers):
+        raise SourceError(
+            f"{folder} has parts of several caches, of other teachers or values. Delete it, and "
+            "make the cache again: all processes with the same objective and options."
+        )
+    shards = {shard.file: shard for one in headers for shard in one.shards}
+    complete = header is not None and header.complete
+    return headers[0]._replace(shards=list(shards.values()), complete=complete)
+
+
+def _read(path: Path) -> Header | None:
+    """One header; None if it is not there."""
     try:
         with open_regular(path) as file:
             raw = file.read()

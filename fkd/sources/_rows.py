@@ -89,6 +89,17 @@ class Reading(NamedTuple):
                 [f"sample {i!r}" for i in ids]  # fmt: skip
         return Samples(_words(keys), _words(inputs), names, start, stop, length)
 
+    def keys(self, batch: Batch) -> npt.NDArray[np.uint64]:
+        """`[rows, 2]`, the keys of the samples of a batch alone.
+
+        Raises:
+          SourceError: as `samples`.
+        """
+        if self.key is None or not isinstance(batch, Mapping) or self.key not in batch:
+            return self.samples(batch).keys
+        field: Any = batch[self.key]
+        return _words([_hash([repr(i).encode()]) for i in _ids(field, self.key, len(field))])
+
     def _ranges(self, batch: Mapping[str, Any], rows: int) -> tuple[list[int], list[int], int]:
         if self.mask is None:
             return [0] * rows, [0] * rows, 0

@@ -30,7 +30,7 @@ class Shard(NamedTuple):
     """What the header says of a shard.
 
     Attributes:
-      file: its name.
+      file: its name in the folder.
       samples: how many.
       size, sha256: of the file.
       index_size, index_sha256: of its first bytes, up to the first value.
@@ -70,16 +70,17 @@ def write_shard(folder: Path, file: str, records: Sequence[Record]) -> Shard:
     for i in range(count):
         tensors[f"value/{i}"] = torch.cat([r.values[i].reshape(-1) for r in records])
     index, index_size = hashlib.sha256(), 0
-    beside = folder / f".{file}.writing"
+    path = folder / file
+    beside = path.with_name(f".{path.name}.writing")
     discard(beside)
     pieces = list(chunks(tensors))
     for piece in pieces[: 1 + len(_INDEX)]:
         index.update(piece)
         index_size += memoryview(piece).nbytes
     digest = write_file(beside, pieces)
-    discard(folder / file)  # of a run that was killed before the header named it
-    os.replace(beside, folder / file)
-    sync_folder(folder)
+    discard(path)  # of a run that was killed before the header named it
+    os.replace(beside, path)
+    sync_folder(path.parent)
     return Shard(file, len(records), digest.size, digest.sha256, index_size, index.hexdigest())
 
 
