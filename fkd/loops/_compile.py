@@ -25,6 +25,8 @@ CompileOptions: TypeAlias = Mapping[str, object]
 """The keyword arguments of `torch.compile`."""
 
 _LOG = logging.getLogger(__name__)
+_KNOWN = contextlib.nullcontext(False)
+"""Around a call that compiles nothing: the host's time counts in every step."""
 _NO_RECOMPUTATION = "does not support RNG ops in recompute regions"
 _OUTSIDE = re.compile(r"(^|\()(self\b|L\['self'\]|G\[)")
 """In the name of a guard: `self.objective`, `type(self.objective)`, `L['self'].objective`, and
@@ -56,20 +58,20 @@ def compiled(
         return fn
     graph = torch.compile(_of_its_own(fn), **_arguments(options))
     captured = captures_graphs(options)
+    # Read only while tracing, but any call may trace. `config.patch` is ten times as slow.
+    set_for_tracing = dynamo_config._make_closure_patcher(trace_autograd_ops=True)  # pyright: ignore[reportAttributeAccessIssue, reportPrivateUsage]
 
     @functools.wraps(fn)
     def call(*args: Any, **kwargs: Any) -> Any:
         if captured:
             torch.compiler.cudagraph_mark_step_begin()
-        # Read only while tracing, but any call may trace. `config.patch` is six times as slow.
-        before = dynamo_config.trace_autograd_ops
-        dynamo_config.trace_autograd_ops = True
+        set_back = set_for_tracing()
         try:
             return _first_plan(graph, args, kwargs)
         except TorchDynamoException as error:
             raise compile_error(error, modules or {}) from error
         finally:
-            dynamo_config.trace_autograd_ops = before
+            set_back()
 
     return call
 
@@ -90,17 +92,19 @@ class Shapes:
     def __len__(self) -> int:
         return len(self._known)
 
-    @contextlib.contextmanager
-    def new(self, shape: Hashable, *, first: Callable[[], object]) -> Generator[bool]:
+    def new(
+        self, shape: Hashable, *, first: Callable[[], object]
+    ) -> contextlib.AbstractContextManager[bool]:
         """Around a call that may compile: whether the shape is new.
 
         Args:
           shape: of the arguments.
           first: called before the very first shape is compiled: the check of an objective.
         """
-        if shape in self._known:
-            yield False
-            return
+        return _KNOWN if shape in self._known else self._compiling(shape, first)
+
+    @contextlib.contextmanager
+    def _compiling(self, shape: Hashable, first: Callable[[], object]) -> Generator[bool]:
         if not self._known:
             first()
         began = time.perf_counter()

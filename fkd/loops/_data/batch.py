@@ -111,7 +111,7 @@ def signature(batch: TensorBatch) -> Signature:
       ["batch['x']", "batch['y'][0]"]
     """
     tensors, tree = optree.tree_flatten(_tree(batch))
-    return Signature(tree, tuple(tuple(x.shape) for x in tensors), tuple(x.dtype for x in tensors))
+    return Signature(tree, tuple([x.shape for x in tensors]), tuple([x.dtype for x in tensors]))
 
 
 def structure_change(first: Signature, now: Signature) -> str | None:

@@ -31,17 +31,20 @@ class Computed(NamedTuple):
     """What the forward and backward passes of a step give.
 
     Attributes:
-      gradients: combined and clipped; buffers and loss state are the old ones if anything is not
-        finite.
+      grads: combined and clipped, by the models that are updated, in the order of the state.
+      buffers, loss_state, combine_state: after the batch; the old ones if anything is not finite.
       measured: metrics.
       finite: `[]`, whether loss, gradient, and all that the batch leaves behind are.
-      combine_state: what a combination of gradients remembers.
+      left_out: `[]`, 0 or 1, how many updates are left out for that.
     """
 
-    gradients: Gradients
+    grads: list[Tensor]
+    buffers: dict[str, dict[str, Tensor]]
+    loss_state: dict[str, object]
+    combine_state: object
     measured: Metrics
     finite: Tensor
-    combine_state: object
+    left_out: Tensor
 
 
 class Graphs:
@@ -179,9 +182,7 @@ class Graphs:
             **more,
         }
         kept = map_pairs(lambda a, b: torch.where(finite, a, b), now, left)
-        # Not by _replace, whose class torch 2.11 cannot name when it compiles.
-        clipped = Gradients(grads, new.loss, new.means, new.weights, kept[0], kept[1])
-        return Computed(clipped, measured, finite, kept[2])
+        return Computed(grads, *kept, measured, finite, (~finite).to(total.dtype))
 
     def _norms(self, grads: Sequence[Tensor], updated: Params) -> dict[str, Tensor]:
         """The norm of the gradient of each model, over the rows of all ranks."""

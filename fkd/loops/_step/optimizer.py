@@ -119,7 +119,6 @@ class Updater:
         live = self.optimizer.state
         self.tree = {name: live[p] for name, p in self.named.items() if p in live}
 
-    @torch.no_grad()
     def update(self, grads: Sequence[Tensor | None], finite: Tensor, lr_factor: float) -> None:
         """One step of the optimizer, left out where `finite` is False; the host never waits
         for a device to know. A parameter whose gradient is None stays as it is."""
@@ -141,6 +140,7 @@ class Updater:
         if len(self.tree) < len(self.optimizer.state):
             self._refresh()
 
+    @torch.no_grad()
     def _step_where(self, finite: Tensor) -> None:
         """Step, and take it back where it was not finite, on the device."""
         tensors = [*self.named.values(), *_tensors(self.optimizer)]

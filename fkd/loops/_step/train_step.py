@@ -160,13 +160,11 @@ class TrainStep:
         with self._shapes.new(shape, first=first), draws, torch.no_grad():
             parts, remembered = handles.parts(state), state.combine_state
             computed = self._computed(updated, parts, scalars, batch, seed, remembered, replayed)
-        gradients, measured, finite, combine_state = computed
-        here = handles.here(state)
-        handles.updater.update(gradients.grads, finite, factors, updated)
-        copy_into(state.buffers, gradients.buffers)
-        follow(self.objective.models, here, scalars, finite, updated)
-        skipped = state.skipped.add_((~finite).to(state.skipped.dtype))
-        loss_state = gradients.loss_state
+        grads, buffers, loss_state, combine_state, measured, finite, left_out = computed
+        handles.updater.update(grads, finite, factors, updated)
+        copy_into(state.buffers, buffers)
+        follow(self.objective.models, handles.here(state), scalars, finite, updated)
+        skipped = state.skipped.add_(left_out)
         if replayed:  # the next call of a captured graph writes into the same memory
             measured = copied_scalars(measured)
             loss_state = copied_into(state.loss_state, loss_state)
@@ -177,7 +175,7 @@ class TrainStep:
             step=state.step + 1,
             combine_state=combine_state,
         )
-        return state, {**measured, **_moving(gradients, scalars), "skipped": skipped.clone()}
+        return state, {**measured, **_moving(scalars), "skipped": skipped.clone()}
 
     def _shape(self, batch: TensorBatch | list[Share]) -> Hashable:
         """What the step is compiled for."""
@@ -266,13 +264,12 @@ class TrainStep:
         return f"TrainStep({len(self.objective.terms)} terms, {how}, accumulate={self.accumulate})"
 
 
-def _moving(gradients: Gradients, scalars: Scalars) -> Metrics:
+def _moving(scalars: Scalars) -> Metrics:
     """The weights and knobs that may have moved, for the log."""
-    weights = {n: w for n, w in gradients.weights.items() if f"{n}/weight" in scalars}
-    knobs = {n: v for n, v in scalars.items() if not n.endswith("/weight")}
+    weights = [name for name in scalars if name.endswith("/weight")]
     return {
-        **{f"weight/{n}": w for n, w in weights.items()},
-        **{f"knob/{n}": v for n, v in knobs.items()},
+        **{f"weight/{name.removesuffix('/weight')}": scalars[name] for name in weights},
+        **{f"knob/{name}": value for name, value in scalars.items() if name not in weights},
     }
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 from torch.optim import Optimizer
@@ -13,6 +13,18 @@ from .optimizer import MakeOptimizer, Updater
 
 Optimizers: TypeAlias = Mapping[Names, MakeOptimizer]
 """The function that makes an optimizer, by the models that it updates."""
+
+
+class Turn(NamedTuple):
+    """What one optimizer updates.
+
+    Attributes:
+      models: of the optimizer.
+      places: of the gradient of each of its parameters; None: the parameter stays as it is.
+    """
+
+    models: Names
+    places: Sequence[int | None]
 
 
 class Updaters:
@@ -31,7 +43,8 @@ class Updaters:
             if members:
                 own = {n: tree[n] for n in _names(members) if n in tree}
                 self._by_models[names] = Updater(maker, members, own)
-        self._models = {m: list(held) for m, held in trainable.items()}
+        self._sizes = {model: len(params) for model, params in trainable.items()}
+        self._turns: dict[Names, list[Turn]] = {}
         self._trees: list[Mapping[str, Any]] = []
         self._tree: dict[str, dict[str, Any]] = {}
 
@@ -67,7 +80,7 @@ class Updaters:
         grads: Sequence[Tensor],
         finite: Tensor,
         factors: Mapping[Names, float],
-        models: Sequence[str],
+        models: Names,
     ) -> None:
         """A step of every optimizer that has something to update.
 
@@ -77,15 +90,25 @@ class Updaters:
           factors: on the learning rates, by the models of an optimizer.
           models: those that are updated; the others stay as they are.
         """
-        rest = iter(grads)
-        by_model = {m: [next(rest) for _ in self._models[m]] for m in models}
-        for names, updater in self._by_models.items():
-            if any(name in by_model for name in names):
-                own: list[Tensor | None] = []
-                for name in names:
-                    if name in self._models:
-                        own += by_model.get(name, [None] * len(self._models[name]))
-                updater.update(own, finite, factors[names])
+        if models not in self._turns:
+            self._turns[models] = self._turns_of(models)
+        for names, places in self._turns[models]:
+            chosen = [None if place is None else grads[place] for place in places]
+            self._by_models[names].update(chosen, finite, factors[names])
+
+    def _turns_of(self, models: Names) -> list[Turn]:
+        """The optimizers that update some of these models."""
+        places: dict[str, list[int]] = {}
+        for model in models:
+            start = sum(map(len, places.values()))
+            places[model] = [*range(start, start + self._sizes[model])]
+        turns: list[Turn] = []
+        for names in self._by_models:
+            members = [name for name in names if name in self._sizes]
+            resting = {name: [None] * self._sizes[name] for name in members}
+            if any(name in places for name in members):
+                turns.append(Turn(names, [p for m in members for p in places.get(m, resting[m])]))
+        return turns
 
 
 def _names(trainable: Mapping[str, Mapping[str, Tensor]]) -> list[str]:

@@ -66,7 +66,7 @@ def step_gradients(objective: Objective, data: Any, options: Any) -> list[Tensor
     whole = compiled(step._graphs[step.choices.models]._whole, options)
     with torch.no_grad():
         found = whole(parts, objective.scalars(0), data, None)
-    return found.gradients.grads
+    return found.grads
 
 
 def func_gradients(objective: Objective, data: Any) -> list[Tensor]:
