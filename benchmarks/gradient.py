@@ -22,7 +22,7 @@ from bert import LAYERS, Setting, objective
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
-from fkd.loops._compile import compiled
+from fkd.loops._base.compile import compiled
 
 
 class Claims(torch.autograd.Function):

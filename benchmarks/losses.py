@@ -25,7 +25,7 @@ from torch import Tensor
 
 import fkd
 from fkd import losses
-from fkd.loops._compile import compiled
+from fkd.loops._base.compile import compiled
 
 Case = tuple[Callable[..., Any], list[Tensor]]
 """A loss of tensors, the first of which is the student's."""

@@ -11,13 +11,14 @@ from . import schedules as schedules
 from . import sources as sources
 from . import stages as stages
 from . import sweeps as sweeps
+from ._base.errors import ObjectiveError as ObjectiveError
+from ._base.mean import Mean as Mean
+from ._base.mean import mean as mean
+from ._base.version import __version__ as __version__
 from ._check.check import check as check
 from ._check.table import CheckReport as CheckReport
 from ._draw.draw import Drawing as Drawing
 from ._draw.draw import draw as draw
-from ._errors import ObjectiveError as ObjectiveError
-from ._mean import Mean as Mean
-from ._mean import mean as mean
 from ._objective.apply import ema as ema
 from ._objective.apply import frozen as frozen
 from ._objective.apply import trainable as trainable
@@ -38,7 +39,6 @@ from ._refs.refs import batch as batch
 from ._refs.refs import ref as ref
 from ._refs.refs import student as student
 from ._refs.refs import teacher as teacher
-from ._version import __version__ as __version__
 
 Report = CheckReport
 """The name of earlier versions."""

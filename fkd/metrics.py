@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ._sparse import SparseDistribution
+from ._base.sparse import SparseDistribution
 
 
 def accuracy(

@@ -220,7 +220,7 @@ def test_the_version_is_that_of_the_package() -> None:
     project = tomllib.loads((ROOT.parent / "pyproject.toml").read_text(encoding="utf-8"))
     assert "version" in project["project"]["dynamic"]
     tools = project["tool"]["setuptools"]
-    assert tools["dynamic"]["version"] == {"attr": "fkd._version.__version__"}
+    assert tools["dynamic"]["version"] == {"attr": "fkd._base.version.__version__"}
     assert re.fullmatch(r"\d+\.\d+\.\d+\S*", fkd.__version__)
     # An editable install is a path then, which editors and type checkers follow.
     assert tools["package-dir"] == {"": "."}

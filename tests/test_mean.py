@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fkd import Mean, mean
-from fkd._mean import divide
+from fkd._base.mean import divide
 
 floats = st.lists(st.floats(-100, 100, width=32), min_size=1, max_size=12)
 

@@ -23,7 +23,9 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from .._errors import ObjectiveError, RefError, listing
+from .._base.errors import ObjectiveError, RefError, listing
+from .._base.trees import map_tensors
+from .._base.types import Batch
 from .._objective.apply import call_arguments
 from .._objective.evaluation import Evaluated
 from .._objective.objective import Objective
@@ -34,8 +36,6 @@ from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, output_path, roots
 from .._refs.syntax import ATOM
-from .._trees import map_tensors
-from .._types import Batch
 from .rows import row, shape_of
 from .shifted import unshifted_labels
 from .table import CheckReport, model_lines

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
+from .._base.types import Batch
 from .._objective.evaluation import Evaluated, counted_positions, of_values
 from .._objective.objective import Objective
 from .._objective.plan import Plan
 from .._objective.terms import Term
 from .._refs.paths import describe, name_of, show
 from .._refs.refs import Context, Ref, roots
-from .._types import Batch
 from .table import Row
 
 

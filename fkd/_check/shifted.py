@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from .._base.types import Batch
 from .._objective.apply import predicts_the_next_token
 from .._objective.objective import Objective
 from .._refs.derived import Call
 from .._refs.paths import name_of
 from .._refs.refs import Context, Ref, node, roots
-from .._types import Batch
 
 
 def unshifted_labels(objective: Objective, batch: Batch) -> Iterator[str]:

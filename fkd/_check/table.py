@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
-from .._notebook import html_paragraph, html_table
+from .._base.notebook import html_paragraph, html_table
 from .._objective.apply import trainable_parameters
 from .._objective.objective import Objective
 from .._refs.refs import roots

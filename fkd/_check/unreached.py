@@ -7,8 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from .._errors import listing
-from .._mean import Mean, divide
+from .._base.errors import listing
+from .._base.mean import Mean, divide
 from .._objective.objective import Objective
 from .._objective.program import Parts
 from .._objective.reach import backward_passes

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from .._version import __version__
+from .._base.version import __version__
 from .command import Command
 
 NEEDED = ("torch", "optree", "filelock", "jaxtyping", "safetensors", "tqdm", "numpy")

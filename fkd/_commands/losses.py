@@ -7,8 +7,8 @@ import inspect
 import re
 import textwrap
 
+from .._base.errors import nearest
 from .._catalogue.entries import Entry, entries, search
-from .._errors import nearest
 from .command import Command
 
 

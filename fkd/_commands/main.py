@@ -7,7 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 
-from .._version import __version__
+from .._base.version import __version__
 from . import env, losses, report, serve
 from .command import Command
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from .._errors import nearest
+from .._base.errors import nearest
 
 
 def named(target: str) -> Any:

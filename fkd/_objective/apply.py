@@ -19,8 +19,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import stateless
 
+from .._base.types import Batch
 from .._refs.refs import Capture, Tap
-from .._types import Batch
 from .lease import same_shapes, when_freed
 from .taps import install
 

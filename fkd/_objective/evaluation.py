@@ -10,10 +10,10 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .._mean import Mean, divide, mean
+from .._base.mean import Mean, divide, mean
+from .._base.trees import map_tensors
+from .._base.types import Scalars
 from .._refs.refs import Ref
-from .._trees import map_tensors
-from .._types import Scalars
 from .knobs import knob_values
 from .terms import Moving, Term
 

@@ -9,11 +9,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._errors import ObjectiveError
-from .._mean import Mean
+from .._base.errors import ObjectiveError
+from .._base.mean import Mean
+from .._base.trees import map_tensors, sizes
+from .._base.types import Batch, Scalars
 from .._refs.refs import Ref
-from .._trees import map_tensors, sizes
-from .._types import Batch, Scalars
 from .apply import Model
 from .evaluation import BoundTerms, Evaluation
 from .knobs import decay_knobs, knob_values

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from .._errors import listing, nearest
+from .._base.errors import listing, nearest
 from .._refs.derived import Call
 from .._refs.paths import name_of
 from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, output_path, walk

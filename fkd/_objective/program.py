@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from .._errors import ObjectiveError
+from .._base.errors import ObjectiveError
+from .._base.trees import sizes
+from .._base.types import Batch, Params
 from .._refs.derived import Call, Function
 from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
-from .._trees import sizes
-from .._types import Batch, Params
 from .apply import (
     Apply,
     Model,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple
 
-from .._errors import listing, nearest
+from .._base.errors import listing, nearest
 from .terms import Term
 
 

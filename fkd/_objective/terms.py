@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeGuard
 
 from torch import Tensor
 
+from .._base.types import Loss
 from .._refs.derived import as_ref
 from .._refs.paths import name_of, show
 from .._refs.refs import Ref
-from .._types import Loss
 from ..schedules import Schedule
 
 Moving: TypeAlias = Tensor | Callable[[int], float]

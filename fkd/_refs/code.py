@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._errors import RefError
+from .._base.errors import RefError
 from .context import Context
 from .paths import is_attribute, method_of, name_of, pick, show, show_key
 from .syntax import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from .._errors import listing, nearest
+from .._base.errors import listing, nearest
 
 
 @dataclass(frozen=True, repr=False)

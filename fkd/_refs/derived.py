@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._errors import RefError
+from .._base.errors import RefError
 from ..schedules import Schedule
 from .code import Call as Call
 from .code import Constant, Node, Ref, filled, refs_in

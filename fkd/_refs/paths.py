@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import Tensor
 
-from .._errors import RefError, listing, nearest
-from .._sparse import SparseDistribution
+from .._base.errors import RefError, listing, nearest
+from .._base.sparse import SparseDistribution
 
 PROPERTIES = ("shape", "ndim", "dtype", "device", "T", "mT", "H", "mH", "real", "imag")
 """What a tensor says of itself without being called."""

@@ -20,7 +20,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, overload
 
-from .._errors import RefError
+from .._base.errors import RefError
 from .code import Item as Item
 from .code import Node as Node
 from .code import Ref as Ref

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from .._errors import RefError, listing
+from .._base.errors import RefError, listing
 from .code import Node, Ref, children, node, walk
 from .context import Context
 from .trees import mapped

@@ -31,15 +31,15 @@ import optree
 import torch
 from torch import Tensor, nn
 
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
 from fkd._objective.apply import frozen_parameters, modules_of, trainable_parameters
 from fkd._objective.objective import Aux, Objective
 from fkd._objective.program import Parts
-from fkd._trees import map_tensors
-from fkd._types import Batch, Scalars, TensorBatch
-from fkd.loops._compile import Shapes, compiled, options_of
+from fkd.loops._base.compile import Shapes, compiled, options_of
+from fkd.loops._base.state import device_of
 from fkd.loops._data.batch import normalised, signature
-from fkd.loops._state import device_of
 from fkd.loops._step.ema import move
 from fkd.loops._step.gradient import Gradients, differentiated
 

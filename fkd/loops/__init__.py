@@ -1,6 +1,15 @@
 """Steps and loops: the outer shell, where state is held and files are written."""
 
 from . import language as language
+from ._base.errors import CheckpointError as CheckpointError
+from ._base.errors import CompileError as CompileError
+from ._base.errors import DamagedError as DamagedError
+from ._base.errors import LoopError as LoopError
+from ._base.errors import MismatchError as MismatchError
+from ._base.errors import NonFiniteError as NonFiniteError
+from ._base.errors import UnreadableError as UnreadableError
+from ._base.random import fold_in as fold_in
+from ._base.state import State as State
 from ._card.card import report_card as report_card
 from ._card.record import ReportCard as ReportCard
 from ._checkpoint.checkpoint import load as load
@@ -19,19 +28,11 @@ from ._data.packing import next_tokens as next_tokens
 from ._data.packing import pack as pack
 from ._data.packing import take as take
 from ._data.prefetch import prefetch as prefetch
-from ._errors import CheckpointError as CheckpointError
-from ._errors import CompileError as CompileError
-from ._errors import DamagedError as DamagedError
-from ._errors import LoopError as LoopError
-from ._errors import MismatchError as MismatchError
-from ._errors import NonFiniteError as NonFiniteError
-from ._errors import UnreadableError as UnreadableError
 from ._evaluate.evaluate import collect as collect
 from ._evaluate.evaluate import evaluate as evaluate
 from ._evaluate.score import score as score
 from ._evaluate.similarity import linear_cka as linear_cka
 from ._log.lines import read_log as read_log
-from ._random import fold_in as fold_in
 from ._report.report import report as report
 from ._run.events import Event as Event
 from ._run.events import Result as Result
@@ -40,7 +41,6 @@ from ._run.fit import run as run
 from ._run.resume import restore as restore
 from ._run.signals import INTERRUPTED as INTERRUPTED
 from ._run.signals import Interrupted as Interrupted
-from ._state import State as State
 from ._step.optimizer import param_groups as param_groups
 from ._step.train_step import TrainStep as TrainStep
 from ._step.train_step import train_step as train_step

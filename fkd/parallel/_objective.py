@@ -19,15 +19,15 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean, divide
+from fkd._base.mean import Mean, divide
+from fkd._base.trees import map_tensors
+from fkd._base.types import Scalars, TensorBatch
 from fkd._objective.evaluation import BoundTerms, Evaluation
 from fkd._objective.objective import Aux, Objective
 from fkd._objective.plan import Plan
 from fkd._objective.program import Parts, Pass, make_program
 from fkd._refs.derived import Function
 from fkd._refs.refs import Context, Param, node, walk
-from fkd._trees import map_tensors
-from fkd._types import Scalars, TensorBatch
 
 from ._layout import gathering_again
 from ._norm import batch_norms, over_ranks, presence

@@ -19,14 +19,14 @@ import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts, Program
 from fkd._objective.terms import Term
 from fkd._refs.refs import Capture, Context, Param, Ref, Tap, children, compute, node, output_path
-from fkd._trees import map_tensors
-from fkd._types import TensorBatch
 
 _log = logging.getLogger("fkd")
 

@@ -1,10 +1,10 @@
 """Where a teacher's values come from: one objective, its teacher live or kept on the disk, ahead of
 the step or behind HTTP."""
 
+from fkd._base.sparse import SampledDistribution as SampledDistribution
+from fkd._base.sparse import SparseDistribution as SparseDistribution
+from fkd._base.sparse import TopKDistribution as TopKDistribution
 from fkd._objective.frontier import frontier as frontier
-from fkd._sparse import SampledDistribution as SampledDistribution
-from fkd._sparse import SparseDistribution as SparseDistribution
-from fkd._sparse import TopKDistribution as TopKDistribution
 
 from ._ahead import Ahead as Ahead
 from ._ahead import ahead as ahead

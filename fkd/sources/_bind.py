@@ -11,7 +11,8 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from fkd._errors import listing
+from fkd._base.errors import listing
+from fkd._base.types import Batch
 from fkd._objective.apply import Model, frozen, parameter_names
 from fkd._objective.frontier import named_by, opaque, read_refs
 from fkd._objective.objective import Objective
@@ -20,7 +21,6 @@ from fkd._objective.program import read_models
 from fkd._objective.terms import Term
 from fkd._refs.refs import Param, Ref, node, roots, walk
 from fkd._refs.sourced import Sourced, origins, replaced
-from fkd._types import Batch
 
 from ._errors import SourceError
 from ._live import Teacher

@@ -12,14 +12,14 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
-from fkd._trees import map_tensors
-from fkd._types import Batch
+from fkd.loops._base.files import discard
+from fkd.loops._base.state import device_of
 from fkd.loops._data.batch import normalised
-from fkd.loops._files import discard
-from fkd.loops._state import device_of
 
 from ._errors import SourceError
 from ._header import Header, read_header, write_header

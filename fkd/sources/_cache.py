@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from fkd._errors import listing
+from fkd._base.errors import listing
+from fkd._base.types import Batch
 from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
-from fkd._types import Batch
+from fkd.loops._base.files import make_folder
 from fkd.loops._data.epochs import Loader, epoch_batches
-from fkd.loops._files import make_folder
 from fkd.loops._log.progress import open_progress
 
 from ._build import Build, Place

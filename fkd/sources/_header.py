@@ -8,10 +8,10 @@ import re
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from fkd.loops._base.errors import DamagedError
+from fkd.loops._base.files import open_regular, replace_file
 from fkd.loops._checkpoint.schema import BOOL, COUNT, JSON, NUMBER, TEXT, Of, maybe, validate
 from fkd.loops._checkpoint.tree import DTYPES
-from fkd.loops._errors import DamagedError
-from fkd.loops._files import open_regular, replace_file
 
 from ._errors import DamagedSourceError, SourceError
 from ._rows import Reading

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from fkd._errors import listing
+from fkd._base.errors import listing
 from fkd._refs.refs import Ref, batch
 from fkd._refs.sourced import FIELD
 from fkd.loops._checkpoint.tensors import NAMES

@@ -12,13 +12,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fkd._base.sparse import TopKDistribution
+from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
-from fkd._sparse import TopKDistribution
-from fkd._types import Batch
+from fkd.loops._base.files import digest
 from fkd.loops._checkpoint.manifest import differences
 from fkd.loops._data.epochs import Loader
-from fkd.loops._files import digest
 
 from ._errors import DamagedSourceError, MissError, SourceError
 from ._header import NAME, Header, read_header

@@ -12,24 +12,24 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from fkd._errors import ObjectiveError
+from fkd._base.errors import ObjectiveError
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, TensorBatch
 from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems
 from fkd._objective.program import Parts, Program, make_program, read_models
 from fkd._refs.refs import Ref
-from fkd._trees import map_tensors
-from fkd._types import Batch, TensorBatch
-from fkd.loops._compile import (
+from fkd.loops._base.compile import (
     captures_graphs,
     compiled,
     options_of,
     unlimited_recompilation,
 )
+from fkd.loops._base.random import fold_in, seeded
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.epochs import Loader
-from fkd.loops._random import fold_in, seeded
 
 from ._errors import SourceError
 from ._source import attach

@@ -12,10 +12,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from fkd._errors import listing
+from fkd._base.errors import listing
+from fkd._base.sparse import TopKDistribution, id_dtype
+from fkd._base.types import Batch
 from fkd._refs.refs import Ref, teacher
-from fkd._sparse import TopKDistribution, id_dtype
-from fkd._types import Batch
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
 

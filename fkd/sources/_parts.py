@@ -16,9 +16,9 @@ from typing import NamedTuple
 
 import torch.distributed as dist
 
+from fkd.loops._base.errors import CheckpointError
+from fkd.loops._base.files import digest, discard, make_folder
 from fkd.loops._checkpoint.lock import lock
-from fkd.loops._errors import CheckpointError
-from fkd.loops._files import digest, discard, make_folder
 
 from ._errors import DamagedSourceError, SourceError
 from ._header import NAME, PART, Header, part_files, read_header, write_header

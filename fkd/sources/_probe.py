@@ -10,13 +10,13 @@ import optree
 import torch
 from torch import Tensor
 
+from fkd._base.types import Batch
 from fkd._objective.apply import call_arguments
 from fkd._objective.frontier import parts_to_keep, reduced
 from fkd._objective.objective import Objective
 from fkd._objective.program import Program
 from fkd._refs.refs import Item, Ref, Root, children, node
 from fkd._refs.sourced import FIELD
-from fkd._types import Batch
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.packing import Packed
 

@@ -8,9 +8,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._errors import listing
+from fkd._base.errors import listing
+from fkd._base.types import Batch
 from fkd._refs.refs import Ref
-from fkd._types import Batch
 
 from ._engines import Question
 from ._errors import SourceError

@@ -11,11 +11,11 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
+from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
-from fkd._types import Batch
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
 

@@ -11,8 +11,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from fkd._errors import listing
-from fkd._types import Batch
+from fkd._base.errors import listing
+from fkd._base.types import Batch
 from fkd.loops._data.batch import leaves, normalised
 
 from ._errors import SourceError

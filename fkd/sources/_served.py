@@ -12,17 +12,17 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._errors import listing
+from fkd._base.errors import listing
+from fkd._base.sparse import SparseDistribution
+from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
-from fkd._sparse import SparseDistribution
-from fkd._types import Batch
+from fkd.loops._base.errors import DamagedError
 from fkd.loops._checkpoint.schema import COUNT, JSON, TEXT, validate
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.batch import Signature, normalised, signature
 from fkd.loops._data.epochs import Loader
-from fkd.loops._errors import DamagedError
 
 from ._errors import ServedError, SourceError
 from ._http import Address, Answer, Failed, Patience, Refused, address_of, attempted, failure_of

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
+from fkd._base.trees import map_tensors
 from fkd._objective.objective import Objective
-from fkd._trees import map_tensors
+from fkd.loops._base.random import seeded
 from fkd.loops._data.batch import normalised
-from fkd.loops._random import seeded
 
 from ._ahead import drawn_so_far
 from ._errors import SourceError

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
+from fkd._base.types import Batch
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
-from fkd._types import Batch
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader, Mapped
 

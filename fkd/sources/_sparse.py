@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution, id_dtype
 from fkd._refs.derived import call
 from fkd._refs.refs import Ref
-from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution, id_dtype
 
 from ._errors import SourceError
 from ._keep import draws

@@ -16,9 +16,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from fkd.loops._base.files import CHUNK, discard, open_regular, sync_folder, write_file
 from fkd.loops._checkpoint.tensors import chunks
 from fkd.loops._checkpoint.tree import DTYPES
-from fkd.loops._files import CHUNK, discard, open_regular, sync_folder, write_file
 
 from ._errors import DamagedSourceError
 from ._rows import Form

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from fkd.loops._checkpoint.tree import DTYPES
 
 from ._scaled import ScaledTensor

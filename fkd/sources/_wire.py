@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from fkd.loops._checkpoint.tensors import NAMES, chunks, describe, is_dense
 
 from ._errors import SourceError

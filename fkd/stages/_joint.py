@@ -8,10 +8,10 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from fkd._base.types import Params
 from fkd._objective.apply import Model, trainable_parameters
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
-from fkd._types import Params
 from fkd.loops import TrainStep
 
 Start: TypeAlias = Callable[[Params], Mapping[str, Mapping[str, Tensor]]]

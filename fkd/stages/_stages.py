@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fkd._types import TensorBatch
+from fkd._base.types import TensorBatch
 from fkd.loops import State, TrainStep, fold_in
 from fkd.loops._step.by_model import Choices
 

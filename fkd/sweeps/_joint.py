@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from fkd._errors import listing
+from fkd._base.errors import listing
 from fkd._objective.apply import Model
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Knob, Moving, Term, moves
 from fkd._refs.refs import Ref

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fkd._base.types import Params, TensorBatch
 from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
-from fkd._types import Params, TensorBatch
 from fkd.loops import State, TrainStep, train_step
-from fkd.loops._state import device_of
+from fkd.loops._base.state import device_of
 from fkd.loops._step.by_model import Choices
 from fkd.loops._step.handles import HandlesByState
 from fkd.sources._bind import bind

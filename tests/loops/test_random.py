@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fkd.loops import _random, fold_in
-from fkd.loops._random import seeded
+from fkd.loops._base.random import seeded
 
 CPU = torch.device("cpu")
 numbers = st.integers(0, 2**64 - 1)
@@ -28,7 +28,7 @@ def test_a_folded_seed_is_a_seed(seed, data):
 def test_it_is_the_published_mixing_function():
     # The first outputs of SplitMix64 from seed 0, as its reference implementation gives them:
     # each is the mix of the state that the one before it has left.
-    from fkd.loops._random import _mix
+    from fkd.loops._base.random import _mix
 
     gamma = 0x9E3779B97F4A7C15
     assert _mix(0) == 0xE220A8397B1DCDAF

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import jaxtyped
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
 from tests.trees import tree_leaves, tree_map
 
 from .case import Case

@@ -13,7 +13,7 @@ from torch.distributed.tensor import DTensor
 
 import fkd
 from fkd.loops import State, TrainStep, train_step
-from fkd.loops._digest import digest_of
+from fkd.loops._base.digest import digest_of
 from fkd.parallel import _shards
 from tests.parallel import objectives
 from tests.parallel.objectives import batches, differences

@@ -11,7 +11,7 @@ from torch import nn
 import fkd
 from fkd import Objective, batch, call, check, draw, frozen, metric, ref, student, teacher, term
 from fkd import trainable as trained
-from fkd._errors import ObjectiveError
+from fkd._base.errors import ObjectiveError
 from fkd.losses import cross_entropy, kl, mse
 
 PROJECT = fkd.module("project")

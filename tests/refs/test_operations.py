@@ -12,7 +12,7 @@ import torch.nn.functional as F
 
 import fkd
 from fkd import Context, batch, call, module, ref, student, teacher
-from fkd._errors import RefError
+from fkd._base.errors import RefError
 from fkd._refs.refs import roots, walk
 
 X = torch.tensor([[1.5, -2.0, 0.5], [0.25, 3.0, -1.0]])

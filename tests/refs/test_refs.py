@@ -13,7 +13,7 @@ import torch
 
 import fkd
 from fkd import Context, batch, call, module, ref, stop_gradient, student, teacher
-from fkd._errors import RefError
+from fkd._base.errors import RefError
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import output_path, walk
 from fkd._refs.refs import roots as node_roots

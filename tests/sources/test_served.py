@@ -414,7 +414,7 @@ def test_damaged_bytes_are_never_a_message():
             other, _ = unpacked(damaged)
         except Malformed:
             continue
-        assert sum(x.nbytes for x in fkd._trees.optree.tree_leaves(other)) <= len(right)
+        assert sum(x.nbytes for x in fkd._base.trees.optree.tree_leaves(other)) <= len(right)
     for cut in range(0, len(right), 5):
         with pytest.raises(Malformed):
             unpacked(bytearray(right[:cut]))

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
 from fkd._objective.terms import Term, term
 from fkd._refs.derived import call
 from fkd._refs.paths import describe

@@ -9,9 +9,9 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from fkd._errors import ObjectiveError
+from fkd._base.errors import ObjectiveError
+from fkd.loops._base.errors import CompileError
 from fkd.loops._data.batch import normalised
-from fkd.loops._errors import CompileError
 
 from ._bind import CannotCompile
 from ._inputs import Inputs, inputs_of

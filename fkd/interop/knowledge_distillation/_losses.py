@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 from torch import Tensor
 
 import fkd.losses
-from fkd._mean import Mean, mean
+from fkd._base.mean import Mean, mean
 from fkd._refs.paths import name_of
 
 UserLoss: TypeAlias = Callable[..., Tensor]

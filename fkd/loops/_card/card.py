@@ -9,19 +9,19 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fkd._base.types import Batch
 from fkd._objective.apply import Model, frozen, trainable
 from fkd._objective.objective import Objective
 from fkd._objective.terms import term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref, batch, ref, student, teacher
-from fkd._types import Batch
 
+from .._base.state import State
 from .._data.batch import examples_in, normalised
 from .._data.epochs import Loader, epoch_batches
 from .._evaluate.evaluate import Collect, Metric, evaluate
 from .._evaluate.score import score
 from .._evaluate.similarity import linear_cka
-from .._state import State
 from .measure import cost, method
 from .quality import FEWEST_BATCHES, calibration, divergences, quality
 from .record import Calibration, Disagreement, ModelCard, Quality, ReportCard

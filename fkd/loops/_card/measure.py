@@ -12,9 +12,9 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd._objective.apply import Model, call_arguments
-from fkd._trees import map_tensors
-from fkd._types import TensorBatch
 
 from .._data.batch import examples_in
 from .record import Cost

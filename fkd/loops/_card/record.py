@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fkd._notebook import html_frame
+from fkd._base.notebook import html_frame
 
-from .._files import replace_file
+from .._base.files import replace_file
 
 
 @dataclass(frozen=True)

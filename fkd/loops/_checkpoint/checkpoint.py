@@ -21,8 +21,8 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from .._errors import CheckpointError, DamagedError, MismatchError, UnreadableError
-from .._files import (
+from .._base.errors import CheckpointError, DamagedError, MismatchError, UnreadableError
+from .._base.files import (
     Digest,
     digest,
     discard,

@@ -11,13 +11,13 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
 from fkd.parallel._shards import whole
 from fkd.parallel._world import writes
 
-from .._state import State
+from .._base.state import State
 from .peft import is_peft, merged, refuse_bare_adapters, save_adapters
 from .whole import whole_folder
 

@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from .._errors import CheckpointError, DamagedError, UnreadableError
-from .._files import sync_folder
+from .._base.errors import CheckpointError, DamagedError, UnreadableError
+from .._base.files import sync_folder
 from .manifest import Manifest, inspect
 
 _NAME = re.compile(r"step-(\d+)(?:\.(\d+))?")

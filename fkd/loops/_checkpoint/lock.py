@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 from filelock import lock_descriptor
 
-from .._errors import CheckpointError
-from .._files import NO_FOLLOW
+from .._base.errors import CheckpointError
+from .._base.files import NO_FOLLOW
 
 
 class _Hold(NamedTuple):

@@ -11,8 +11,8 @@ from collections.abc import Generator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from .._errors import CheckpointError, DamagedError, UnreadableError
-from .._files import is_absence, patiently, read_bytes
+from .._base.errors import CheckpointError, DamagedError, UnreadableError
+from .._base.files import is_absence, patiently, read_bytes
 from .schema import BOOL, COUNT, JSON, NUMBER, Each, Of, maybe, validate
 from .tree import DTYPES
 

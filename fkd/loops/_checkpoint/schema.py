@@ -11,7 +11,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple, TypeAlias
 
-from .._errors import DamagedError
+from .._base.errors import DamagedError
 
 DEPTH = 100  # of nested lists and objects
 LARGEST = 1 << 63

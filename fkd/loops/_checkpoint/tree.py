@@ -11,7 +11,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from .._errors import DamagedError
+from .._base.errors import DamagedError
 
 Tree: TypeAlias = Any
 """Dicts, lists and tuples of tensors, ints, floats, bools, strings and None."""

@@ -11,7 +11,7 @@ import sys
 from collections.abc import Callable, Generator
 from pathlib import Path
 
-from .._files import discard, make_folder, sync_folder
+from .._base.files import discard, make_folder, sync_folder
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of renameat2(2)
 _HERE = -100  # AT_FDCWD: paths are relative to the working directory

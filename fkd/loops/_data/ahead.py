@@ -6,7 +6,7 @@ import collections
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
-from fkd._types import Batch
+from fkd._base.types import Batch
 
 P = TypeVar("P")
 

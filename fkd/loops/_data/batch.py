@@ -21,9 +21,9 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._sparse import SparseDistribution
-from fkd._trees import map_tensors
-from fkd._types import Batch, TensorBatch
+from fkd._base.sparse import SparseDistribution
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, TensorBatch
 
 from .packing import Packed
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Sampler
 
-from .._random import fold_in
+from .._base.random import fold_in
 
 Last = Literal["keep", "drop"]
 

@@ -10,10 +10,10 @@ from typing import Any, TypeAlias
 import torch
 from torch.utils.data import DataLoader
 
-from fkd._types import Batch
+from fkd._base.types import Batch
 
-from .._errors import LoopError
-from .._random import fold_in, seeded
+from .._base.errors import LoopError
+from .._base.random import fold_in, seeded
 from .ahead import Startable, applied
 from .position import (
     CPU,

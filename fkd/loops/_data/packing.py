@@ -27,7 +27,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
-from fkd._sparse import SparseDistribution
+from fkd._base.sparse import SparseDistribution
 
 Sparse = TypeVar("Sparse", bound=SparseDistribution)
 

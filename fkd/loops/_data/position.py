@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
-from .._errors import LoopError
-from .._random import fold_in, seeded
+from .._base.errors import LoopError
+from .._base.random import fold_in, seeded
 
 CPU = torch.device("cpu")
 _ORDER = 1 << 32  # folded into the seed of a batch: the seed of its indices

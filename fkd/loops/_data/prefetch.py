@@ -8,8 +8,8 @@ from typing import Any, Protocol, TypeAlias, runtime_checkable
 import torch
 from torch import Tensor
 
-from fkd._trees import map_tensors
-from fkd._types import Batch, TensorBatch
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, TensorBatch
 
 from .batch import leaves, normalised
 

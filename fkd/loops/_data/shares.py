@@ -7,8 +7,8 @@ from collections.abc import Callable
 import optree
 from torch import Tensor
 
-from fkd._trees import map_tensors
-from fkd._types import TensorBatch
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd.parallel._objective import Share
 from fkd.parallel._ranks import Ranks
 

@@ -9,8 +9,10 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fkd._errors import listing, nearest
-from fkd._mean import Mean
+from fkd._base.errors import listing, nearest
+from fkd._base.mean import Mean
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, Scalars
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.frontier import frontier_of, opaque
 from fkd._objective.objective import Objective
@@ -19,15 +21,13 @@ from fkd._objective.terms import Term, metric
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
 from fkd._refs.sourced import original
-from fkd._trees import map_tensors
-from fkd._types import Batch, Scalars
 from fkd.metrics import agreement, refuse_reserved
 from fkd.parallel._shards import cutting_of
 from fkd.parallel._world import World
 
-from .._compile import options_of
+from .._base.compile import options_of
+from .._base.state import State
 from .._data.epochs import Loader, epoch_batches
-from .._state import State
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, readable

@@ -10,13 +10,13 @@ import optree
 import torch
 from torch import Tensor
 
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd._objective.apply import modules_of
 from fkd._objective.program import Parts, Program
 from fkd._refs.refs import Ref
-from fkd._trees import map_tensors
-from fkd._types import TensorBatch
 
-from .._compile import compiled
+from .._base.compile import compiled
 from .._data.batch import leaves
 
 MOST = 1 << 30

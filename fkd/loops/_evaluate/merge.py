@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
 from fkd.parallel._world import World
 
 from .._checkpoint.told import packed, unpacked

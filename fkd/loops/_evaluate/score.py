@@ -7,7 +7,9 @@ from typing import Any, Generic, Literal, TypeAlias, TypeVar
 
 import torch
 
-from fkd._errors import ObjectiveError
+from fkd._base.errors import ObjectiveError
+from fkd._base.trees import map_tensors
+from fkd._base.types import Batch, Scalars
 from fkd._objective.apply import modules_of
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
@@ -17,15 +19,13 @@ from fkd._objective.program import Parts, Program, make_program, read_models
 from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref
-from fkd._trees import map_tensors
-from fkd._types import Batch, Scalars
 from fkd.parallel._shards import cutting_of
 
-from .._compile import compiled, options_of, unlimited_recompilation
+from .._base.compile import compiled, options_of, unlimited_recompilation
+from .._base.random import fold_in, seeded
+from .._base.state import State, device_of
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
-from .._random import fold_in, seeded
-from .._state import State, device_of
 from .fixed import FixedValues
 
 Knobs = TypeVar("Knobs")

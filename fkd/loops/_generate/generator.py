@@ -17,10 +17,10 @@ from torch.nn.utils import stateless
 from fkd._objective.apply import skeleton
 from fkd._objective.objective import Objective
 
+from .._base.random import seeded
+from .._base.state import State, device_of
 from .._data.packing import next_tokens
 from .._evaluate.score import autocast_of
-from .._random import seeded
-from .._state import State, device_of
 from .._text.tokens import IGNORE
 
 Prompts: TypeAlias = Mapping[str, Tensor]

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .._random import fold_in
-from .._state import State
+from .._base.random import fold_in
+from .._base.state import State
 from .._text.tokens import IGNORE, Tokens
 from .generator import Generator, completions
 

@@ -14,8 +14,8 @@ from collections.abc import Generator, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, TypeAlias
 
-from .._errors import CheckpointError
-from .._files import NO_FOLLOW, open_regular, replace_file
+from .._base.errors import CheckpointError
+from .._base.files import NO_FOLLOW, open_regular, replace_file
 
 Record: TypeAlias = Mapping[str, Any]
 """One log point: `step`, `time` (seconds since 1970), `kind` ("train", "eval"), `epoch`, values."""

@@ -16,8 +16,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, NamedTuple
 
-from .._errors import CheckpointError
-from .._files import replace_file
+from .._base.errors import CheckpointError
+from .._base.files import replace_file
 from .lines import JsonLines, strict_json
 from .progress import Progress, open_progress
 from .tensorboard import TensorBoard

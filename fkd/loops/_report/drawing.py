@@ -14,7 +14,7 @@ from pathlib import Path
 
 from fkd._draw.svg import MONO, PAPER, SANS, dark_rules
 
-from .._files import read_bytes
+from .._base.files import read_bytes
 
 _SVG = "{http://www.w3.org/2000/svg}"
 _ELEMENTS = ("g", "title", "rect", "path", "polyline", "text", "tspan", "circle", "line")

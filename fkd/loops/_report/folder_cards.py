@@ -10,7 +10,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
-from .._files import read_bytes
+from .._base.files import read_bytes
 from .drawing import drawing as read_drawing
 from .heat_map import heat_map
 from .page import card, section, table

@@ -14,7 +14,7 @@ import numpy as np
 from fkd.metrics import higher_is_better as by_name
 from fkd.parallel._world import writes
 
-from .._files import replace_file
+from .._base.files import replace_file
 from .._log.lines import read_log
 from .._log.progress import duration
 from .chart_card import chart_card

@@ -8,14 +8,14 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from fkd._errors import listing
+from fkd._base.errors import listing
 from fkd._objective.objective import Objective
 
+from .._base.errors import CheckpointError
+from .._base.state import State
 from .._checkpoint.export import export
 from .._checkpoint.folder import best
 from .._checkpoint.told import tree_of_first
-from .._errors import CheckpointError
-from .._state import State
 from .options import Options
 from .resume import restore
 

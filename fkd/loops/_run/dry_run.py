@@ -7,10 +7,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from .._base.state import State
 from .._data.epochs import Epochs
 from .._evaluate.evaluate import Collect, Evaluator, Metric
 from .._evaluate.score import readable
-from .._state import State
 from .._step.train_step import TrainStep
 
 

@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Literal, NamedTuple
 
-from fkd._notebook import html_paragraph, html_table
+from fkd._base.notebook import html_paragraph, html_table
 
-from .._state import State
+from .._base.state import State
 
 
 class Event(NamedTuple):

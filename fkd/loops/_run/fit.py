@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from fkd._arguments import called_with
+from fkd._base.arguments import called_with
 
 from .events import Event, Result
 from .loop import Events

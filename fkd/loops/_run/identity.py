@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .._digest import digest_of
+from .._base.digest import digest_of
 
 _ADDRESS = re.compile(r" at 0x[0-9a-f]+")
 

@@ -10,9 +10,12 @@ from collections.abc import Generator, Iterator
 
 import torch
 
-from fkd._errors import ObjectiveError
-from fkd._types import Batch, TensorBatch
+from fkd._base.errors import ObjectiveError
+from fkd._base.types import Batch, TensorBatch
 
+from .._base.errors import LoopError, NonFiniteError
+from .._base.random import fold_in, seeded
+from .._base.state import device_of
 from .._checkpoint.lock import lock
 from .._data.batch import (
     Signature,
@@ -23,9 +26,6 @@ from .._data.batch import (
     tokens_in,
 )
 from .._data.prefetch import Move, mover
-from .._errors import LoopError, NonFiniteError
-from .._random import fold_in, seeded
-from .._state import device_of
 from .events import Event
 from .options import Arguments
 from .records import describe

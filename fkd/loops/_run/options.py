@@ -9,13 +9,13 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from fkd._types import Batch
+from fkd._base.types import Batch
 from fkd.metrics import higher_is_better, refuse_reserved
 
+from .._base.state import State
 from .._data.epochs import Loader
 from .._evaluate.evaluate import Metric
 from .._log.loggers import Logger
-from .._state import State
 from .._step.train_step import TrainStep
 from .events import Event
 

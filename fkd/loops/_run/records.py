@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 from typing import TYPE_CHECKING
 
+from fkd._base.types import TensorBatch
 from fkd._check.check import check
 from fkd._draw.draw import draw
-from fkd._types import TensorBatch
 
 from .._data.epochs import Loader
 from .._log.log import open_log

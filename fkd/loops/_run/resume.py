@@ -14,19 +14,19 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from fkd._base.types import Params
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.paths import show
-from fkd._types import Params
 from fkd.parallel._shards import cut_like, is_cut, local, locals_of, rows_like, whole
 
+from .._base.digest import digest_of
+from .._base.errors import CheckpointError, DamagedError, MismatchError
+from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
 from .._checkpoint.told import tree_of_first
-from .._digest import digest_of
-from .._errors import CheckpointError, DamagedError, MismatchError
-from .._state import State
 from .._step.by_model import Names, label
 from .._step.combine import Combined
 from .._step.train_step import TrainStep

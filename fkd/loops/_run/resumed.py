@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 
 from torch import Tensor
 
+from .._base.errors import DamagedError
+from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load_latest
 from .._checkpoint.folder import newest_finite
 from .._checkpoint.schema import TEXT, Each, Of, validate
 from .._checkpoint.told import tree_of_first
-from .._errors import DamagedError
-from .._state import State
 from .._step.train_step import TrainStep
 from .resume import from_tree, nonfinite_in, record_from
 from .settings import changed

@@ -15,18 +15,18 @@ from typing import Any, Literal, NamedTuple
 
 from fkd.parallel._world import World
 
+from .._base.errors import LoopError, NonFiniteError
+from .._base.state import State
 from .._checkpoint.checkpoint import save
 from .._checkpoint.folder import set_aside
 from .._checkpoint.lock import ensure_held
 from .._checkpoint.tree import encode
 from .._data.batch import Signature
 from .._data.epochs import Epochs
-from .._errors import LoopError, NonFiniteError
 from .._evaluate.evaluate import Evaluator
 from .._evaluate.score import readable
 from .._log.log import Log, Throughput
 from .._log.loggers import Loggers
-from .._state import State
 from .._step.train_step import TrainStep
 from .best_student import hand_over, hand_over_again
 from .display import Display

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from .._base.errors import MismatchError
+from .._base.state import State, device_of
 from .._checkpoint.manifest import differences
 from .._checkpoint.schema import INTEGER, TEXT, Each, Of, validate
 from .._data.batch import examples_in, normalised
 from .._data.epochs import Loader
-from .._errors import MismatchError
-from .._state import State, device_of
 from .._step.train_step import TrainStep
 
 _SETTING = Of(

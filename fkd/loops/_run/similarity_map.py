@@ -11,12 +11,12 @@ from torch import Tensor
 
 from fkd._refs.refs import output_path, ref
 
+from .._base.files import replace_file
+from .._base.state import State
 from .._data.batch import leaves, normalised
 from .._data.epochs import Loader, epoch_batches
 from .._evaluate.score import readable
 from .._evaluate.similarity import linear_cka
-from .._files import replace_file
-from .._state import State
 from .._step.train_step import TrainStep
 
 

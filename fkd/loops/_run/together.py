@@ -5,10 +5,10 @@ from __future__ import annotations
 import enum
 import zlib
 
-from fkd._types import TensorBatch
+from fkd._base.types import TensorBatch
 
+from .._base.errors import LoopError
 from .._data.batch import leaves
-from .._errors import LoopError
 from .session import Run
 
 _SAMPLE = 64

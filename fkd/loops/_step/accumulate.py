@@ -7,13 +7,13 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
+from fkd._base.types import Scalars, TensorBatch
 from fkd._objective.program import Parts
-from fkd._types import Scalars, TensorBatch
 from fkd.parallel._objective import Share
 
-from .._random import fold_in, seeded
-from .._state import device_of
+from .._base.random import fold_in, seeded
+from .._base.state import device_of
 from .gradient import Gradients
 from .graphs import Computed, Graphs
 

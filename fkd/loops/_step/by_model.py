@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
 from fkd._objective.apply import trainable_parameters
 from fkd._objective.objective import Objective
 

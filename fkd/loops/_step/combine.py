@@ -8,10 +8,10 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
+from fkd._base.types import Params
 from fkd._objective.objective import Objective
 from fkd._objective.reach import Backward, backward_passes
-from fkd._types import Params
 from fkd.gradients import Combination, Gradient, together
 
 from .gradient import Gradients, by_names, plain_norm

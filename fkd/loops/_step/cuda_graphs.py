@@ -13,8 +13,8 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._trees import map_pairs
-from fkd._types import Params
+from fkd._base.trees import map_pairs
+from fkd._base.types import Params
 
 T = TypeVar("T")
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from fkd._objective.apply import Model
 
-from .._state import State
+from .._base.state import State
 
 
 def follow(

@@ -8,13 +8,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
+from fkd._base.trees import map_tensors
+from fkd._base.types import Params, Scalars, TensorBatch
 from fkd._objective.evaluation import contributions
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import Backward, backward_passes
-from fkd._trees import map_tensors
-from fkd._types import Params, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 
 BIG, SHRINK = 2.0**50, 2.0**-60

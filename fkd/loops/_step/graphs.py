@@ -9,16 +9,16 @@ from typing import Any, NamedTuple, TypeAlias, cast
 import torch
 from torch import Tensor
 
-from fkd._mean import Mean
+from fkd._base.mean import Mean
+from fkd._base.trees import map_pairs
+from fkd._base.types import Params, Scalars, TensorBatch
 from fkd._objective.apply import modules_of, not_traceable
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import backward_passes
-from fkd._trees import map_pairs
-from fkd._types import Params, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 
-from .._compile import CompileOptions, compiled, refuse_to_compile
+from .._base.compile import CompileOptions, compiled, refuse_to_compile
 from .by_model import Names
 from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm

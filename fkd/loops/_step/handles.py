@@ -11,7 +11,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 from fkd._objective.program import Parts
 from fkd.parallel._shards import cutting_of, locals_of
 
-from .._state import State
+from .._base.state import State
 from .optimizer import MakeOptimizer
 from .updaters import Optimizers, Updaters
 

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fkd._base.trees import map_tensors
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
-from fkd._trees import map_tensors
 
-from .._state import State, device_of
+from .._base.state import State, device_of
 
 
 def initial(

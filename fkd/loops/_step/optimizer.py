@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from fkd._errors import listing, nearest
+from fkd._base.errors import listing, nearest
 
 NamedParameters: TypeAlias = Sequence[tuple[str, Tensor]]
 """`("student.encoder.weight", tensor)` pairs, as `named_parameters()` would give them."""

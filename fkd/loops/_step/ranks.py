@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd._objective.objective import Objective
-from fkd._trees import map_tensors
-from fkd._types import TensorBatch
 from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._ranks import Ranks
@@ -19,8 +19,8 @@ from fkd.parallel._relating import Relations, relations
 from fkd.parallel._shards import cutting, whole
 from fkd.parallel._world import World, world_of
 
-from .._digest import digest_of
-from .._state import State
+from .._base.digest import digest_of
+from .._base.state import State
 
 
 class Together:

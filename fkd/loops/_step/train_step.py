@@ -10,19 +10,19 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
-from fkd._types import Batch, Scalars, TensorBatch
 from fkd.parallel._objective import OverRanks, Share
 from fkd.parallel._world import ALONE, World
 
-from .._compile import CompileOptions, Shapes, captures_graphs, options_of
+from .._base.compile import CompileOptions, Shapes, captures_graphs, options_of
+from .._base.random import fold_in, seeded
+from .._base.state import State, device_of
 from .._data.batch import normalised, signature, split
 from .._data.prefetch import Move, mover
 from .._data.shares import moved, share_signature, shares_of
-from .._random import fold_in, seeded
-from .._state import State, device_of
 from .accumulate import accumulated
 from .by_model import ByModel, Choices, Names, Schedule, When, choices_of
 from .combine import Combine, Combined

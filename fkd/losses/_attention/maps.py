@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._mean import Mean, divide
+from ..._base.mean import Mean, divide
 from .._shared.checks import floating
 from .._shared.masks import keep, upcast
 from .pairs import attention_masks, fill_pairs, pair_mask

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._mean import divide
+from ..._base.mean import divide
 from .._shared.checks import axes, covers, per_sample, whole
 from .._shared.geometry import counted, huber, unit
 from .._shared.masks import keep

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._mean import divide
+from ..._base.mean import divide
 from .._shared.checks import covers, floating, same_shape
 
 

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._mean import divide
+from ..._base.mean import divide
 from .._shared.checks import covers, floating
 from .._shared.geometry import angle_cosines, root, unit
 from .._shared.masks import fill, keep

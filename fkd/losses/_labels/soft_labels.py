@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._mean import divide
+from ..._base.mean import divide
 from .._logits.decoupled import decouple
 from .._logits.kl import soft_cross_entropy
 from .._shared.checks import axes, covers, floating, one_of, positive, same_shape

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._sparse import SparseDistribution
+from ..._base.sparse import SparseDistribution
 from .._shared.masks import keep
 from .._shared.softmax import cross, log_probabilities, relative_entropy, softened, squared
 from .known import known_cross_entropy, known_kl

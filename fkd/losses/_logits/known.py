@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from ..._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from .._shared.checks import classes_last, covers, floating, positive
 from .._shared.grouped import grouped, log_softmax
 from .._shared.known import entropy_of, filled, listed_log_p, same_classes, same_temperature

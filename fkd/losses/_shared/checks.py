@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from ..._sparse import SparseDistribution
+from ..._base.sparse import SparseDistribution
 from .masks import fill
 
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..._sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from ..._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from .grouped import log_softmax
 
 

@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from ..._arguments import called_with
-from ..._mean import Mean
+from ..._base.arguments import called_with
+from ..._base.mean import Mean
 from .._shared.counted import counted_where
 from ._arguments import HeadArguments
 from ._evaluate import evaluate

@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from ..._sparse import SparseDistribution
+from ..._base.sparse import SparseDistribution
 from ._divergence import Divergence, Phi
 from ._problem import Number, Vocabulary
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..._sparse import SparseDistribution
+from ..._base.sparse import SparseDistribution
 from ._carry import carry
 from ._known import known_rows
 from ._problem import Head, Problem, Solution, tracked

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._mean import Mean
+from ..._base.mean import Mean
 from .._shared.products import outside_autocast
 from ._arguments import HeadArguments, Strategy
 from ._chunked import chunked, torch_rows

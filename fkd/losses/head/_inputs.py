@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._sparse import SampledDistribution, SparseDistribution
+from ..._base.sparse import SampledDistribution, SparseDistribution
 from .._shared.checks import covers, floating, positive
 from .._shared.known import entropy_of, same_temperature
 from .._shared.labels import integers

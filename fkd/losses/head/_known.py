@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from ..._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from .._shared.grouped import grouped, log_softmax
 from .._shared.known import filled, listed_log_p
 from .._shared.masks import soften

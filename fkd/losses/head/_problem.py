@@ -7,7 +7,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..._sparse import SparseDistribution
+from ..._base.sparse import SparseDistribution
 from ._divergence import Divergence
 
 Number = float | Tensor

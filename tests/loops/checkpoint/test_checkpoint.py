@@ -24,12 +24,12 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fkd.loops import _files
+from fkd.loops._base.errors import CheckpointError, DamagedError, MismatchError
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save
 from fkd.loops._checkpoint.folder import best
 from fkd.loops._checkpoint.manifest import differences
 from fkd.loops._checkpoint.tensors import NAMES
 from fkd.loops._checkpoint.tree import DTYPES
-from fkd.loops._errors import CheckpointError, DamagedError, MismatchError
 
 fork = multiprocessing.get_context("fork")
 

@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from fkd.loops._base.errors import CheckpointError
 from fkd.loops._checkpoint.lock import ensure_held, lock
-from fkd.loops._errors import CheckpointError
 
 fork = multiprocessing.get_context("fork")
 

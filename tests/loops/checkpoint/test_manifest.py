@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import save_file
 
 from fkd.loops import UnreadableError, _files
+from fkd.loops._base.errors import CheckpointError, DamagedError
 from fkd.loops._checkpoint import manifest as manifests
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save
 from fkd.loops._checkpoint.folder import best, set_aside
-from fkd.loops._errors import CheckpointError, DamagedError
 
 
 def two(folder: Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 
 import fkd
 from fkd import batch, student, teacher
-from fkd._trees import map_tensors
+from fkd._base.trees import map_tensors
 from fkd.loops import collect, evaluate
 from fkd.losses import kl
 from fkd.metrics import accuracy

@@ -11,7 +11,7 @@ from torch._dynamo.backends.common import aot_autograd
 
 import fkd
 from fkd import batch, student, teacher, term
-from fkd._trees import map_tensors
+from fkd._base.trees import map_tensors
 from fkd.loops import evaluate, score
 from fkd.losses import kl, mse
 from tests.models import MLP, same_bits, tokens

@@ -23,7 +23,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from fkd.loops._errors import CheckpointError
+from fkd.loops._base.errors import CheckpointError
 from fkd.loops._log.lines import JsonLines, read_log
 from fkd.loops._log.log import Log, Throughput, open_log
 from fkd.loops._log.progress import Lines, duration, open_progress

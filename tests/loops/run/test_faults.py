@@ -13,8 +13,8 @@ import torch
 
 import fkd
 from fkd.loops import CheckpointError, LoopError, NonFiniteError, _files, fit, train_step
+from fkd.loops._base.errors import MismatchError
 from fkd.loops._checkpoint.checkpoint import load_latest
-from fkd.loops._errors import MismatchError
 
 from ..training import adamw, batches, make, newest, objective, same_end, train
 

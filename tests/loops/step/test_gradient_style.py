@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fkd import Objective, batch, frozen, student, teacher, term, trainable
 from fkd.loops import train_step
-from fkd.loops._compile import arguments_alone, compiled
+from fkd.loops._base.compile import arguments_alone, compiled
 from fkd.loops._step.gradient import gradients
 from fkd.loops._step.handles import HandlesByState
 from fkd.losses import mse
@@ -211,7 +211,7 @@ def test_guards_do_not_grow_with_the_models(monkeypatch):
         kept.append([g.name for g, k in zip(guards, chosen, strict=True) if k])
         return chosen
 
-    monkeypatch.setattr("fkd.loops._compile.arguments_alone", spy)
+    monkeypatch.setattr("fkd.loops._base.compile.arguments_alone", spy)
 
     def beyond_arguments(layers: int) -> int:
         torch.manual_seed(0)
@@ -232,7 +232,7 @@ def test_guards_do_not_grow_with_the_models(monkeypatch):
 
 
 def test_modes_and_options_go_together():
-    from fkd.loops._compile import _arguments
+    from fkd.loops._base.compile import _arguments
 
     found = _arguments({"mode": "max-autotune", "options": {"triton.cudagraphs": False}})
     assert found["options"]["max_autotune"] and not found["options"]["triton.cudagraphs"]

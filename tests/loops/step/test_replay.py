@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fkd.loops import State, TrainStep
-from fkd.loops._compile import captures_graphs
+from fkd.loops._base.compile import captures_graphs
 from fkd.loops._step.cuda_graphs import copied, copied_into, copied_scalars, mark_static
 from tests.trees import tree_leaves
 

@@ -11,7 +11,7 @@ import torch
 
 import fkd
 from fkd import losses, student, term, trainable
-from fkd._sparse import id_dtype
+from fkd._base.sparse import id_dtype
 from fkd.loops import pack, take
 from fkd.loops._data.batch import normalised, split
 from fkd.losses import kl, soft_cross_entropy, top_k_kl

@@ -18,8 +18,8 @@ import torch._inductor.config as inductor_config
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 
-from ._cannot_compile import compile_error
-from ._errors import CompileError
+from .cannot_compile import compile_error
+from .errors import CompileError
 
 CompileOptions: TypeAlias = Mapping[str, object]
 """The keyword arguments of `torch.compile`."""

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._notebook import html_paragraph, html_table
+from fkd._base.notebook import html_paragraph, html_table
+from fkd._base.trees import size, sizes
+from fkd._base.types import Params
 from fkd._objective.program import Parts
-from fkd._trees import size, sizes
-from fkd._types import Params
 from fkd.parallel._shards import locals_of
 
 

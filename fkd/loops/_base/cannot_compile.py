@@ -10,7 +10,7 @@ from traceback import FrameSummary
 from types import CodeType
 from typing import Any
 
-from ._errors import CompileError
+from .errors import CompileError
 
 _REMEDIES = (
     (r"requires_grad", "set requires_grad on parameters before the model is given to fkd"),

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from torch import Tensor
 
-from ._sparse import SparseDistribution
+from .sparse import SparseDistribution
 
 if TYPE_CHECKING:
     import numpy as np

@@ -1,0 +1,1 @@
+"""What every other room of `loops` may import: states, seeds, files, errors, compiling."""
