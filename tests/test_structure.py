@@ -315,7 +315,7 @@ WITHOUT_EXAMPLE = {
         "fkd.Drawing",
     ),
     *("fkd.ObjectiveError", "fkd.ema", "fkd.frozen", "fkd.trainable", "fkd.stop_gradient"),
-    *("fkd.losses.CRDState", "fkd.losses.DINOState", "fkd.losses.Queue"),
+    *("fkd.losses.CRDState", "fkd.losses.DINOState", "fkd.losses.Queue", "fkd.losses.TAIDState"),
     *("fkd.losses.Sample", "fkd.losses.TopK"),
 }
 

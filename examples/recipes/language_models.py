@@ -7,6 +7,7 @@ import torch
 import fkd
 from fkd import batch, call, student, teacher, term
 from fkd.losses import (
+    ab_divergence,
     adaptive_kl,
     alm,
     cross_entropy,
@@ -24,6 +25,9 @@ from fkd.losses import (
     skew_kl,
     skew_reverse_kl,
     span_log_probs,
+    taid,
+    taid_init,
+    todi,
     token_log_probs,
     total_variation,
     uld,
@@ -173,6 +177,33 @@ def two_tokenizers():
     }  # fmt: skip
 
 
+def interpolated():
+    counts = call(fkd.loops.next_tokens, batch.labels) != -100
+    way = fkd.schedules.linear(0.4, 1.0, steps=10_000)  # the steps of the run
+    return {
+        "taid": term(
+            taid, student.logits, teacher.logits, state=taid_init(0.4), floor=way, where=counts
+        )
+    }
+
+
+def allocated():
+    counts = call(fkd.loops.next_tokens, batch.labels) != -100
+    return {
+        "abkd": term(
+            ab_divergence, student.logits, teacher.logits, alpha=0.2, beta=0.7, where=counts
+        )
+    }
+
+
+def token_wise():
+    targets = call(fkd.loops.next_tokens, batch.labels)
+    return {
+        "todi": term(todi, student.logits, teacher.logits, where=targets != -100, weight=0.5),
+        "labels": term(cross_entropy, student.logits, targets, weight=0.5),
+    }
+
+
 def drawn_logits():
     def draws(logits):
         noise = torch.rand(*logits.shape[:-1], 8, device=logits.device)
@@ -213,6 +244,12 @@ RECIPES = [
            "entries that both vocabularies have."),
     Recipe("AKL", "arXiv:2404.02657", head_and_tail, causal(), prose,
            "Forward and reverse KL, weighed by where the two models differ."),
+    Recipe("TAID", "arXiv:2501.16937", interpolated, causal(), prose,
+           "The target moves from the student to the teacher, faster while the loss falls."),
+    Recipe("ABKD", "arXiv:2505.04560", allocated, causal(), prose,
+           "The numbers are those for language models there."),
+    Recipe("ToDi", "arXiv:2505.16297", token_wise, causal(), prose,
+           "Each class of each token has its own share of forward and reverse KL."),
     Recipe("f-distillation", "arXiv:2307.15190", total_variations, causal(), prose),
     Recipe("ULD", "arXiv:2402.12030", other_vocabulary, causal(24), prose,
            "Teacher and student have vocabularies of their own. Positions are compared as they "

@@ -11,6 +11,7 @@ from fkd.losses import (
     adaptive_layer_kl,
     correlation_congruence,
     cosine,
+    crcd,
     crd,
     crd_init,
     cross_entropy,
@@ -43,6 +44,17 @@ def contrastive():
     return {
         "labels": term(cross_entropy, student.logits, batch.labels),
         "crd": term(crd, *embeddings, state=crd_init(64, 8), dataset_size=50_000, weight=0.8),
+    }
+
+
+def complementary():
+    embeddings = (
+        module("student_head")(call(torch.mean, student.maps[-1], dim=(2, 3))),
+        module("teacher_head")(call(torch.mean, teacher.maps[-1], dim=(2, 3))),
+    )
+    return {
+        "labels": term(cross_entropy, student.logits, batch.labels),
+        "crcd": term(crcd, *embeddings, state=crd_init(64, 8), dataset_size=50_000),
     }
 
 
@@ -169,6 +181,11 @@ RECIPES = [
            pictures(student_head=adapter(lambda: LinearProjection(4, 8)),
                     teacher_head=adapter(lambda: LinearProjection(6, 8))), images,
            "A queue of 16384 x 128 there, and a `LinearProjection` for each model."),
+    Recipe("CRCD", "arXiv:2103.16367", complementary,
+           pictures(student_head=adapter(lambda: LinearProjection(4, 8)),
+                    teacher_head=adapter(lambda: LinearProjection(6, 8))), images,
+           "Relations to the teacher's embeddings of the batch, contrasted; the weight falls to 0 "
+           "in the last epochs of the public code."),
     Recipe("Instance relationship graph", "CVPR 2019 (Liu et al.)", instance_graph, pictures(),
            images, "Weights are left to the reader."),
     Recipe("CompRess", "arXiv:2010.14713", compress,

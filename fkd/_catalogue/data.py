@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 NO_FORMULA = {
-    "CRDState", "DINOState", "Queue", "Sample", "TopK",
-    "crd_init", "dino_init", "queue_init", "enqueue", "counted_where",
+    "CRDState", "DINOState", "Queue", "Sample", "TAIDState", "TopK",
+    "crd_init", "dino_init", "taid_init", "queue_init", "enqueue", "counted_where",
     "token_log_probs", "span_log_probs",
 }  # fmt: skip
 """States and plumbing: no formula, and no paper."""
@@ -60,11 +60,13 @@ COSTS: dict[str, str] = {
     "cka_rbf": _BATCH,
     "in_batch_kl": _BATCH,
     "crd": "time n N D, memory n N for n samples and a queue of N",
+    "crcd": "time n^2 N D, memory n^2 N for n samples, all of them anchors, and a queue of N",
     "queue_kl": "time n N D, memory n N for n samples and a queue of N",
     "dino": "student views * teacher views cross-entropies a sample",
     "hinge_ranking": "memory candidates^2 a position",
     "logistic_ranking": "memory candidates^2 a position",
     "fgd_weight": "boxes * places a sample",
+    "project_vocabulary": "memory V shares a position, for the V classes",
     "jacobian_matching": "linear here; its inputs need a second derivative of the student",
 }
 """Where the cost is not linear in the inputs, or worth a word."""
@@ -79,6 +81,7 @@ ADAPTERS: dict[str, tuple[str, ...]] = {
     "cosine": ("LinearProjection",),
     "rail": ("LinearProjection",),
     "log_distance": ("LinearProjection",),
+    "crcd": ("LinearProjection",),
     "crd": ("LinearProjection",),
     "queue_kl": ("MLPProjection",),
     "l2": ("NonLocal",),

@@ -94,17 +94,23 @@ USES: tuple[Use, ...] = (
         ("jsd", "reverse_kl", "sampled_reverse_kl", "policy_reverse_kl"), "With the teacher's "
         "log-probability of the drawn tokens alone: policy_reverse_kl."),
     Use(_LM, "between forward and reverse KL", "both, by place",
-        ("adaptive_kl", "skew_kl", "alpha_divergence", "renyi", "jeffreys"),
-        "AKL weighs head and tail of the teacher's distribution."),
+        ("adaptive_kl", "todi", "ab_divergence", "skew_kl", "alpha_divergence", "renyi",
+         "jeffreys"),
+        "AKL weighs head and tail of the teacher's distribution, ToDi each class; ABKD has two "
+        "numbers for how errors and sure classes count."),
+    Use(_LM, "a student far from its teacher", "a target that comes nearer",
+        ("taid", "skew_kl"), "TAID's target begins near the student and moves on as the loss "
+        "falls; its state goes in and comes out."),
     Use(_LM, "the teacher's top k tokens", "offline distillation in little space",
         ("top_k_kl", "top_k"), "Biased: what is not in the top k is one bucket, or nothing."),
     Use(_LM, "samples from the teacher's distribution", "offline distillation without bias",
         ("sampled_kl", "sampled_cross_entropy", "sample"), "The expectation of the gradient is "
         "that of the full KL."),
     Use(_LM, "two vocabularies", "a teacher of another family",
-        ("shared_kl", "alm", "uld", "multi_level_ot", "sinkhorn_ot"), "At positions that have read "
-        "the same text (fkd.loops.language.align): what both vocabularies have, spans of text, or "
-        "sorted probabilities."),
+        ("shared_kl", "project_vocabulary", "alm", "uld", "multi_level_ot", "sinkhorn_ot"),
+        "At positions that have read the same text (fkd.loops.language.align): what both "
+        "vocabularies have, shares of one in the other, spans of text, or sorted probabilities; "
+        "or each model's states through the other's head.", ("CrossModelAttention",)),
     Use(_IMAGE, "feature maps of one number of channels", "the maps themselves",
         ("mse", "partial_l2", "hcl"), "hcl compares them at several scales."),
     Use(_IMAGE, "feature maps of different channels", "no projection to learn",
@@ -125,8 +131,8 @@ USES: tuple[Use, ...] = (
     Use(_IMAGE, "views without labels", "self-distillation", ("dino", "queue_kl"),
         "A state goes in and comes out; the teacher is fkd.ema('student').", ("DINOHead",)),
     Use(_EMBED, "a teacher's embeddings of the same width", "the same vector space",
-        ("cosine", "mse"), "An index of the teacher's vectors can then be searched by the "
-        "student's."),
+        ("cosine", "mse", "cos_nce"), "An index of the teacher's vectors can then be searched by "
+        "the student's."),
     Use(_EMBED, "embeddings of different widths", "the same neighbours",
         ("similarity_preserving", "pkt", "rkd_distance", "in_batch_kl"),
         "Relations within the batch: large batches help."),
@@ -134,7 +140,8 @@ USES: tuple[Use, ...] = (
         ("margin_mse", "listwise_kl", "in_batch_kl"), "margin_mse for pairs, listwise_kl for "
         "lists; scales of the two models may differ."),
     Use(_EMBED, "batches too small for contrast", "many negatives",
-        ("crd", "queue_kl", "infonce"), "A queue of earlier embeddings is the state."),
+        ("crd", "crcd", "queue_kl", "infonce"), "A queue of earlier embeddings is the state; crcd "
+        "contrasts relations to the samples of the batch."),
     Use(_EMBED, "a ranking, not scores", "the teacher's order",
         ("hinge_ranking", "logistic_ranking", "listwise_kl"), "Scale-free."),
     Use(_EMBED, "graphs or relations of samples", "the structure of a batch",

@@ -12,6 +12,7 @@ from ._cross_layer import AFDAttention as AFDAttention
 from ._cross_layer import ChannelAttention as ChannelAttention
 from ._cross_layer import PairProjections as PairProjections
 from ._cross_layer import SemCKDAttention as SemCKDAttention
+from ._dual_space import CrossModelAttention as CrossModelAttention
 from ._factor import Paraphraser as Paraphraser
 from ._factor import Translator as Translator
 from ._generation import MaskedGenerator as MaskedGenerator
@@ -32,6 +33,7 @@ __all__ = [
     "AFDAttention",
     "ChannelAttention",
     "ConvRegressor",
+    "CrossModelAttention",
     "DINOHead",
     "GlobalContext",
     "InstanceTemperature",

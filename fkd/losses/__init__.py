@@ -14,6 +14,7 @@ from ._attention.tokens import layer_relation as layer_relation
 from ._attention.tokens import pool_spans as pool_spans
 from ._attention.tokens import word_angle as word_angle
 from ._attention.tokens import word_relation as word_relation
+from ._contrastive.crcd import crcd as crcd
 from ._contrastive.crd import CRDState as CRDState
 from ._contrastive.crd import crd as crd
 from ._contrastive.crd import crd_init as crd_init
@@ -78,6 +79,8 @@ from ._labels.soft_labels import uskd_soft_label as uskd_soft_label
 from ._labels.soft_labels import uskd_target as uskd_target
 from ._labels.soft_labels import wsld as wsld
 from ._labels.soft_labels import wsld_weight as wsld_weight
+from ._logits.balanced import ab_divergence as ab_divergence
+from ._logits.balanced import todi as todi
 from ._logits.decoupled import dkd as dkd
 from ._logits.decoupled import nkd as nkd
 from ._logits.dist import dist as dist
@@ -88,6 +91,9 @@ from ._logits.divergences import adaptive_kl_weight as adaptive_kl_weight
 from ._logits.divergences import alpha_divergence as alpha_divergence
 from ._logits.divergences import renyi as renyi
 from ._logits.divergences import total_variation as total_variation
+from ._logits.interpolated import TAIDState as TAIDState
+from ._logits.interpolated import taid as taid
+from ._logits.interpolated import taid_init as taid_init
 from ._logits.kl import jeffreys as jeffreys
 from ._logits.kl import kl as kl
 from ._logits.kl import logit_mse as logit_mse
@@ -103,6 +109,7 @@ from ._logits.multi_level import skd_direction as skd_direction
 from ._logits.ofa import ofa as ofa
 from ._logits.on_policy import policy_reverse_kl as policy_reverse_kl
 from ._logits.on_policy import sampled_reverse_kl as sampled_reverse_kl
+from ._logits.projected import project_vocabulary as project_vocabulary
 from ._logits.sampling import Sample as Sample
 from ._logits.sampling import TopK as TopK
 from ._logits.sampling import sample as sample
@@ -155,7 +162,9 @@ __all__ = [
     "DINOState",
     "Queue",
     "Sample",
+    "TAIDState",
     "TopK",
+    "ab_divergence",
     "activation_boundary",
     "adaptive_kl",
     "adaptive_kl_weight",
@@ -183,6 +192,7 @@ __all__ = [
     "cos_nce",
     "cosine",
     "counted_where",
+    "crcd",
     "crd",
     "crd_init",
     "cross_entropy",
@@ -260,6 +270,7 @@ __all__ = [
     "policy_reverse_kl",
     "pool_spans",
     "probability_shift",
+    "project_vocabulary",
     "queue_init",
     "queue_kl",
     "rail",
@@ -286,6 +297,9 @@ __all__ = [
     "soft_cross_entropy",
     "span_log_probs",
     "standardize",
+    "taid",
+    "taid_init",
+    "todi",
     "token_log_probs",
     "top_k",
     "top_k_kl",

@@ -128,6 +128,17 @@ CASES = [
         for s, t in [(4, 6), (6, 4), (5, 5)]
     ],
     Case(
+        lambda: adapters.CrossModelAttention(4, 6),
+        lambda: (
+            torch.randn(2, 3, 4),
+            torch.randn(2, 5, 6),
+            (torch.randn(2, 3, 4), torch.randn(2, 3, 4)),
+            (torch.randn(2, 5, 6), torch.randn(2, 5, 6)),
+        ),
+        [(2, 3, 4), (2, 5, 6)],
+        lambda out: mse(2, 3, 4)(out[0]) + mse(2, 5, 6)(out[1]),
+    ),
+    Case(
         lambda: adapters.LayerAttention(3),
         lambda: (torch.randn(2, 4, 3, 5),),
         [(2, 4, 5)],

@@ -107,7 +107,7 @@ def crd(
     one_of("crd", "anchor", anchor, ("both", "student", "teacher"))
     positive("crd", temperature=temperature, dataset_size=dataset_size)
     names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
-    s, t = _embeddings("crd", where, state.teacher, **names)
+    s, t = embeddings("crd", where, state.teacher, **names)
     values = torch.zeros_like(s[:, 0])
     if anchor != "teacher":
         values = values + _nce(s, t, state.teacher, dataset_size, temperature)
@@ -166,7 +166,7 @@ def queue_kl(
     positive("queue_kl", temperature=temperature)
     positive("queue_kl", teacher_temperature=teacher_temperature)
     names = {"student_embeddings": student_embeddings, "teacher_embeddings": teacher_embeddings}
-    s, t = _embeddings("queue_kl", where, state, **names)
+    s, t = embeddings("queue_kl", where, state, **names)
     student, teacher = (_similarities(x, t if teacher_key else None, state) for x in (s, t))
     log_q = F.log_softmax(student / temperature, dim=-1)
     cooler = temperature if teacher_temperature is None else teacher_temperature
@@ -175,9 +175,7 @@ def queue_kl(
     return keep(divergence, where), enqueue(state, t, where=where)
 
 
-def _embeddings(
-    loss: str, where: Tensor | None, queue: Queue, **pair: Tensor
-) -> tuple[Tensor, ...]:
+def embeddings(loss: str, where: Tensor | None, queue: Queue, **pair: Tensor) -> tuple[Tensor, ...]:
     s, t = paired(loss, where, **pair)
     if s.ndim != 2 or s.shape[-1] != queue.features.shape[-1]:
         raise ValueError(
@@ -190,11 +188,11 @@ def _embeddings(
 def _similarities(x: Tensor, key: Tensor | None, queue: Queue) -> Tensor:
     """`[batch, size]` cosines with the queue, the sample's own key before them if there is one;
     far below any cosine where the queue holds nothing, whatever temperature divides them."""
-    cosines = product(x, _keys(queue, x).mT).masked_fill(~queue.valid, -1e9)
+    cosines = product(x, keys(queue, x).mT).masked_fill(~queue.valid, -1e9)
     return cosines if key is None else torch.cat([(x * key).sum(-1, keepdim=True), cosines], -1)
 
 
-def _keys(queue: Queue, like: Tensor) -> Tensor:
+def keys(queue: Queue, like: Tensor) -> Tensor:
     return queue.features.detach().to(like.dtype)
 
 
@@ -210,6 +208,6 @@ def _nce(
     number = valid.sum()
     offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(anchor).log()
     near = (anchor * positive).sum(-1) / temperature - offset
-    far = product(anchor, _keys(negatives, anchor).mT) / temperature - offset
+    far = product(anchor, keys(negatives, anchor).mT) / temperature - offset
     values = -F.logsigmoid(near) - (F.logsigmoid(-far) * valid).sum(-1)
     return torch.where(number > 0, values, 0.0)

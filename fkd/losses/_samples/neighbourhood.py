@@ -178,7 +178,7 @@ def cos_nce(
     """Contrast by angles: near the teacher's vector of a sample, far from the others' (LRC-BERT).
 
         g_ij = 1 - cos(s_i, t_j)
-        value_i = g_ii + 1/K * sum_{j != i} (2 - (g_ij - g_ii))
+        value_i = g_ii + 1/(2K) * sum_{j != i} (2 - (g_ij - g_ii))
 
     The K negatives are the teacher's vectors of the other samples of the batch; without any,
     g_ii alone is left. 2 is the largest distance, so no margin is to be chosen.
@@ -189,11 +189,11 @@ def cos_nce(
       where: `[batch]`, True where a sample counts. The others are no negatives.
 
     Returns:
-      `[batch]`, one value per sample, in [0, 6].
+      `[batch]`, one value per sample, in [0, 4].
 
     Example:
       >>> cos_nce(torch.eye(2), torch.eye(2))
-      tensor([1., 1.])
+      tensor([0.5000, 0.5000])
 
     Reference:
       Fu et al., LRC-BERT: Latent-representation Contrastive Knowledge Distillation for Natural
@@ -205,7 +205,7 @@ def cos_nce(
     weight, count = counted(where, student)
     negatives = (count - weight).clamp(min=1.0)
     others = weight - torch.diag_embed(weight)  # [anchor, negative]
-    far = ((2 - distance + near[:, None]) * others).sum(-1) / negatives
+    far = ((2 - distance + near[:, None]) * others).sum(-1) / (2 * negatives)
     return keep(near + far, where)
 
 

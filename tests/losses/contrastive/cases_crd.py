@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from scipy.special import log_softmax, softmax
 
-from fkd.losses import CRDState, DINOState, Queue, crd, dino, queue_kl
+from fkd.losses import CRDState, DINOState, Queue, crcd, crd, dino, queue_kl
 
 from ..case import Case, normal, pair
 
@@ -46,6 +46,31 @@ def crd_reference(student, teacher, *, state, dataset_size, temperature=0.07, an
             out[b] += one_way(s, t, state.teacher, dataset_size, temperature)
         if anchor in ("both", "teacher"):
             out[b] += one_way(t, s, state.student, dataset_size, temperature)
+    return out
+
+
+def around(anchors, positives, x, queue, m, temperature):
+    negatives, out = queue.features[queue.valid], np.zeros(len(x))
+    n = len(negatives)
+    for b in range(len(x) if n else 0):
+        each = []
+        for a in range(len(x)):
+            if a != b:
+                r = unit(x[b] - anchors[a])
+                value = -np.log(critic(r, unit(positives[b] - anchors[a]), n, m, temperature))
+                far = [critic(r, unit(y - anchors[a]), n, m, temperature) for y in negatives]
+                each.append(value - np.log(1 - np.array(far)).sum())
+        out[b] = np.mean(each) if each else 0.0
+    return out
+
+
+def crcd_reference(student, teacher, *, state, dataset_size, temperature=0.1, anchor="both"):
+    s, t, m = unit(student), unit(teacher), dataset_size
+    out = np.zeros(len(s))
+    if anchor in ("both", "teacher"):
+        out = out + around(t, t, s, state.teacher, m, temperature)
+    if anchor in ("both", "student"):
+        out = out + around(s, s, t, state.student, m, temperature)
     return out
 
 
@@ -106,6 +131,29 @@ CASES = (
             ("student", PART, {"anchor": "student"}),
             ("teacher", PART, {"anchor": "teacher", "temperature": 0.5}),
             ("empty", EMPTY, {}),
+        ]
+    ]
+    + [
+        Case(
+            crcd,
+            pair(rows, 3),
+            crcd_reference,
+            kwargs={"state": state, "dataset_size": 50.0, **kwargs},
+            zero_at_equality=False,
+            relational=True,
+            half_rtol=5e-3,
+            gradcheck=checked,
+            shared=("state",),
+            rtol=1e-7,
+            note="the negatives keep the loss above 0; anchors are held",
+            name=f"crcd {label}",
+        )
+        for label, rows, state, kwargs, checked in [
+            ("both", 4, FULL, {}, ()),
+            ("teacher", 4, PART, {"anchor": "teacher", "temperature": 0.5}, (0,)),
+            ("student", 4, PART, {"anchor": "student"}, (1,)),
+            ("one sample", 1, FULL, {}, ()),
+            ("empty", 4, EMPTY, {}, ()),
         ]
     ]
     + [

@@ -67,7 +67,7 @@ def cos_nce_reference(s, t):
     out = np.zeros(len(s))
     for i, anchor in enumerate(s):
         near = 1 - anchor @ t[i]
-        far = [2 - ((1 - anchor @ t[j]) - near) for j in range(len(t)) if j != i]
+        far = [(2 - ((1 - anchor @ t[j]) - near)) / 2 for j in range(len(t)) if j != i]
         out[i] = near + (np.mean(far) if far else 0.0)
     return out
 
