@@ -13,6 +13,7 @@ from . import stages as stages
 from . import sweeps as sweeps
 from ._base.errors import ObjectiveError as ObjectiveError
 from ._base.mean import Mean as Mean
+from ._base.mean import MeanWithParts as MeanWithParts
 from ._base.mean import mean as mean
 from ._base.version import __version__ as __version__
 from ._check.check import check as check
@@ -49,6 +50,7 @@ __all__ = [
     "Context",
     "Drawing",
     "Mean",
+    "MeanWithParts",
     "Objective",
     "ObjectiveError",
     "Parts",

@@ -37,6 +37,27 @@ class Mean(NamedTuple):
         return Mean(self.total + other.total, self.count + other.count)
 
 
+class MeanWithParts(NamedTuple):
+    """What a loss returns that is several losses in one pass: their sum, and each by its name.
+
+    The sum is the term's value and has its gradient. The parts are logged beside it, as
+    `loss/TERM/PART`; they have no gradient.
+
+    Attributes:
+      whole: the sum, with all weights in it.
+      parts: each, without its weight.
+
+    Example:
+      >>> square, size = mean(torch.tensor([1.0, 4.0])), mean(torch.tensor([1.0, 2.0]))
+      >>> both = Mean(square.total + size.total, square.count)
+      >>> sorted(MeanWithParts(both, {"square": square, "size": size}).parts)
+      ['size', 'square']
+    """
+
+    whole: Mean
+    parts: dict[str, Mean]
+
+
 def divide(total: Tensor, count: Tensor) -> Tensor:
     """`total / count`, and 0 (with a zero gradient, not nan) where the count is 0."""
     return torch.where(count > 0, total / count.clamp(min=1e-30), 0.0)

@@ -24,6 +24,7 @@ from torch._subclasses.fake_tensor import (
 )
 
 from .._base.errors import ObjectiveError, RefError, listing
+from .._base.mean import Mean, MeanWithParts
 from .._base.trees import map_tensors
 from .._base.types import Batch
 from .._objective.apply import call_arguments
@@ -211,10 +212,11 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
         try:
             scalars = trial.objective.scalars(0, _device_of(args))
             evaluate = trial.objective.bound.functions[name]
-            evaluated = evaluate(trial.values, scalars, parts.loss_state.get(name))
+            state, weight = parts.loss_state.get(name), _weight_by_position(trial, term)
+            evaluated = evaluate(trial.values, scalars, state, None, weight)
             problem = _result_problem(term, evaluated)
             if problem is None:
-                return _weighted(trial, term, evaluated)
+                return evaluated
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
@@ -228,19 +230,19 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
     return None
 
 
-def _weighted(trial: _Trial, term: Term, evaluated: Evaluated) -> Evaluated:
-    """With the weight of each position, where the weight is a ref to several numbers."""
+def _weight_by_position(trial: _Trial, term: Term) -> Tensor | None:
+    """The weight of each position, where the weight is a ref to several numbers."""
     if not isinstance(term.weight, Ref):
-        return evaluated
+        return None
     weight = trial.values[trial.objective.program.plan.place[term.weight]]
-    return evaluated.weighted(weight) if getattr(weight, "ndim", 0) else evaluated
+    return weight if getattr(weight, "ndim", 0) else None
 
 
 def _result_problem(term: Term, evaluated: Evaluated) -> str | None:
     if isinstance(evaluated.result, Tensor):
         _ = evaluated.mean  # a mask of another shape than the values is refused here
         return None
-    if hasattr(evaluated.result, "total") and hasattr(evaluated.result, "count"):
+    if isinstance(evaluated.result, (Mean, MeanWithParts)):
         return None
     return (
         f"{name_of(term.loss)} returned {describe(evaluated.result)}; a tensor with one value for "

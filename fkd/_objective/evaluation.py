@@ -10,12 +10,12 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 
-from .._base.mean import Mean, divide, mean
+from .._base.mean import Mean, MeanWithParts, divide, mean
 from .._base.trees import map_tensors
 from .._base.types import Scalars
 from .._refs.refs import Ref
 from .knobs import knob_values
-from .terms import Moving, Term
+from .terms import Moving, Term, knobs_of
 
 
 class Evaluation(NamedTuple):
@@ -71,11 +71,14 @@ class BoundTerms:
         for name, term in self.terms.items():
             state = loss_state.get(name, term.state)
             with torch.set_grad_enabled(torch.is_grad_enabled() and term.weight is not None):
-                result = self.functions[name](values, scalars, state, autocast)
                 weight = self._weight(name, values, scalars)
-                if weight is not None and weight.ndim:  # one for each position
-                    result, weight = result.weighted(weight), weight.new_ones(())
+                by_position = weight if weight is not None and weight.ndim else None
+                result = self.functions[name](values, scalars, state, autocast, by_position)
+                if weight is not None and by_position is not None:
+                    weight = weight.new_ones(())
                 evaluation.means[name] = result.mean
+                for part, value in result.parts.items():
+                    evaluation.means[self._part_name(name, part)] = value
             if term.state is not None:
                 evaluation.loss_state[name] = map_tensors(torch.detach, result.state)
             if weight is not None:
@@ -84,6 +87,14 @@ class BoundTerms:
                 total = evaluation.means[name].total
                 evaluation.weights[name] = torch.full_like(total, cast(float, term.weight))
         return evaluation
+
+    def _part_name(self, name: str, part: str) -> str:
+        if f"{name}/{part}" in self.terms:
+            raise ValueError(
+                f"terms[{name!r}] logs its part {part!r} as '{name}/{part}', which is another "
+                f"term. Rename one of them: head.{part}().named('...')."
+            )
+        return f"{name}/{part}"
 
     def _weight(self, name: str, values: Sequence[Any], scalars: Scalars) -> Tensor | None:
         """The weight of a term, if it is a tensor."""
@@ -125,10 +136,20 @@ class Evaluated(NamedTuple):
     @property
     def mean(self) -> Mean:
         """The mean over the positions that count."""
+        if isinstance(self.result, MeanWithParts):
+            return self.result.whole
         if isinstance(self.result, Mean):
             return self.result
         # A relational loss gives one value for the batch; its mask has done its work inside.
         return mean(self.result, where=self.where if self.result.ndim else None)
+
+    @property
+    def parts(self) -> dict[str, Mean]:
+        """The means that the loss is a sum of, without gradient, if it says so."""
+        if not isinstance(self.result, MeanWithParts):
+            return {}
+        parts = self.result.parts.items()
+        return {name: Mean(m.total.detach(), m.count.detach()) for name, m in parts}
 
     def weighted(self, weight: Tensor) -> Evaluated:
         """With every value multiplied by the weight of its position (or example)."""
@@ -147,7 +168,7 @@ class Evaluated(NamedTuple):
 
 
 BoundTerm = Callable[..., Evaluated]
-"""`(values by place, scalars, state, dtype of the products of models) -> Evaluated`."""
+"""`(values by place, scalars, state, dtype of products, weight by position) -> Evaluated`."""
 
 
 def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
@@ -158,8 +179,11 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
     """
     arguments = [place[ref] for ref in term.args]
     options = {k: place[v] for k, v in term.kwargs.items() if isinstance(v, Ref)}
-    knobs = [k for k in term.moving if k != "weight"]
+    nested: dict[str, Any] = {k: v for k, v in term.kwargs.items() if knobs_of(v)}
+    knobs = [k for k in term.moving if k in term.kwargs]
     static = {k: v for k, v in term.kwargs.items() if k not in options and k not in knobs}
+    loss = _with_parts(term.loss)
+    weighs = takes(loss, "token_weights") and "token_weights" not in term.kwargs
     where_at = None if term.where is None else place[term.where]
     takes_where = takes(term.loss, "where")
     counted = counted_positions(term.loss)
@@ -171,10 +195,15 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
         scalars: Scalars,
         state: object,
         autocast: torch.dtype | None = None,
+        weight: Tensor | None = None,
     ) -> Evaluated:
         args = [values[i] for i in arguments]
         kwargs = {**static, **{k: values[i] for k, i in options.items()}}
         kwargs.update({k: scalars[f"{name}/{k}"] for k in knobs})
+        for k, option in nested.items():
+            kwargs[k] = option.at({n: scalars[f"{name}/{k}/{n}"] for n in knobs_of(option)})
+        if weight is not None and weighs:
+            kwargs["token_weights"] = weight
         if multiplies and autocast is not None:
             kwargs["operand_dtype"] = autocast
         where = None if where_at is None else values[where_at].bool()
@@ -185,14 +214,26 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
             else:
                 args = [blank(x, where) for x in args]
         if term.state is None:
-            result = term.loss(*args, **kwargs)
+            result = loss(*args, **kwargs)
         else:
-            result, state = term.loss(*args, state=state, **kwargs)
+            result, state = loss(*args, state=state, **kwargs)
         if takes_where:
             positions = of_values(positions, result)
-        return Evaluated(result, positions, state)
+        made = Evaluated(result, positions, state)
+        return made if weight is None or weighs else made.weighted(weight)
 
     return evaluate
+
+
+def _with_parts(loss: Callable[..., Any]) -> Callable[..., Any]:
+    """The function that also gives the parts of a sum, if a loss has one."""
+    whole = getattr(loss, "in_parts", None)
+    if whole is not None:
+        return whole
+    inner = getattr(getattr(loss, "func", None), "in_parts", None)
+    if isinstance(loss, functools.partial) and inner is not None:
+        return functools.partial(inner, *loss.args, **loss.keywords)
+    return loss
 
 
 def _multiplies(term: Term) -> bool:

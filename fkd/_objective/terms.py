@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -71,7 +72,9 @@ class Term:
     @property
     def moving(self) -> dict[str, Moving]:
         """The knobs whose value may change from step to step, the weight among them."""
-        knobs = {**self.kwargs, "weight": self.weight}
+        knobs: dict[str, object] = {**self.kwargs, "weight": self.weight}
+        for name, value in self.kwargs.items():  # of options with knobs of their own
+            knobs |= {f"{name}/{n}": knob for n, knob in knobs_of(value).items()}
         return {name: knob for name, knob in knobs.items() if moves(knob)}
 
 
@@ -94,12 +97,14 @@ def term(
     """A loss with its arguments not yet filled in; written like the call of the loss itself.
 
     Args:
-      loss: `loss(*args, **kwargs)`, returning one value per position, a `Mean`, or (with
-        `state`) one of these and the new state. If it takes `where`, the mask is passed on.
+      loss: `loss(*args, **kwargs)`, returning one value per position, a `Mean` (with parts:
+        `fkd.MeanWithParts`), or (with `state`) one of these and the new state. If it takes
+        `where`, the mask is passed on.
       args: refs, functions of the context, or tensors.
       weight: factor of the term's mean in the total. Like every numeric option it is a float
         (a constant of the compiled graph), or a 0-d tensor, a schedule or a plain function of
-        the step (all of which may move without recompiling), or a ref.
+        the step (all of which may move without recompiling), or a ref: to a number, or to one for
+        each position or example (advantages, importance ratios), which heads take as well.
       where: ref to a mask of the shape of the loss's values, bool or 0/1 integers: True where
         a position counts, such as `batch.labels != -100`. Positions that do not count give no
         value and no gradient. A loss that takes a finer mask (one of places, of tokens) is
@@ -181,6 +186,21 @@ def _takes_one_argument(value: object) -> bool:
         if p.default is p.empty and p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)
     ]
     return len(required) == 1
+
+
+def knobs_of(value: object) -> Mapping[str, object]:
+    """What may move inside an option (weights of a divergence), by name: its `knobs`. It gives
+    the option with numbers for them by `at(values)`."""
+    inside = None if isinstance(value, (Ref, type)) else getattr(value, "knobs", None)
+    return inside if isinstance(inside, Mapping) else {}
+
+
+def part_names(term: Term) -> tuple[str, ...]:
+    """The names of the parts that a loss logs beside its sum, as far as it says so before."""
+    inner = getattr(term.loss, "func", term.loss)
+    names = getattr(inner, "part_names", None)
+    bound = term.loss.keywords if isinstance(term.loss, functools.partial) else {}
+    return () if names is None else tuple(names(**{**bound, **term.kwargs}))
 
 
 def value_at(knob: Moving, step: int) -> float | Tensor:

@@ -153,6 +153,7 @@ from ._teacher.temperatures import ctkd_temperature as ctkd_temperature
 from ._teacher.temperatures import cwsm_temperature as cwsm_temperature
 from ._teacher.temperatures import flsw_temperature as flsw_temperature
 from ._teacher.temperatures import reverse_gradient as reverse_gradient
+from .head import head_agreement as head_agreement
 from .head import head_divergence as head_divergence
 from .head import head_divergence_and_metrics as head_divergence_and_metrics
 from .head import head_metrics as head_metrics
@@ -221,6 +222,7 @@ __all__ = [
     "hard_label",
     "hcl",
     "head",
+    "head_agreement",
     "head_divergence",
     "head_divergence_and_metrics",
     "head_metrics",

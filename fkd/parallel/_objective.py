@@ -134,7 +134,7 @@ class OverRanks:
         means = {name: _counting(mean, present) for name, mean in own.means.items()}
         related = self._evaluate_related(forward, values, rows, scalars, parts.loss_state)
         means.update(related.means)
-        means = {name: means[name] for name in self.objective.terms}
+        means = {**{name: means[name] for name in self.objective.terms}, **means}
         given = {**own.weights, **related.weights}
         weights = {name: given[name] for name in means if name in given}
         own_counts = {name: mean.count for name, mean in means.items()}

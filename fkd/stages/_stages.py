@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fkd._base.types import TensorBatch
+from fkd._objective.terms import part_names
 from fkd.loops import State, TrainStep, fold_in
 from fkd.loops._step.by_model import Choices
 
@@ -210,6 +211,10 @@ def _metric_names(stages: Mapping[str, Stage], models: list[str]) -> list[str]:
     for stage, one in stages.items():
         objective, combined = one.step.objective, one.step.combined
         names += [f"loss/{stage}/{term}" for term in objective.terms]
+        names += [
+            f"loss/{stage}/{n}/{part}" for n, term in objective.terms.items()
+            for part in part_names(term)
+        ]  # fmt: skip
         names += [
             f"weight/{stage}/{knob.removesuffix('/weight')}" if knob.endswith("/weight")
             else f"knob/{stage}/{knob}" for knob in objective.knobs

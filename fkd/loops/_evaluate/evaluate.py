@@ -17,7 +17,7 @@ from fkd._objective.evaluation import BoundTerms
 from fkd._objective.frontier import frontier_of, opaque
 from fkd._objective.objective import Objective
 from fkd._objective.program import Program
-from fkd._objective.terms import Term, metric
+from fkd._objective.terms import Term, metric, part_names
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
 from fkd._refs.sourced import original
@@ -108,7 +108,9 @@ class Evaluator:
     @property
     def names(self) -> list[str]:
         """What is measured, as far as it is known before; a `collect` may give several names."""
+        terms = self.losses.terms.items()
         losses = [f"loss/{name}" for name in self.losses.terms]
+        losses += [f"loss/{name}/{part}" for name, term in terms for part in part_names(term)]
         return ["loss/total", *losses, *self.metrics.terms, *self.collected]
 
     def expect(self, name: str) -> None:
@@ -278,8 +280,13 @@ def _wide(mean: Mean) -> Mean:
 
 
 def _agreement(objective: Objective) -> Term | None:
-    """The comparison of first choices, if a term compares the logits of two models."""
+    """The comparison of first choices, if a term compares the logits of two models, or the heads
+    that would give them."""
     for term in objective.terms.values():
+        of_heads = getattr(getattr(term.loss, "func", term.loss), "agreement", None)
+        teacher = [*term.args[2:3], *(x for n, x in term.kwargs.items() if n == "teacher_hidden")]
+        if of_heads is not None and any(isinstance(x, Ref) for x in teacher):
+            return metric(of_heads, *term.args, where=term.where, **term.kwargs)
         paths = [output_path(original(ref)) for ref in term.args[:2]]
         roots = [p[0] for p in paths if p is not None and p[1][-1:] == ("logits",)]
         if len(roots) == 2 and "batch" not in roots and roots[0] != roots[1]:

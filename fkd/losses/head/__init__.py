@@ -1,5 +1,6 @@
 """Divergences between two language models' heads, computed without storing the logits."""
 
+from ._api import head_agreement as head_agreement
 from ._api import head_divergence as head_divergence
 from ._api import head_divergence_and_metrics as head_divergence_and_metrics
 from ._api import head_metrics as head_metrics
@@ -25,6 +26,7 @@ __all__ = [
     "chunk_tokens",
     "cross_entropy",
     "elementwise",
+    "head_agreement",
     "head_divergence",
     "head_divergence_and_metrics",
     "head_metrics",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, TypeVar
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -10,10 +13,58 @@ from ..._base.arguments import called_with
 from ..._base.mean import Mean
 from .._shared.counted import counted_where
 from ._arguments import HeadArguments
-from ._evaluate import evaluate
+from ._divergence import Divergence
+from ._evaluate import evaluate, evaluate_parts
 from ._inputs import counted
 
+F = TypeVar("F", bound=Callable[..., Any])
 
+
+def _measured(function: F) -> F:
+    """Says to objectives what gives the parts of a sum, too, and to evaluations what compares the
+    first choices of the two models."""
+    function.in_parts = called_with(HeadArguments)(evaluate_parts)  # pyright: ignore[reportFunctionMemberAccess]
+    function.part_names = _part_names  # pyright: ignore[reportFunctionMemberAccess]
+    function.agreement = head_agreement  # pyright: ignore[reportFunctionMemberAccess]
+    return function
+
+
+def _part_names(divergence: object = None, **_: object) -> tuple[str, ...]:
+    """What is logged beside the sum, from the options of a term."""
+    names = divergence.labels if isinstance(divergence, Divergence) else ()
+    return names if len(names) > 1 else ()
+
+
+@counted_where(counted)
+@called_with(HeadArguments)
+def head_agreement(arguments: HeadArguments) -> Float[Tensor, "*batch"]:
+    """Whether both models would say the same token, for every token; no gradient.
+
+        [argmax q_t = argmax p_t]
+
+    `evaluate` measures it beside every objective that has a head term, as "agreement".
+
+    Args:
+      student_hidden: `[*batch, student_features]`.
+      student_weight: `[student_vocab, student_features]`.
+      teacher_hidden: `[*batch, teacher_features]`, or a teacher that is known on some classes.
+      teacher_weight: `[teacher_vocab, teacher_features]`.
+      others: as in `head_divergence`.
+
+    Returns:
+      `[*batch]`, 0 or 1; positions that do not count are 0.
+
+    Example:
+      >>> from fkd.losses import head, head_agreement
+      >>> x, w = torch.tensor([[1.0, 2.0]]), torch.tensor([[1.0, 0.0], [0.0, 1.0], [1.0, 1.0]])
+      >>> head_agreement(x, w, x, -w, divergence=head.kl())
+      tensor([0.])
+    """
+    with torch.no_grad():
+        return evaluate(arguments, metrics=True)[1]["agreement"]
+
+
+@_measured
 @counted_where(counted)
 @called_with(HeadArguments)
 def head_divergence(arguments: HeadArguments) -> Mean:
@@ -47,6 +98,9 @@ def head_divergence(arguments: HeadArguments) -> Mean:
       temperature: T > 0, a number or a 0-d tensor. One that requires grad is refused, except with
         `strategy="materialized"`.
       where: `[*batch]`, True where a position counts. Others add 0 and no gradient.
+      token_weights: `[*batch]`, or its leading axes: the factor of each position in the sum (an
+        advantage, an importance ratio), of any sign; they have a gradient if they require one.
+        The count stays that of the positions. In an objective, `term(weight=ref)` is this one.
       ignore_index: positions with this label do not count, in any of the divergences.
       shift: position t predicts `labels[t + 1]`; the last position does not count. `where` is
         about positions, and is not shifted.

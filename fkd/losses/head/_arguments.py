@@ -51,6 +51,7 @@ class HeadArguments:
     labels: Int[Tensor, "*batch"] | None = None
     temperature: Number = 1.0
     where: Bool[Tensor, "*batch"] | Int[Tensor, "*batch"] | None = None
+    token_weights: Float[Tensor, "*leading"] | None = None
     ignore_index: int = -100
     shift: bool = False
     student_logit_scale: Number | None = None

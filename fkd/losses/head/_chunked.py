@@ -1,13 +1,15 @@
 """A few tokens at a time: logits, values and gradients of a chunk, then the next one.
 
 The gradient is computed in the forward pass, while the logits of the chunk are at hand. This
-needs the weight of every token in the total, and the total is a plain sum: 1, or 0 where a
-token does not count. The division by a count comes later, as a factor of the whole.
+needs the weight of every token in the total: 1, or what the caller says, and 0 where a token
+does not count. The division by a count comes later, as a factor of the whole. A token's weight
+is a factor of its row of the gradient by the logits, so it is multiplied onto what that row meets
+in the products, which is shorter than the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -53,16 +55,26 @@ def chunked(problem: Problem, chunk: int, rows: RowFunction) -> Solution:
     """The weighted sum over tokens, with the gradients of those inputs that require one."""
     inputs = [tracked(x) for x in problem.student[:4]]
     weights = [tracked(w) for w, _ in problem.divergence.terms]
+    by_token = tracked(problem.token_weights)
     with torch.no_grad():
         sums = _zeros(problem, [x is not None for x in inputs])
         values = _sweep(problem, chunk, rows, sums)
-        columns = [column.sum() for column in values.unbind(-1)[: len(weights)]]
-        total = values.new_zeros(())
+        of_divergences = values.unbind(-1)[: len(weights)]
+        columns = [problem.summed(column) for column in of_divergences]
+        total, of_tokens = values.new_zeros(()), None
         for (w, _), column in zip(problem.divergence.terms, columns, strict=True):
             total = total + w * column
-    gradients = zip([*inputs, *weights], [*sums.sums, *columns], strict=True)
+        if by_token is not None:
+            of_tokens = _weighted_sum(problem, of_divergences)
+    gradients = zip([*inputs, *weights, by_token], [*sums.sums, *columns, of_tokens], strict=True)
     pairs = [(x, g.to(x)) for x, g in gradients if x is not None and g is not None]
     return Solution(carry(total, [x for x, _ in pairs], [g for _, g in pairs]), values)
+
+
+def _weighted_sum(problem: Problem, columns: Sequence[Tensor]) -> Tensor:
+    """`[tokens]`, what the divergences of each token add up to."""
+    parts = [w * x for (w, _), x in zip(problem.divergence.terms, columns, strict=True)]
+    return torch.stack(parts).sum(0)
 
 
 def torch_rows(
@@ -124,28 +136,40 @@ def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Sums) -> Tenso
         parts.append(values)
         if sums.wanted:
             gradient = gradient.to(hidden.dtype)
+        by_token = None if problem.token_weights is None else problem.token_weights[cut, None]
         if sums.hidden is not None or sums.scale is not None:
             back = gradient @ student.weight
+            back = back if by_token is None else (back * by_token).to(back.dtype)
             if sums.hidden is not None:
                 sums.hidden[cut] = back
             if sums.scale is not None:
-                sums.scale.add_(_by_scale(student, hidden, back, gradient))
+                by_bias = _bias_sum(gradient, by_token)
+                sums.scale.add_(_by_scale(student, hidden, back, by_bias))
         if sums.weight is not None:
-            add_outer(sums.weight, gradient, hidden)
+            met = hidden if by_token is None else (hidden * by_token).to(hidden.dtype)
+            add_outer(sums.weight, gradient, met)
         if sums.bias is not None:
-            sums.bias.add_(gradient.sum(0, dtype=sums.bias.dtype))
+            sums.bias.add_(_bias_sum(gradient, by_token))
     columns = len(problem.columns)
     return torch.cat(parts) if parts else problem.keep.new_zeros((0, columns), dtype=problem.dtype)
 
 
-def _by_scale(student: Head, hidden: Tensor, back: Tensor, gradient: Tensor) -> Tensor:
+def _bias_sum(gradient: Tensor, by_token: Tensor | None) -> Tensor:
+    """`[vocab]`, the gradient by the logits summed over tokens, in float32 or wider."""
+    dtype = torch.promote_types(gradient.dtype, torch.float32)
+    if by_token is None:
+        return gradient.sum(0, dtype=dtype)
+    return (by_token.to(dtype).t() @ gradient.to(dtype))[0]
+
+
+def _by_scale(student: Head, hidden: Tensor, back: Tensor, by_bias: Tensor) -> Tensor:
     """The derivative by the scale, `sum_v g_v z_v / scale` with z = hidden weight^T + bias.
 
     The sum over the vocabulary is that of the gradient by the hidden states times these.
     """
-    total = (back.to(gradient.dtype) * hidden).sum()
+    total = (back.to(by_bias.dtype) * hidden).sum()
     if student.bias is not None:
-        total = total + (gradient.sum(0) * student.bias).sum()
+        total = total + (by_bias * student.bias).sum()
     assert student.scale is not None
     return total / student.scale
 

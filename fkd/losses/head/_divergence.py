@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +21,26 @@ two come together since they share their logarithms.
 """
 
 
+Moving = Callable[[int], float]
+"""A weight that is a function of the step: a schedule."""
+
+Weight = float | Tensor | Moving
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """A multiple of a function of the step."""
+
+    factor: float
+    schedule: Moving
+
+    def __call__(self, step: int) -> float:
+        return self.factor * float(self.schedule(step))
+
+    def __repr__(self) -> str:
+        return f"{self.factor:g} * {self.schedule!r}"
+
+
 @dataclass(frozen=True)
 class Atom:
     """One divergence, `sum_v phi(log p_v, log q_v)`, or a loss of the student's logits alone.
@@ -31,6 +52,7 @@ class Atom:
       square: whether the value carries the factor T^2 of a softened distribution.
       kind: which branch of the fused kernel computes it; None if the kernel has none.
       phi: the function that the user gave, if one did.
+      label: its name in a log; None: what the others leave clear.
     """
 
     name: str
@@ -39,39 +61,81 @@ class Atom:
     kind: str | None = None
     square: bool = True
     phi: Phi | None = None
+    label: str | None = None
 
 
 @dataclass(frozen=True)
 class Divergence:
     """A weighted sum of divergences, evaluated together in one pass over the vocabulary.
 
-    Sums and multiples of divergences are divergences. A weight is a number or a 0-d tensor.
+    Sums and multiples of divergences are divergences. A weight is a number, a 0-d tensor or, in
+    an objective, a schedule. An objective logs every divergence of a sum by its name, without its
+    weight: `loss/kd` is the sum, `loss/kd/kl` and `loss/kd/cross_entropy` are its parts.
 
     Example:
       >>> from fkd.losses import head
-      >>> 0.9 * head.kl() + 0.1 * head.cross_entropy()
-      0.9 * kl() + 0.1 * cross_entropy()
+      >>> 0.9 * head.kl() + 0.1 * head.cross_entropy().named("labels")
+      0.9 * kl() + 0.1 * cross_entropy().named('labels')
+      >>> fkd.schedules.linear(1.0, 0.0, 100) * head.cross_entropy()
+      linear(1.0, 0.0, 100) * cross_entropy()
     """
 
-    terms: tuple[tuple[float | Tensor, Atom], ...]
+    terms: tuple[tuple[Any, Atom], ...]
 
     def __add__(self, other: Divergence) -> Divergence:
         if not isinstance(other, Divergence):  # pyright: ignore[reportUnnecessaryIsInstance]
             return NotImplemented
         return Divergence(self.terms + other.terms)
 
-    def scaled(self, weight: float | Tensor) -> Divergence:
+    def scaled(self, weight: Weight) -> Divergence:
         """`weight * self`; the form that compiled code takes for a weight that is a tensor."""
-        return Divergence(tuple((weight * w, atom) for w, atom in self.terms))
+        return Divergence(tuple((_product(weight, w), atom) for w, atom in self.terms))
 
-    def __mul__(self, weight: float | Tensor) -> Divergence:
+    def __mul__(self, weight: Weight) -> Divergence:
         return self.scaled(weight)
 
     __rmul__ = __mul__
 
     def __repr__(self) -> str:
-        shown = [(w if isinstance(w, Tensor) else f"{w:g}", a.name) for w, a in self.terms]
+        shown = [(f"{w:g}" if isinstance(w, (int, float)) else w, _shown(a)) for w, a in self.terms]
         return " + ".join(name if w == "1" else f"{w} * {name}" for w, name in shown)
+
+    def named(self, name: str) -> Divergence:
+        """The same divergence under another name in logs.
+
+        Raises:
+          ValueError: it is a sum, whose parts have names of their own.
+        """
+        if len(self.terms) != 1:
+            raise ValueError(f"head: {self!r} is a sum; name its parts one by one.")
+        weight, atom = self.terms[0]
+        return Divergence(((weight, replace(atom, label=name)),))
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The names of the divergences in a log, in order; every one is there once."""
+        kinds = [atom.label or atom.kind or atom.name for atom in self.atoms]
+        names = [
+            kind if kinds.count(kind) == 1 else atom.name
+            for kind, atom in zip(kinds, self.atoms, strict=True)
+        ]
+        again = [names[:i].count(name) for i, name in enumerate(names)]
+        return tuple(f"{n}-{k + 1}" if k else n for n, k in zip(names, again, strict=True))
+
+    @property
+    def knobs(self) -> dict[str, Callable[[int], Any]]:
+        """The weights that are functions of the step, by name."""
+        weights = zip(self.labels, self.terms, strict=True)
+        return {n: w for n, (w, _) in weights if callable(w)}
+
+    def at(self, values: Mapping[str, float | Tensor]) -> Divergence:
+        """The same divergence with numbers for weights that are functions of the step.
+
+        Args:
+          values: by the names in `knobs`.
+        """
+        named = zip(self.labels, self.terms, strict=True)
+        return Divergence(tuple((values.get(n, w), atom) for n, (w, atom) in named))
 
     @property
     def atoms(self) -> tuple[Atom, ...]:
@@ -87,6 +151,25 @@ class Divergence:
     def needs_teacher(self) -> bool:
         """Whether any of them reads the teacher."""
         return any(atom.rule is not None for atom in self.atoms)
+
+
+def _shown(atom: Atom) -> str:
+    return atom.name if atom.label is None else f"{atom.name}.named({atom.label!r})"
+
+
+def _product(a: Weight, b: Weight) -> Weight:
+    """Of two weights, at most one of which is a function of the step."""
+    if isinstance(a, Tensor) or isinstance(b, Tensor) or not (callable(a) or callable(b)):
+        if callable(a) or callable(b):
+            raise ValueError(
+                "head: a weight is a tensor times a schedule; one of them is expected."
+            )
+        return a * b
+    if callable(a) and callable(b):
+        raise ValueError(f"head: a weight is {a!r} times {b!r}; one schedule is expected.")
+    schedule, factor = (a, b) if callable(a) else (b, a)
+    assert callable(schedule) and not callable(factor)
+    return schedule if factor == 1 else Scaled(float(factor), schedule)
 
 
 def one(name: str, rule: Rule | None, *params: float, square: bool = True) -> Divergence:

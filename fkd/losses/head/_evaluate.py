@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..._base.mean import Mean
+from ..._base.mean import Mean, MeanWithParts
 from .._shared.products import outside_autocast
 from ._arguments import HeadArguments, Strategy
 from ._chunked import chunked, torch_rows
@@ -24,6 +24,19 @@ def evaluate(arguments: HeadArguments, *, metrics: bool = False) -> tuple[Mean, 
     columns = (x.reshape(positions) for x in result.values.unbind(-1))
     count = problem.keep.sum().to(result.total.dtype)
     return Mean(result.total, count), dict(zip(problem.columns, columns, strict=True))
+
+
+def evaluate_parts(arguments: HeadArguments) -> MeanWithParts:
+    """The sum and count, and of a sum of divergences those of each, by its name."""
+    problem = problem_of(arguments, metrics=False)
+    result = solve(problem, arguments.strategy, arguments.chunk_size)
+    count = problem.keep.sum().to(result.total.dtype)
+    names = problem.divergence.labels
+    if len(names) == 1:
+        return MeanWithParts(Mean(result.total, count), {})
+    columns = zip(names, result.values.detach().unbind(-1), strict=False)
+    parts = {name: Mean(problem.summed(column).detach(), count) for name, column in columns}
+    return MeanWithParts(Mean(result.total, count), parts)
 
 
 def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Solution:

@@ -10,7 +10,7 @@ from .._shared.checks import covers, floating, positive
 from .._shared.known import entropy_of, same_temperature
 from .._shared.labels import integers
 from ._arguments import HeadArguments, Side, Targets
-from ._divergence import as_divergence
+from ._divergence import Divergence, as_divergence
 from ._known import KINDS
 from ._problem import Head, Problem, Vocabulary
 
@@ -19,6 +19,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     """The problem that the arguments of `head_divergence` describe."""
     student, teacher = arguments.student, arguments.teacher
     temperature, divergence = arguments.temperature, as_divergence(arguments.divergence)
+    _expect_numbers(divergence)
     caps = {"student_softcap": student.softcap, "teacher_softcap": teacher.softcap}
     positive("head_divergence", temperature=temperature, **caps)
     _expect_tensors(student)
@@ -26,12 +27,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     labels, keep = _flat_targets(
         student.hidden, student.weight, student.vocabulary, arguments.targets
     )
-    if labels is None and divergence.needs_labels:
-        raise ValueError("head_divergence: cross_entropy() needs labels; got None. Pass labels=.")
-    if teacher.hidden is None and divergence.needs_teacher:
-        raise ValueError(
-            f"head_divergence: {divergence!r} needs teacher_hidden and teacher_weight; got None."
-        )
+    _expect_needed(divergence, labels, teacher)
     if not (divergence.needs_teacher or metrics):
         teacher = teacher._replace(hidden=None)
     _same_positions(student.hidden, teacher.hidden)
@@ -51,12 +47,52 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
         arguments.operand_dtype,
         metrics,
     )
+    problem = problem._replace(
+        token_weights=_token_weights(arguments.token_weights, student.hidden, problem)
+    )
     if isinstance(teacher.hidden, SparseDistribution):
         _expect_known(problem, teacher, teacher.hidden)
         return problem._replace(known=_flat(teacher.hidden))
     other = _head("teacher", teacher, keep)
     _same_vocabulary(head, other)
     return problem._replace(teacher=other)
+
+
+def _expect_needed(divergence: Divergence, labels: Tensor | None, teacher: Side) -> None:
+    """Refuse a divergence whose labels or teacher are missing."""
+    if labels is None and divergence.needs_labels:
+        raise ValueError("head_divergence: cross_entropy() needs labels; got None. Pass labels=.")
+    if teacher.hidden is None and divergence.needs_teacher:
+        raise ValueError(
+            f"head_divergence: {divergence!r} needs teacher_hidden and teacher_weight; got None."
+        )
+
+
+def _expect_numbers(divergence: Divergence) -> None:
+    """Refuse weights that only an objective can evaluate."""
+    if divergence.knobs:
+        name, knob = next(iter(divergence.knobs.items()))
+        raise ValueError(
+            f"head_divergence: the weight of {name} is {knob!r}, a function of the step; a number "
+            "or a 0-d tensor is expected. An objective evaluates it at every step; elsewhere "
+            f"write divergence.at({{{name!r}: 0.5}})."
+        )
+
+
+def _token_weights(weights: Tensor | None, hidden: Tensor, problem: Problem) -> Tensor | None:
+    """`[tokens]`, 0 where a token does not count, whatever stands there."""
+    if weights is None:
+        return None
+    batch = tuple(hidden.shape[:-1])
+    if not isinstance(weights, Tensor) or tuple(weights.shape) != batch[: weights.ndim]:  # pyright: ignore[reportUnnecessaryIsInstance]
+        got = tuple(weights.shape) if isinstance(weights, Tensor) else weights  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"head_divergence: token_weights {got} must have the positions of student_hidden "
+            f"{tuple(hidden.shape)}: {batch}, or its leading axes (one weight an example)."
+        )
+    floating("head_divergence", token_weights=weights)
+    whole = weights.reshape(*weights.shape, *[1] * (len(batch) - weights.ndim)).expand(batch)
+    return torch.where(problem.keep, whole.reshape(-1).to(problem.dtype), 0.0)
 
 
 def _expect_tensors(student: Side) -> None:

@@ -19,7 +19,7 @@ def materialized(problem: Problem) -> Solution:
     values = _columns(problem, student).masked_fill(~problem.keep[:, None], 0.0)
     total = values.new_zeros(())
     for (weight, _), column in zip(problem.divergence.terms, values.unbind(-1), strict=False):
-        total = total + weight * column.sum()
+        total = total + weight * problem.summed(column)
     return Solution(total, values.detach())
 
 

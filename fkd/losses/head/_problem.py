@@ -49,7 +49,6 @@ class Problem(NamedTuple):
     Attributes:
       student: the student's head.
       teacher: the teacher's; None if the divergence reads no teacher.
-      known: `[tokens]`, in its place a teacher that is known on some classes.
       labels: `[tokens]`, within the vocabulary; 0 where there is none.
       keep: `[tokens]`, which tokens count.
       divergence: the weighted sum.
@@ -57,6 +56,8 @@ class Problem(NamedTuple):
       logits_dtype: what the logits are stored in; the rows' arithmetic is in `dtype`.
       operand_dtype: what operands of products are rounded to; None leaves them.
       metrics: whether columns of metrics follow the divergences.
+      known: `[tokens]`, in place of the teacher's head one that is known on some classes.
+      token_weights: `[tokens]`, how much each counts in the sum; 0 where a token does not count.
     """
 
     student: Head
@@ -69,6 +70,11 @@ class Problem(NamedTuple):
     operand_dtype: torch.dtype | None
     metrics: bool
     known: SparseDistribution | None = None
+    token_weights: Tensor | None = None
+
+    def summed(self, column: Tensor) -> Tensor:
+        """`[]`, the sum over tokens of one of the columns of values, weighted by token."""
+        return (column if self.token_weights is None else self.token_weights * column).sum()
 
     @property
     def dtype(self) -> torch.dtype:

@@ -15,6 +15,7 @@ from .cases_decoupled import rows
 
 NOT_LOSSES = {
     "least_wrong": "a mask from a teacher; laws in test_selection.py",
+    "head_agreement": "laws in tests/losses/head",
     "head_divergence": "laws in tests/losses/head",
     "head_divergence_and_metrics": "laws in tests/losses/head",
     "head_metrics": "laws in tests/losses/head",
