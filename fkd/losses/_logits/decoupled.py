@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import positive
+from .._shared.checks import not_too_hot, positive
 from .._shared.labels import check_labels, labels_index
 from .._shared.masks import keep, soften
 from .._shared.softmax import cross, logsumexp, relative_entropy, softened, squared
@@ -93,6 +93,7 @@ def nkd(
       Approach with Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
     """
     positive("nkd", temperature=temperature)
+    not_too_hot("nkd", temperature, student_logits.dtype)
     s, t, index = _labelled("nkd", student_logits, teacher_logits, labels, 1.0, where)
     log_q_y = F.log_softmax(s, -1).gather(-1, index).squeeze(-1)
     p_y = t.softmax(-1).gather(-1, index).squeeze(-1)

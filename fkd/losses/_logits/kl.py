@@ -8,7 +8,14 @@ from torch import Tensor
 
 from ..._base.sparse import SparseDistribution
 from .._shared.masks import keep
-from .._shared.softmax import cross, log_probabilities, relative_entropy, softened, squared
+from .._shared.softmax import (
+    compared,
+    cross,
+    log_probabilities,
+    relative_entropy,
+    softened,
+    squared,
+)
 from .known import known_cross_entropy, known_kl
 
 
@@ -51,8 +58,8 @@ def kl(
     """
     if isinstance(teacher_logits, SparseDistribution):
         return known_kl("kl", student_logits, teacher_logits, temperature, where)
-    log_q, log_p = log_probabilities("kl", student_logits, teacher_logits, temperature, where)
-    return keep(squared(temperature) * relative_entropy(log_p, log_q), where)
+    log_q, log_p, ratio = compared("kl", student_logits, teacher_logits, temperature, where)
+    return keep(squared(temperature) * relative_entropy(log_p, log_q, ratio), where)
 
 
 def reverse_kl(
@@ -87,10 +94,8 @@ def reverse_kl(
     Reference:
       Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, arXiv:2306.08543.
     """
-    log_q, log_p = log_probabilities(
-        "reverse_kl", student_logits, teacher_logits, temperature, where
-    )
-    return keep(squared(temperature) * relative_entropy(log_q, log_p), where)
+    log_q, log_p, ratio = compared("reverse_kl", student_logits, teacher_logits, temperature, where)
+    return keep(squared(temperature) * relative_entropy(log_q, log_p, -ratio), where)
 
 
 def jeffreys(
@@ -124,9 +129,9 @@ def jeffreys(
     Reference:
       Jeffreys, An invariant form for the prior probability in estimation problems, 1946.
     """
-    log_q, log_p = log_probabilities("jeffreys", student_logits, teacher_logits, temperature, where)
-    ratio = log_p - log_q
-    values = cross(log_p.exp(), ratio) + cross(log_q.exp(), -ratio)
+    log_q, log_p, ratio = compared("jeffreys", student_logits, teacher_logits, temperature, where)
+    both = relative_entropy(log_p, log_q, ratio), relative_entropy(log_q, log_p, -ratio)
+    values = both[0] + both[1]
     return keep(squared(temperature) * values, where)
 
 

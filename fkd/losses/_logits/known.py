@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
-from .._shared.checks import classes_last, covers, floating, positive
+from .._shared.checks import classes_last, covers, floating, not_too_hot, positive
 from .._shared.grouped import grouped, log_softmax
 from .._shared.known import entropy_of, filled, listed_log_p, same_classes, same_temperature
 from .._shared.masks import fill, keep, soften
@@ -57,6 +57,7 @@ def _inputs(
     """Softened logits, the distribution with nothing where a position does not count, and T^2."""
     floating(loss, student_logits=student_logits)
     positive(loss, temperature=temperature)
+    not_too_hot(loss, temperature, student_logits.dtype)
     same_temperature(loss, teacher, temperature)
     classes_last(loss, where, student_logits=student_logits)
     same_classes(loss, teacher, tuple(student_logits.shape))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from .._shared.checks import classes_last, covers, floating, positive, same_shape
+from .._shared.checks import classes_last, covers, floating, not_too_hot, positive, same_shape
 from .._shared.grouped import grouped, log_rest, log_softmax
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
@@ -64,10 +64,11 @@ def top_k_kl(
     if rest == "tail":
         used = log_p > -torch.inf
         log_p, log_q = _with_rest(log_p, used, s.shape[-1]), log_softmax(grouped(s, ids, used))
-        return keep(squared(temperature) * cross(log_p.exp(), log_p - log_q), where)
+        return keep(squared(temperature) * _remaining(log_p, log_q), where)
     log_q = s.gather(-1, ids)
     if rest == "renormalize":
         log_p, log_q = F.log_softmax(log_p, dim=-1), _log_softmax(log_q, log_p)
+        return keep(squared(temperature) * _remaining(log_p, log_q), where)
     elif rest == "truncate":
         log_q = log_q - logsumexp(s)
     else:
@@ -179,6 +180,7 @@ def _sparse(
             f"{tuple(student_logits.shape)}."
         )
     positive(loss, temperature=temperature)
+    not_too_hot(loss, temperature, student_logits.dtype)
     classes_last(loss, where, student_logits=student_logits)
     covers(loss, where, student_logits.shape[:-1])
     s, entries = fill(student_logits, entries, where=where)
@@ -193,6 +195,14 @@ def _log_softmax(log_q: Tensor, log_p: Tensor) -> Tensor:
     used = log_p > -torch.inf
     log_q = log_q.masked_fill(~used, -torch.inf)
     return log_q - logsumexp(log_q)
+
+
+def _remaining(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """`sum_v p_v (log p_v - log q_v)` as in `relative_entropy`, where what is listed may not sum to
+    1 exactly (half precision rounds each of the teacher's entries by itself)."""
+    p = log_p.exp()
+    share = p.detach().sum(-1, keepdim=True)
+    return cross(p, log_p - log_q) + (share * log_q.exp() - p.detach()).sum(-1)
 
 
 def _with_rest(log_p: Tensor, used: Tensor, vocab: int) -> Tensor:

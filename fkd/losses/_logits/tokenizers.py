@@ -10,7 +10,15 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import axes, classes_last, covers, floating, positive, same_shape
+from .._shared.checks import (
+    axes,
+    classes_last,
+    covers,
+    floating,
+    not_too_hot,
+    positive,
+    same_shape,
+)
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import logsumexp, relative_entropy, squared
 
@@ -55,6 +63,7 @@ def shared_kl(
     """
     floating("shared_kl", student_logits=student_logits, teacher_logits=teacher_logits)
     positive("shared_kl", temperature=temperature)
+    not_too_hot("shared_kl", temperature, student_logits.dtype)
     axes("shared_kl", "shared", student_ids=student_ids, teacher_ids=teacher_ids)
     same_shape("shared_kl", student_ids=student_ids, teacher_ids=teacher_ids)
     axes("shared_kl", "*batch vocab", student_logits=student_logits, teacher_logits=teacher_logits)

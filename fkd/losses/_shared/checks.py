@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from ..._base.sparse import SparseDistribution
@@ -217,6 +218,26 @@ def positive(loss: str, **numbers: float | Tensor | None) -> None:
     for name, x in numbers.items():
         if isinstance(x, (int, float)) and not x > 0:
             raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")
+
+
+def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse a Python temperature at which a divergence times T^2 is what rounding has left.
+
+    Args:
+      loss: the name that starts every message.
+      temperature: T.
+      dtype: in which it is computed; None: with all digits, up to the range of float32.
+    """
+    if isinstance(temperature, Tensor):
+        return
+    most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else 250.0
+    if not temperature <= most:
+        limit = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
+        raise ValueError(
+            f"{loss}: temperature {temperature:g}; at most {most:g} is expected{limit}: beyond, "
+            "T^2 times a divergence is what rounding has left of it. As T grows, kl becomes half "
+            "of logit_mse(..., center=True): use that."
+        )
 
 
 def between(

@@ -6,8 +6,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import axes, classes_last, covers, floating, positive, same_shape
+from .checks import axes, classes_last, covers, floating, not_too_hot, positive, same_shape
 from .masks import fill, soften, upcast
+
+CLOSE = 0.1
+"""Up to this difference of logs, the entries of a divergence are computed as a series."""
+
+COOL = 16.0
+"""Up to this temperature, the difference of two log softmaxes has digits enough."""
 
 
 def softened(
@@ -35,7 +41,9 @@ def softened(
     first = next(iter(pair.values()))
     classes_last(loss, where, **pair)
     covers(loss, where, first.shape[:-1])
-    return tuple(soften(x, temperature) for x in fill(*pair.values(), where=where))
+    filled = fill(*pair.values(), where=where)
+    not_too_hot(loss, temperature, filled[0].dtype)
+    return tuple(soften(x, temperature) for x in filled)
 
 
 def log_probabilities(
@@ -49,6 +57,37 @@ def log_probabilities(
     pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
     s, t = softened(loss, where, temperature=temperature, **pair)
     return F.log_softmax(s, dim=-1), F.log_softmax(t, dim=-1)
+
+
+def compared(
+    loss: str,
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    temperature: float | Tensor,
+    where: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`log q`, `log p`, and `log p - log q` with all its digits at any temperature.
+
+    At a high temperature both logs are about -log(vocab), and their difference is what rounding
+    has left. It is that of the logits, less a constant of the position: `log sum_v q_v e^(t - s)`.
+    """
+    cool = not isinstance(temperature, Tensor) and temperature <= COOL
+    if cool:
+        log_q, log_p = log_probabilities(loss, student_logits, teacher_logits, temperature, where)
+        return log_q, log_p, log_p - log_q
+    positive(loss, temperature=temperature)
+    not_too_hot(loss, temperature, None)
+    pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
+    s, t = (soften(x, temperature) for x in softened(loss, where, **pair))
+    log_q, log_p = F.log_softmax(s, dim=-1), F.log_softmax(t, dim=-1)
+    ratio, exact = log_p - log_q, (t - s).detach()
+    q = log_q.detach().exp()
+    shift = (q * torch.where(q > 0, exact, 0.0).expm1()).sum(-1, keepdim=True).log1p()
+    exact = exact - shift
+    # The value is exact, the derivatives are those of the logs.
+    known = (exact.abs() < CLOSE) & (ratio.detach().abs() < 2 * CLOSE)
+    correction = torch.where(known, exact - torch.where(known, ratio.detach(), 0.0), 0.0)
+    return log_q, log_p, ratio + correction
 
 
 def probabilities(
@@ -70,15 +109,31 @@ def cross(p: Tensor, log_ratio: Tensor) -> Tensor:
     return (p * torch.where(p > 0, log_ratio, 0.0)).sum(-1)
 
 
-def relative_entropy(log_p: Tensor, log_q: Tensor) -> Tensor:
+def relative_entropy(log_p: Tensor, log_q: Tensor, ratio: Tensor | None = None) -> Tensor:
     """KL(p | q) of two distributions: `sum_v p_v (log p_v - log q_v) + (q_v - p_v)`.
 
     The second part sums to 0. With it no entry is negative, what the two normalisers round away
     drops out, and the gradient near p = q is q - p, entry by entry; without it the gradient is
     q sum(p) - p, and sum(p) of a large vocabulary is not 1 in float32.
+
+    Args:
+      log_p, log_q: `[*batch, vocab]`.
+      ratio: their difference, if it is known better than they are; see `compared`.
     """
-    p = log_p.exp()
-    return cross(p, log_p - log_q) + (log_q.exp() - p).sum(-1)
+    p, q = log_p.exp(), log_q.exp()
+    if ratio is None:
+        return cross(p, log_p - log_q) + (q - p).sum(-1)
+    close = ratio.detach().abs() < CLOSE
+    far = p * torch.where((p > 0) & ~close, ratio, 0.0) + (q - p)
+    return torch.where(close, p * bend(torch.where(close, ratio, 0.0)), far).sum(-1)
+
+
+def bend(x: Tensor) -> Tensor:
+    """`exp(-x) - 1 + x` for |x| < 0.1, by its series: x^2 / 2 - x^3 / 6 + ..."""
+    series = 1 - x / 10
+    for k in (9, 8, 7, 6, 5, 4, 3):
+        series = 1 - x / k * series
+    return x * x / 2 * series
 
 
 def squared(temperature: float | Tensor) -> float | Tensor:
