@@ -28,7 +28,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     )  # fmt: skip
     parser.add_argument("--device", help="where the teacher runs, such as cuda:1")
     parser.add_argument("--compile", action="store_true", help="compile its forward pass")
-    parser.add_argument("--precision", choices=["fp32", "bf16"], default="fp32")
+    parser.add_argument("--precision", choices=["fp32", "bf16", "fp16"], default="fp32")
     parser.add_argument(
         "--max-bytes", type=int, default=1 << 28, help="greatest size of a request (default: 2^28)"
     )

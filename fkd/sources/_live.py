@@ -7,7 +7,7 @@ import copy
 import functools
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,14 +27,14 @@ from fkd.loops._base.compile import (
     options_of,
     unlimited_recompilation,
 )
+from fkd.loops._base.precision import Precision as Precision
+from fkd.loops._base.precision import autocast_dtype
 from fkd.loops._base.random import fold_in, seeded
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.epochs import Loader
 
 from ._errors import SourceError
 from ._source import attach
-
-Precision = Literal["fp32", "bf16"]
 
 
 class Teacher:
@@ -62,7 +62,7 @@ class Teacher:
         self.seed = seed
         self.program = teacher_program(objective, self.refs)
         self._places = [self.program.plan.place[ref] for ref in self.refs]
-        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        self.autocast = autocast_dtype("live", precision)
         parts = self.program.init()
         if device is not None:
             parts = map_tensors(lambda x: x.to(device), parts)

@@ -84,6 +84,7 @@ class Stages(TrainStep):
             step=0,
             seed=seed,
             combine_state={name: state.combine_state for name, state in states.items()},
+            loss_scale=first.loss_scale,
         )  # fmt: skip
 
     def stage_at(self, step: int) -> str:
@@ -109,6 +110,7 @@ class Stages(TrainStep):
             loss_state={**state.loss_state, **loss_state},
             step=state.step + 1,
             combine_state={**memories, name: own.combine_state},
+            loss_scale=own.loss_scale,
         )
         nothing = torch.full_like(measured["loss/total"], torch.nan)
         renamed = {_joint_name(key, name): value for key, value in measured.items()}
@@ -144,6 +146,7 @@ class Stages(TrainStep):
             step=state.step - self.starts[index],
             seed=fold_in(state.seed, _STAGE + index) if index else state.seed,
             combine_state=memories[name],
+            loss_scale=state.loss_scale,
         )
 
     @torch.no_grad()

@@ -177,6 +177,7 @@ class Sweep(TrainStep):
             step=state.step,
             seed=state.seed if seed is None else seed,
             combine_state=memory["combine"],
+            loss_scale=memory["scale"],
         )
 
     def _joined(self, states: dict[str, State], before: State) -> State:
@@ -188,7 +189,10 @@ class Sweep(TrainStep):
                 if n not in self.objective.models
             }
 
-        memory = {m: {"skipped": s.skipped, "combine": s.combine_state} for m, s in states.items()}
+        memory = {
+            m: {"skipped": s.skipped, "combine": s.combine_state, "scale": s.loss_scale}
+            for m, s in states.items()
+        }
         before.skipped.copy_(torch.stack([s.skipped for s in states.values()]).sum())
         state = State(
             trainable=joined("trainable"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple
 
 import torch
@@ -29,6 +30,8 @@ class State(NamedTuple):
       step: how many batches have been used.
       seed: from which all randomness follows, with the step.
       combine_state: what a combination of gradients remembers (`train_step(combine=...)`).
+      loss_scale: `{"factor": [], "finite_steps": []}` of the loss in float16
+        (`train_step(precision="fp16")`), else None.
     """
 
     trainable: dict[str, dict[str, Tensor]]
@@ -40,6 +43,7 @@ class State(NamedTuple):
     step: int
     seed: int
     combine_state: object = None
+    loss_scale: Mapping[str, Tensor] | None = None
 
     def __repr__(self) -> str:
         trees = {n: sizes(getattr(self, n)) for n in ("trainable", "frozen", "buffers")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, Generic, Literal, TypeAlias, TypeVar
+from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
@@ -22,6 +22,7 @@ from fkd._refs.refs import Ref
 from fkd.parallel._shards import cutting_of
 
 from .._base.compile import compiled, options_of, unlimited_recompilation
+from .._base.precision import Precision, autocast_dtype
 from .._base.random import fold_in, seeded
 from .._base.state import State, device_of
 from .._data.epochs import Loader, epoch_batches
@@ -116,7 +117,7 @@ def score(
     values: Mapping[str, Any],
     *,
     compile: bool | Mapping[str, Any] = False,
-    precision: Literal["fp32", "bf16"] | None = None,
+    precision: Precision | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Values of every batch, on the CPU: a teacher's logits to keep, losses to filter by.
 
@@ -137,7 +138,7 @@ def score(
         they are averaged: one for each position, at the knobs of `state.step`, without its
         weight.
       compile: as in `train_step`.
-      precision: "bf16" runs the models under autocast; None: as the state was trained.
+      precision: "bf16" and "fp16" run the models under autocast; None: as the state was trained.
 
     Returns:
       An iterator over `{name: value}`, one for each batch. A batch is drawn and computed when
@@ -179,9 +180,10 @@ def score(
             kept[name] = bound.functions[name](by_place, scalars, state).result
         return kept
 
-    autocast = torch.bfloat16 if precision == "bf16" else None
     if precision is None:
         autocast = autocast_of(objective, state)
+    else:
+        autocast = autocast_dtype("score", precision)
     forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
     scored = forward(state, epoch_batches(loader, state.seed, -1))
     return (map_tensors(lambda x: x.detach().cpu(), kept) for kept in scored)

@@ -48,6 +48,7 @@ _STATE = {
     "step": COUNT,
     "seed": INTEGER,
     "combine_state?": [_TENSOR],
+    "loss_scale?": {"factor": _SCALAR, "finite_steps": _SCALAR},
 }
 _FIELDS = {int: COUNT, int | None: maybe(COUNT), float | None: maybe(NUMBER)}
 
@@ -65,6 +66,7 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
         "step": state.step,
         "seed": state.seed,
         **_only_if("combine_state", _leaves(state.combine_state)),
+        **_only_if("loss_scale", state.loss_scale and dict(state.loss_scale)),
     }
 
 
@@ -92,6 +94,7 @@ def from_tree(objective: Objective, state: State, tree: Any) -> State:
         step=tree["step"],
         seed=tree["seed"],
         combine_state=_combine_state(state, tree.get("combine_state", [])),
+        loss_scale=_loss_scale(state, tree.get("loss_scale")),
     )
 
 
@@ -125,6 +128,12 @@ def _combine_state(state: State, stored: list[Tensor]) -> Any:
         raise DamagedError("its state of combined gradients is not that of such a combination")
     placed = [x.to(fresh.device) for x, fresh in zip(stored, leaves, strict=True)]
     return optree.tree_unflatten(structure, placed)
+
+
+def _loss_scale(state: State, stored: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    if (stored is None) != (state.loss_scale is None):
+        raise DamagedError("its loss scale is that of another precision")
+    return stored and {n: x.to(state.skipped.device) for n, x in stored.items()}
 
 
 def record_from(kind: Callable[..., T], tree: Any, what: str) -> T:

@@ -16,6 +16,7 @@ from .._base.random import fold_in, seeded
 from .._base.state import device_of
 from .gradient import Gradients
 from .graphs import Computed, Graphs
+from .loss_scale import LossScale
 
 
 def accumulated(
@@ -25,6 +26,7 @@ def accumulated(
     batches: Sequence[TensorBatch | Share],
     seed: int,
     combine_state: object,
+    scale: LossScale | None = None,
     *,
     keep: Callable[[Gradients], Gradients],
     host: bool,
@@ -38,6 +40,7 @@ def accumulated(
       batches: the parts of a batch.
       seed: from which the randomness of every part follows.
       combine_state: what a combination of gradients remembers.
+      scale: of the loss, in float16.
       keep: what makes tensors safe from the next call of a graph.
       host: whether Python's and NumPy's generators are seeded, too.
     """
@@ -54,11 +57,12 @@ def accumulated(
         buffers = {**parts.buffers, **so_far.buffers}
         now = Parts(parts.trainable, parts.frozen, buffers, so_far.loss_state)
         with seeded(part_seed, device, host=host):
-            new = graphs.part(so_far.grads, now, scalars, batch, counts)
+            new = graphs.part(so_far.grads, now, scalars, batch, counts, scale)
         so_far = _merged(so_far, keep(new))
     if graphs.over is None:
-        return graphs.finish(so_far, parts, combine_state)
-    return graphs.finish(so_far, parts, combine_state, graphs.share_of(batches, loss), counts)
+        return graphs.finish(so_far, parts, combine_state, scale=scale)
+    share = graphs.share_of(batches, loss)
+    return graphs.finish(so_far, parts, combine_state, share, counts, scale)
 
 
 def _merged(so_far: Gradients, new: Gradients) -> Gradients:

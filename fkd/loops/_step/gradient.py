@@ -50,6 +50,7 @@ def differentiated(
     counts: Mapping[str, Tensor] | None = None,
     autocast: torch.dtype | None = None,
     groups: Sequence[Sequence[Backward]] | None = None,
+    scale: Tensor | None = None,
 ) -> Gradients:
     """The loss of a batch, its gradient, and what the forward pass leaves behind.
 
@@ -59,6 +60,8 @@ def differentiated(
       parts: its trainable tensors require grad.
       groups: the backward passes of each group of terms; by default one group of all terms, for
         all trainable models.
+      scale: `[]`, a power of two by which the loss is multiplied on the way back, so that small
+        gradients in float16 are not 0; the gradient itself is without it.
     """
     if groups is None:
         assert isinstance(objective, Objective)
@@ -67,7 +70,7 @@ def differentiated(
         call: Any = objective
         loss, aux = call(parts, batch, scalars=scalars, counts=counts, autocast=autocast)
         whole = [one.terms for passes in groups for one in passes] == [tuple(aux.weights)]
-        total = Total(loss, {} if whole else contributions(aux.terms, aux.weights, counts))
+        total = Total(loss, {} if whole else contributions(aux.terms, aux.weights, counts), scale)
         grads = [grad for passes in groups for grad in of_group(total, passes, parts.trainable)]
     means, weights, buffers, loss_state = map_tensors(torch.detach, tuple(aux))
     kinds = {name: model.kind for name, model in objective.models.items()}
@@ -80,6 +83,7 @@ class Total(NamedTuple):
 
     loss: Tensor
     shares: dict[str, Tensor]
+    scale: Tensor | None = None
 
 
 def of_group(total: Total, passes: Sequence[Backward], trainable: Params) -> list[Tensor]:
@@ -88,7 +92,9 @@ def of_group(total: Total, passes: Sequence[Backward], trainable: Params) -> lis
     for terms, models in passes:
         leaves = [p for model in models for p in trainable[model].values()]
         # Graphs are kept for other passes; the last reference to the loss frees them.
-        found = iter(gradients(_end(total, terms), leaves, keep=bool(total.shares)))
+        end, scale = _end(total, terms), total.scale
+        found = gradients(end if scale is None else end * scale, leaves, keep=bool(total.shares))
+        found = iter(found if scale is None else [grad / scale for grad in found])
         for model in models:
             by_model[model] = [next(found) for _ in trainable[model]]
     return [grad for model in trainable if model in by_model for grad in by_model[model]]

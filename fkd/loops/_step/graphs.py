@@ -22,6 +22,7 @@ from .._base.compile import CompileOptions, compiled, refuse_to_compile
 from .by_model import Names
 from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm
+from .loss_scale import LossScale, next_scale
 
 Metrics: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
@@ -36,6 +37,7 @@ class Computed(NamedTuple):
       measured: metrics.
       finite: `[]`, whether loss, gradient, and all that the batch leaves behind are.
       left_out: `[]`, 0 or 1, how many updates are left out for that.
+      scale: of the loss at the next step, in float16.
     """
 
     grads: list[Tensor]
@@ -45,6 +47,7 @@ class Computed(NamedTuple):
     measured: Metrics
     finite: Tensor
     left_out: Tensor
+    scale: LossScale | None = None
 
 
 class Graphs:
@@ -87,11 +90,17 @@ class Graphs:
         self.finish = compiled(self._finish, options, modules)
 
     def _whole(
-        self, parts: Parts, scalars: Scalars, batch: TensorBatch | Share, combine_state: object
+        self,
+        parts: Parts,
+        scalars: Scalars,
+        batch: TensorBatch | Share,
+        combine_state: object,
+        scale: LossScale | None = None,
     ) -> Computed:
         """Everything, for a batch in one part."""
-        new = self._differentiated(parts, scalars, batch, None)
-        return self._finish(new, parts, combine_state, self.share_of([batch], new.loss))
+        new = self._differentiated(parts, scalars, batch, None, scale)
+        share = self.share_of([batch], new.loss)
+        return self._finish(new, parts, combine_state, share, scale=scale)
 
     def _part(
         self,
@@ -100,9 +109,10 @@ class Graphs:
         scalars: Scalars,
         batch: TensorBatch | Share,
         counts: Mapping[str, Tensor],
+        scale: LossScale | None = None,
     ) -> Gradients:
         """The gradients of a part of a batch, added to those of the parts before it."""
-        new = self._differentiated(parts, scalars, batch, counts)
+        new = self._differentiated(parts, scalars, batch, counts, scale)
         return Gradients([a + b for a, b in zip(sums, new.grads, strict=True)], *new[1:])
 
     def zeros(self, parts: Parts) -> list[Tensor]:
@@ -129,6 +139,7 @@ class Graphs:
         scalars: Scalars,
         batch: TensorBatch | Share,
         counts: Mapping[str, Tensor] | None,
+        scale: LossScale | None,
     ) -> Gradients:
         return differentiated(
             self.objective,
@@ -138,6 +149,7 @@ class Graphs:
             counts=counts,
             autocast=self.autocast,
             groups=self.passes,
+            scale=None if scale is None else scale["factor"],
         )
 
     def _finish(
@@ -147,6 +159,7 @@ class Graphs:
         combine_state: object,
         share: Tensor | None = None,
         counts: Mapping[str, Tensor] | None = None,
+        scale: LossScale | None = None,
     ) -> Computed:
         """Sum over the ranks, combine, clip, and keep what the batch leaves behind if everything
         is finite. What is summed has the same bits on all ranks, and so has all that follows.
@@ -155,6 +168,7 @@ class Graphs:
           combine_state: what a combination of gradients remembers.
           share: `[]`, which part of the examples of the batch this rank has.
           counts: of the terms, over all parts and ranks; None: the means have them already.
+          scale: by which the loss was multiplied on the way back; None: not at all.
         """
         if self.over is not None:
             assert share is not None
@@ -180,9 +194,11 @@ class Graphs:
             "grad_norm/total": total,
             "finite": finite.to(total.dtype),
             **more,
+            **({} if scale is None else {"loss_scale": scale["factor"]}),
         }
         kept = map_pairs(lambda a, b: torch.where(finite, a, b), now, left)
-        return Computed(grads, *kept, measured, finite, (~finite).to(total.dtype))
+        next_one = None if scale is None else next_scale(scale, finite)
+        return Computed(grads, *kept, measured, finite, (~finite).to(total.dtype), next_one)
 
     def _norms(self, grads: Sequence[Tensor], updated: Params) -> dict[str, Tensor]:
         """The norm of the gradient of each model, over the rows of all ranks."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Hashable, Mapping
-from typing import Literal, cast
+from typing import cast
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from fkd.parallel._objective import OverRanks, Share
 from fkd.parallel._world import ALONE, World
 
 from .._base.compile import CompileOptions, Shapes, captures_graphs, options_of
+from .._base.precision import Precision, autocast_dtype
 from .._base.random import fold_in, seeded
 from .._base.state import State, device_of
 from .._data.batch import normalised, signature, split
@@ -32,10 +33,9 @@ from .gradient import Gradients
 from .graphs import Computed, Graphs, Metrics
 from .handles import Handles, HandlesByState
 from .initial import initial
+from .loss_scale import initial_scale
 from .optimizer import MakeOptimizer
 from .ranks import Together
-
-Precision = Literal["fp32", "bf16"]
 
 
 class TrainStep:
@@ -68,7 +68,7 @@ class TrainStep:
         self.objective = objective
         self.choices = choices
         self.accumulate = accumulate
-        self.autocast = torch.bfloat16 if precision == "bf16" else None
+        self.autocast = autocast_dtype("train_step", precision)
         self.combined = None if combine is None else Combined(objective, combine)
         self.options = options_of(compile)
         self._captures = captures_graphs(self.options)
@@ -110,6 +110,8 @@ class TrainStep:
             state = self.together.cut(self.together.agreed(state))
         if self.combined is not None:
             state = state._replace(combine_state=self.combined.init(state.trainable))
+        if self.autocast is torch.float16:
+            state = state._replace(loss_scale=initial_scale(state.skipped.device))
         return state
 
     @property
@@ -158,9 +160,10 @@ class TrainStep:
         draws = seeded(seed, device, host=self._host)
         shape = self._shape(batch), updated
         with self._shapes.new(shape, first=first), draws, torch.no_grad():
-            parts, remembered = handles.parts(state), state.combine_state
-            computed = self._computed(updated, parts, scalars, batch, seed, remembered, replayed)
-        grads, buffers, loss_state, combine_state, measured, finite, left_out = computed
+            computed = self._computed(
+                updated, handles.parts(state), scalars, batch, seed, state, replayed
+            )
+        grads, buffers, loss_state, combine_state, measured, finite, left_out, scale = computed
         handles.updater.update(grads, finite, factors, updated)
         copy_into(state.buffers, buffers)
         follow(self.objective.models, handles.here(state), scalars, finite, updated)
@@ -169,11 +172,13 @@ class TrainStep:
             measured = copied_scalars(measured)
             loss_state = copied_into(state.loss_state, loss_state)
             combine_state = copied_into(state.combine_state, combine_state)
+            scale = copied_into(state.loss_scale, scale)
         state = state._replace(
             optimizer=handles.updater.tree,
             loss_state=loss_state,
             step=state.step + 1,
             combine_state=combine_state,
+            loss_scale=scale,
         )
         return state, {**measured, **_moving(scalars), "skipped": skipped.clone()}
 
@@ -201,7 +206,7 @@ class TrainStep:
         scalars: Scalars,
         batch: TensorBatch | list[Share],
         seed: int,
-        combine_state: object,
+        state: State,
         replayed: bool,
     ) -> Computed:
         if updated not in self._graphs:
@@ -212,11 +217,12 @@ class TrainStep:
         else:
             one = cast(TensorBatch, batch)
             batches = [one] if self.accumulate == 1 else split(one, self.accumulate)
+        remembered, scale = state.combine_state, state.loss_scale
         if self.accumulate == 1:
-            return graphs.whole(parts, scalars, batches[0], combine_state)
+            return graphs.whole(parts, scalars, batches[0], remembered, scale)
         keep = copied if replayed else _same
         return accumulated(
-            graphs, parts, scalars, batches, seed, combine_state, keep=keep, host=self._host
+            graphs, parts, scalars, batches, seed, remembered, scale, keep=keep, host=self._host
         )
 
     def _graphs_of(self, updated: Names) -> Graphs:
@@ -316,7 +322,10 @@ def train_step(
         losses that relate the examples of a batch to each other: these see one part at a time.
         Counting is a second, forward-only pass; compiled, it costs only what the counts need.
       precision: `"fp32"`, or `"bf16"`: models under autocast, teachers' matrices held in
-        bfloat16; parameters, losses and updates stay in float32.
+        bfloat16; parameters, losses and updates stay in float32. `"fp16"` likewise, for devices
+        without bfloat16: the loss is multiplied by `state.loss_scale["factor"]` on the way back.
+        A step whose gradient is not finite is left out, as ever, and halves the factor (so the
+        first few may be); 2000 finite ones in a row double it.
       clip: greatest norm of the gradient over all models; None does not clip. By model:
         `{"student": 1.0}` clips that model's gradient alone.
       lr: schedule of a factor on the optimizer's learning rates, `step -> float`; by the same
@@ -339,8 +348,6 @@ def train_step(
     """
     if accumulate < 1:
         raise ValueError(f"train_step: accumulate is {accumulate}; at least 1 is expected.")
-    if precision not in ("fp32", "bf16"):
-        raise ValueError(f"train_step: precision is {precision!r}; 'fp32' or 'bf16' is expected.")
     return TrainStep(
         objective,
         compile=compile,
