@@ -95,7 +95,7 @@ def reverse_kl(
       Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, arXiv:2306.08543.
     """
     log_q, log_p, ratio = compared("reverse_kl", student_logits, teacher_logits, temperature, where)
-    return keep(squared(temperature) * relative_entropy(log_q, log_p, -ratio), where)
+    return keep(squared(temperature) * relative_entropy(log_q, log_p, _negative(ratio)), where)
 
 
 def jeffreys(
@@ -130,7 +130,7 @@ def jeffreys(
       Jeffreys, An invariant form for the prior probability in estimation problems, 1946.
     """
     log_q, log_p, ratio = compared("jeffreys", student_logits, teacher_logits, temperature, where)
-    both = relative_entropy(log_p, log_q, ratio), relative_entropy(log_q, log_p, -ratio)
+    both = relative_entropy(log_p, log_q, ratio), relative_entropy(log_q, log_p, _negative(ratio))
     values = both[0] + both[1]
     return keep(squared(temperature) * values, where)
 
@@ -223,3 +223,7 @@ def logit_mse(
         centred = difference - difference.sum(-1, keepdim=True) / count
         difference = torch.where(excluded, 0.0, centred)
     return keep(difference.square().mean(-1), where)
+
+
+def _negative(ratio: Tensor | None) -> Tensor | None:
+    return None if ratio is None else -ratio

@@ -220,6 +220,10 @@ def positive(loss: str, **numbers: float | Tensor | None) -> None:
             raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")
 
 
+HOT = 250.0
+"""From this temperature on, the difference of two log softmaxes in float32 has few digits left."""
+
+
 def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | None) -> None:
     """Refuse a Python temperature at which a divergence times T^2 is what rounding has left.
 
@@ -230,7 +234,7 @@ def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | Non
     """
     if isinstance(temperature, Tensor):
         return
-    most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else 250.0
+    most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else HOT
     if not temperature <= most:
         limit = "" if dtype is None else f" in {str(dtype).removeprefix('torch.')}"
         raise ValueError(

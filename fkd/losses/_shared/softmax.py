@@ -6,14 +6,20 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .checks import axes, classes_last, covers, floating, not_too_hot, positive, same_shape
+from .checks import (
+    HOT,
+    axes,
+    classes_last,
+    covers,
+    floating,
+    not_too_hot,
+    positive,
+    same_shape,
+)
 from .masks import fill, soften, upcast
 
 CLOSE = 0.1
 """Up to this difference of logs, the entries of a divergence are computed as a series."""
-
-COOL = 16.0
-"""Up to this temperature, the difference of two log softmaxes has digits enough."""
 
 
 def softened(
@@ -65,16 +71,16 @@ def compared(
     teacher_logits: Tensor,
     temperature: float | Tensor,
     where: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """`log q`, `log p`, and `log p - log q` with all its digits at any temperature.
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`log q`, `log p`, and their difference with all its digits, at any temperature.
 
     At a high temperature both logs are about -log(vocab), and their difference is what rounding
     has left. It is that of the logits, less a constant of the position: `log sum_v q_v e^(t - s)`.
+    None: that difference as it is, which has digits enough.
     """
-    cool = not isinstance(temperature, Tensor) and temperature <= COOL
-    if cool:
+    if isinstance(temperature, Tensor) or temperature <= HOT:
         log_q, log_p = log_probabilities(loss, student_logits, teacher_logits, temperature, where)
-        return log_q, log_p, log_p - log_q
+        return log_q, log_p, None
     positive(loss, temperature=temperature)
     not_too_hot(loss, temperature, None)
     pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
