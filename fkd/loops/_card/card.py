@@ -22,11 +22,13 @@ from .._data.epochs import Loader, epoch_batches
 from .._evaluate.evaluate import Collect, Metric, evaluate
 from .._evaluate.score import score
 from .._evaluate.similarity import linear_cka
+from .compare import Compared, Part, calibrated, comparison, counted, logits_apart, part
 from .measure import cost, method
-from .quality import FEWEST_BATCHES, calibration, divergences, quality
-from .record import Calibration, Disagreement, ModelCard, Quality, ReportCard
+from .quality import FEWEST_BATCHES, quality
+from .record import ModelCard, Quality, ReportCard
 
 AnyModel: TypeAlias = nn.Module | Model
+Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]
 _MOST_POSITIONS = 4096  # of the hidden states that are compared
 
 
@@ -37,6 +39,7 @@ class _Asked:
     loader: list[Batch]
     metrics: Mapping[str, Metric]
     compare: tuple[Ref, Ref] | None
+    distance: Distance | None
     labels: Ref | None
     where: Ref | None
     layers: tuple[Ref, Ref] | None
@@ -53,6 +56,7 @@ def report_card(
     metrics: Mapping[str, Metric] | None = None,
     *,
     compare: tuple[Ref, Ref] | None = (student.logits, teacher.logits),
+    distance: Distance | None = None,
     labels: Ref | None = batch.labels,
     where: Ref | None = None,
     layers: tuple[Ref, Ref] | None = None,
@@ -81,8 +85,10 @@ def report_card(
       loader: batches to evaluate on, as for `evaluate`. They are held in memory.
       metrics: by name, of refs to `student`: `fkd.metric(fn, student.logits, batch.labels)`,
         `collect(...)`, or metrics of torchmetrics by `collect`.
-      compare: two refs to logits `[*batch, classes]`, for agreement and calibration. None: of
-        models that choose nothing (embeddings, regression).
+      compare: two refs to logits `[*batch, classes]`, for agreement and calibration; or to what
+        else both models say, with `distance`. None: nothing is compared but the metrics.
+      distance: of two such values, one number for each position, such as `fkd.losses.cosine` for
+        embeddings, `fkd.losses.mse` for numbers; of models that choose no class. None: KL.
       labels: ref to class numbers `[*batch]`, negative where there is none. None: no calibration.
       where: ref to a mask `[*batch]` of the positions that count.
       layers: two refs to sequences of hidden states, for their similarity.
@@ -123,7 +129,17 @@ def report_card(
         )
     device = next((p.device for p in _module(large).parameters()), torch.device("cpu"))
     asked = _Asked(
-        held, metrics or {}, compare, labels, where, layers, describe, examples, repeats, device
+        held,
+        metrics or {},
+        compare,
+        distance,
+        labels,
+        where,
+        layers,
+        describe,
+        examples,
+        repeats,
+        device,
     )
     first = _row("teacher", [large], large, asked, None)
     rows = [_row(name, seeds, large, asked, first) for name, seeds in listed.items()]
@@ -184,9 +200,9 @@ def _row(
         quality=qualities,
         cost=cost(seeds[0], normalised(asked.loader[0], asked.device), repeats=asked.repeats,
                   device=asked.device),
-        agreement=_mean([c.agreement for c in compared]),
+        agreement=_mean([c.agreement for c in compared if c.agreement is not None]),
         divergence=_mean([c.divergence for c in compared]),
-        calibration=_calibrated(compared),
+        calibration=calibrated(compared),
         disagreements=compared[0].worst if compared and first is not None else (),
         similarity=pairs[0].similarity() if asked.layers is not None else (),
     )  # fmt: skip
@@ -194,15 +210,6 @@ def _row(
 
 def _mean(values: list[float]) -> float | None:
     return sum(values) / len(values) if values else None
-
-
-@dataclass(frozen=True)
-class _Compared:
-    agreement: float
-    divergence: float
-    worst: tuple[Disagreement, ...]
-    logits: Tensor
-    labels: Tensor | None
 
 
 class _Anchor(nn.Module):
@@ -253,28 +260,19 @@ class _Pair:
     def _read(self, **refs: Any) -> list[dict[str, Any]]:
         return list(score(self.objective, self.state, self.asked.loader, refs))
 
-    def compared(self) -> _Compared:
-        """Logits of both models at the positions that count."""
+    def compared(self) -> Compared:
+        """Both models' values at the positions that count, and how far they are apart."""
         asked = self.asked
         assert asked.compare is not None
         refs: dict[str, Any] = {"student": asked.compare[0], "teacher": asked.compare[1]}
         refs |= {} if asked.where is None else {"where": asked.where}
-        refs |= {} if asked.labels is None else {"labels": asked.labels}
-        columns: dict[str, list[Tensor]] = {name: [] for name in (*refs, "index")}
-        texts: list[str] = []
-        begin = 0
+        refs |= {} if asked.labels is None or asked.distance else {"labels": asked.labels}
+        kinds = asked.distance or logits_apart
+        parts: list[Part] = []
         for one, values in zip(asked.loader, self._read(**refs), strict=True):
-            shape = values["student"].shape[:-1]
-            keep = _counted(values.get("where"), shape)
-            for name in ("student", "teacher"):
-                columns[name].append(values[name].reshape(-1, values[name].shape[-1])[keep])
-            if "labels" in values:
-                columns["labels"].append(_class_numbers(values["labels"], values["student"])[keep])
-            columns["index"].append(torch.arange(begin, begin + keep.numel())[keep])
-            texts += _described(asked.describe, one, keep)
-            begin += keep.numel()
-        joined = {name: torch.cat(found) for name, found in columns.items() if found}
-        return _comparison(joined, texts, asked.examples)
+            texts = None if asked.describe is None else [str(text) for text in asked.describe(one)]
+            parts.append(part(values, kinds, texts))
+        return comparison(parts, asked.examples)
 
     def similarity(self) -> tuple[tuple[float, ...], ...]:
         """Linear CKA between the layers, on the first batches."""
@@ -286,7 +284,7 @@ class _Pair:
         count = positions = 0
         for values in score(self.objective, self.state, self.asked.loader, refs):
             layers = [*values["student"], *values["teacher"]]
-            keep = _counted(values.get("where"), layers[0].shape[:-1])
+            keep = counted(values.get("where"), layers[0].shape[:-1])
             kept.append([x.reshape(-1, x.shape[-1])[keep] for x in layers])
             count, positions = len(values["student"]), positions + int(keep.sum())
             if positions >= _MOST_POSITIONS:
@@ -299,89 +297,17 @@ def _itself(value: Tensor) -> Tensor:
     return value
 
 
-def _counted(mask: Tensor | None, shape: torch.Size) -> Tensor:
-    """`[positions]`, True where one counts."""
-    if mask is None:
-        return torch.ones(shape.numel(), dtype=torch.bool)
-    if mask.shape != shape:
-        raise ValueError(
-            f"report_card: where has shape {tuple(mask.shape)}, and there are positions "
-            f"{tuple(shape)}: one True or False for every position is expected."
-        )
-    return mask.bool().flatten()
-
-
-def _class_numbers(labels: Tensor, logits: Tensor) -> Tensor:
-    if labels.is_floating_point() or labels.shape != logits.shape[:-1]:
-        raise ValueError(
-            f"report_card: labels are {labels.dtype} {tuple(labels.shape)}; class numbers "
-            f"{tuple(logits.shape[:-1])} are expected, for logits {tuple(logits.shape)}. Without "
-            "them: labels=None."
-        )
-    if len(labels) and int(labels.max()) >= logits.shape[-1]:
-        raise ValueError(
-            f"report_card: a label is {int(labels.max())}, and the logits have "
-            f"{logits.shape[-1]} classes."
-        )
-    return labels.flatten().long()
-
-
-def _described(
-    describe: Callable[[Batch], Sequence[str]] | None, one: Batch, keep: Tensor
-) -> list[str]:
-    if describe is None:
-        return []
-    texts = [str(text) for text in describe(one)]
-    if len(texts) != keep.numel():
-        raise ValueError(
-            f"report_card: describe gave {len(texts)} texts for a batch of {keep.numel()} "
-            "positions; one for each is expected."
-        )
-    return [text for text, counts in zip(texts, keep.tolist(), strict=True) if counts]
-
-
-def _comparison(columns: Mapping[str, Tensor], texts: list[str], examples: int) -> _Compared:
-    mine, theirs, labels = columns["student"], columns["teacher"], columns.get("labels")
-    if not len(mine):
-        raise ValueError("report_card: no position counts: where is False everywhere.")
-    if mine.shape[-1] != theirs.shape[-1]:
-        raise ValueError(
-            f"report_card: the student has {mine.shape[-1]} classes and the teacher "
-            f"{theirs.shape[-1]}; the same ones are expected. Without a comparison: compare=None."
-        )
-    apart = divergences(mine, theirs)
-    choices = mine.argmax(-1), theirs.argmax(-1)
-    worst = tuple(
-        Disagreement(
-            index=int(columns["index"][i]),
-            divergence=float(apart[i]),
-            teacher=int(choices[1][i]),
-            student=int(choices[0][i]),
-            label=None if labels is None or int(labels[i]) < 0 else int(labels[i]),
-            example=texts[i] if texts else "",
-        )
-        for i in apart.topk(min(examples, len(apart))).indices.tolist()
-    )
-    same = float((choices[0] == choices[1]).double().mean())
-    return _Compared(same, float(apart.mean()), worst, mine, labels)
-
-
-def _calibrated(compared: list[_Compared]) -> Calibration | None:
-    """Of all seeds together: their predictions, one after the other."""
-    logits, labels = [c.logits for c in compared], [c.labels for c in compared]
-    known = [x for x in labels if x is not None]
-    if not known or not bool((known[0] >= 0).any()):
-        return None
-    counts = torch.cat(known) >= 0
-    return calibration(torch.cat(logits)[counts], torch.cat(known)[counts])
-
-
 def _methods(asked: _Asked, students: Mapping[str, list[Model]]) -> dict[str, str]:
     examples = sum(examples_in(normalised(one)) for one in asked.loader)
     seeds = ", ".join(f"{name}: {len(found)}" for name, found in students.items())
-    return {
+    compared = {"distance": _name(asked.distance)} if asked.distance else {}
+    return compared | {
         "data": f"{examples} examples in {len(asked.loader)} batches",
         "seeds": seeds,
         "time": method(asked.repeats, asked.device),
         "torch": torch.__version__,
     }
+
+
+def _name(function: Distance) -> str:
+    return getattr(function, "__name__", type(function).__name__)

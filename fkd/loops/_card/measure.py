@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import gc
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -117,7 +119,7 @@ def _peak(run: Callable[[], object], device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device) - before
     gc.collect()
     activities = [torch.profiler.ProfilerActivity.CPU]
-    with torch.profiler.profile(activities=activities, profile_memory=True) as profile:
+    with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     recorded: Any = profile.profiler  # torch does not say of what type
     held = peak = 0
@@ -126,3 +128,19 @@ def _peak(run: Callable[[], object], device: torch.device) -> int:
             held += event.nbytes()
             peak = max(peak, held)
     return peak
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the lines ("USDT: ... profiler_start") that torch's profiler writes to the terminal.
+
+    It reads this variable when it is used for the first time in a process.
+    """
+    name = "KINETO_LOG_LEVEL"
+    given = os.environ.get(name)
+    os.environ.setdefault(name, "99")  # these lines have the severest level
+    try:
+        yield
+    finally:
+        if given is None:
+            del os.environ[name]

@@ -13,7 +13,7 @@ from .._report.page import card as box
 from .._report.page import page, section, tile
 from .axes import Plot
 from .record import Calibration, ModelCard, ReportCard
-from .text import cells, percent
+from .text import cells, disagreements, percent
 
 _COSTS: dict[str, Callable[[ModelCard], float]] = {
     "parameters": lambda row: float(row.cost.parameters),
@@ -28,7 +28,10 @@ def card_page(card: ReportCard) -> str:
         section("Quality over cost", _trades(card)),
         section("Calibration", _reliability(card)),
         section("Layers", [_layers(row) for row in card.students if row.similarity]),
-        section("Where they differ most", [_worst(r) for r in card.students if r.disagreements]),
+        section(
+            "Where they differ most",
+            [_worst(card, row) for row in card.students if row.disagreements],
+        ),
     ]
     names = ", ".join(row.name for row in card.students)
     subtitle = "; ".join(f"{name}: {text}" for name, text in card.method.items())
@@ -135,12 +138,7 @@ def _layers(row: ModelCard) -> str:
     return box(f"{row.name}: linear CKA", heat_map(row.similarity, rows=rows, columns=columns))
 
 
-def _worst(row: ModelCard) -> str:
-    head = ["example", "teacher", row.name, "label", "KL"]
-    lines = [
-        [d.example or f"number {d.index}", str(d.teacher), str(d.student),
-         "" if d.label is None else str(d.label), number(d.divergence)]
-        for d in row.disagreements
-    ]  # fmt: skip
+def _worst(card: ReportCard, row: ModelCard) -> str:
+    head, *lines = disagreements(card, row)
     cells_of = [_cells("th", head), *(_cells("td", line) for line in lines)]
     return box(row.name, f"<table>{''.join(cells_of)}</table>", wide=True)

@@ -77,16 +77,16 @@ class Disagreement:
 
     Attributes:
       index: its number in the order of the loader (of the positions, where there are several).
-      divergence: KL(teacher | student), in nats.
-      teacher, student: their choices.
+      divergence: KL(teacher | student), in nats; or what `distance` says.
+      teacher, student: their choices; None of models that choose no class.
       label: the right one, if it is known.
       example: what it is, as `describe` says.
     """
 
     index: int
     divergence: float
-    teacher: int
-    student: int
+    teacher: int | None
+    student: int | None
     label: int | None = None
     example: str = ""
 
@@ -100,7 +100,7 @@ class ModelCard:
       quality: by metric.
       cost: see `Cost`.
       agreement: how often its first choice is the teacher's; None where nothing is compared.
-      divergence: the mean KL(teacher | student), in nats.
+      divergence: the mean KL(teacher | student), in nats; or the mean of `distance`.
       calibration: None where there are no labels.
       disagreements: the worst first.
       similarity: linear CKA, `[layer][teacher layer]`; empty where no layers are given.

@@ -16,7 +16,7 @@ def cells(card: ReportCard) -> list[list[str]]:
         columns.append(("kept", lambda row, n=name: percent(row.quality[n].kept)))
     columns += [
         ("agreement", lambda row: percent(row.agreement)),
-        ("KL", lambda row: short(row.divergence)),
+        (distance(card), lambda row: short(row.divergence)),
         ("ECE", lambda row: percent(row.calibration.error if row.calibration else None)),
         ("NLL", lambda row: short(row.calibration.nll if row.calibration else None)),
         ("parameters", lambda row: number(row.cost.parameters)),
@@ -31,6 +31,27 @@ def cells(card: ReportCard) -> list[list[str]]:
     kept = [(title, column) for title, column in made if any(column)]
     head = [title for title, _ in kept]
     return [head, *([column[i] for _, column in kept] for i in range(len(card.rows)))]
+
+
+def distance(card: ReportCard) -> str:
+    """What the models are compared by: KL, unless the card says something else."""
+    return card.method.get("distance", "KL")
+
+
+def disagreements(card: ReportCard, row: ModelCard) -> list[list[str]]:
+    """Head and rows of the worst examples; without columns that are empty."""
+    head = ["example", "teacher", row.name, "label", distance(card)]
+    made = [
+        [d.example or f"number {d.index}", *(_plain(x) for x in (d.teacher, d.student, d.label)),
+         number(d.divergence)]
+        for d in row.disagreements
+    ]  # fmt: skip
+    kept = [i for i in range(len(head)) if any(line[i] for line in made)]
+    return [[line[i] for i in kept] for line in [head, *made]]
+
+
+def _plain(choice: int | None) -> str:
+    return "" if choice is None else str(choice)
 
 
 def percent(value: float | None) -> str:
@@ -75,12 +96,8 @@ def model_card(card: ReportCard) -> str:
     for row in card.students:
         if row.disagreements:
             lines += ["", f"## Where {row.name} differs most from its teacher", ""]
-            lines += [_line(["example", "teacher", row.name, "label", "KL"]), _line(["---"] * 5)]
-            lines += [
-                _line([d.example or str(d.index), str(d.teacher), str(d.student),
-                       "" if d.label is None else str(d.label), number(d.divergence)])
-                for d in row.disagreements
-            ]  # fmt: skip
+            head, *worst = disagreements(card, row)
+            lines += [_line(head), _line(["---"] * len(head)), *map(_line, worst)]
     return "\n".join([*lines, ""])
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 import xml.etree.ElementTree as ElementTree
 from pathlib import Path
 from typing import Any
@@ -155,6 +157,51 @@ def test_models_that_choose_nothing():
     assert "agreement" not in str(card) and "Calibration" not in card.html()
 
 
+def test_embeddings_are_compared_by_a_distance_of_their_own():
+    large, small = nets(8, 8)
+    compare = (student.hidden_states[1], teacher.hidden_states[1])
+    options = {"compare": compare, "distance": fkd.losses.cosine, "repeats": 1}
+    card = report_card(
+        large, {"s": small}, batches(), describe=lambda b: [f"{v:.3f}" for v in b["x"][:, 0]],
+        **options,
+    )  # fmt: skip
+    x = torch.cat([b["x"] for b in batches()])
+    with torch.no_grad():
+        ours, theirs = (m.eval()(x)["hidden_states"][1] for m in (small, large))
+    apart = 1 - nn.functional.cosine_similarity(ours, theirs)
+    row = card.students[0]
+    assert row.divergence == pytest.approx(apart.mean().item(), rel=1e-5)
+    assert [d.index for d in row.disagreements] == apart.topk(5).indices.tolist()
+    assert (
+        row.agreement is None and row.calibration is None and row.disagreements[0].student is None
+    )
+    first = row.disagreements[0]
+    assert first.example == f"{x[first.index, 0]:.3f}"
+    assert "cosine" in str(card) and "KL" not in str(card) and "| cosine |" in card.markdown()
+    assert json.loads(json.dumps(card.json()))["students"][0]["disagreements"][0]["teacher"] is None
+    assert "None" not in card.html()
+
+
+def test_tokens_are_positions_and_embeddings_with_a_mask_are_too():
+    class Tagger(nn.Linear):
+        def forward(self, x: Tensor) -> dict[str, Tensor]:
+            return {"logits": super().forward(x)}
+
+    large, small = Tagger(4, 3), Tagger(4, 3)
+    mask = torch.tensor([[True, True, False], [True, False, False]])
+    one = {"x": torch.randn(2, 3, 4), "labels": torch.randint(3, (2, 3)), "mask": mask}
+    one["x"][~mask] = math.nan
+    card = report_card(large, {"s": small}, [one], where=batch.mask, repeats=1)
+    found = card.students[0]
+    assert found.calibration is not None and sum(found.calibration.count) == 3
+    assert {d.index for d in found.disagreements} == {0, 1, 3}
+    card = report_card(
+        large, {"s": small}, [one], where=batch.mask, distance=fkd.losses.mse, repeats=1
+    )
+    assert {d.index for d in card.students[0].disagreements} == {0, 1, 3}
+    assert math.isfinite(card.students[0].divergence or math.nan)
+
+
 def test_models_with_inputs_of_their_own_and_labels_that_are_missing():
     large, small = nets(8, 2)
     data = [{"x": b["x"], "big": 2 * b["x"], "labels": b["labels"] - 1} for b in batches()]
@@ -229,6 +276,7 @@ def test_a_single_value_has_no_interval():
         ({"labels": student.logits}, "class numbers"),
         ({"where": batch.x}, "where has shape"),
         ({"describe": lambda b: ["one"]}, "describe gave 1 texts"),
+        ({"distance": lambda s, t: (s - t).mean()}, r"distance gave \(\) for values \(2, 3\)"),
         ({"students": {"s": nn.Linear(4, 2)}, "compare": (student.logits, teacher.logits)},
          "the student has 2 classes"),
     ],
@@ -244,3 +292,15 @@ def test_what_cannot_be_measured_is_refused(arguments: dict[str, Any], message: 
 def test_labels_that_are_not_there_are_named():
     with pytest.raises(ValueError, match="labels"):
         report_card(Net(2), {"s": Net(2)}, [{"x": torch.zeros(2, 4)}], repeats=1)
+
+
+def test_the_terminal_stays_clean():
+    """In a process of its own: torch's profiler reads its settings once."""
+    code = (
+        "import torch, fkd\n"
+        "card = fkd.loops.report_card(torch.nn.Linear(2, 2), {'s': torch.nn.Linear(2, 2)},\n"
+        "    [{'input': torch.ones(2, 2)}], repeats=1, labels=None)\n"
+        "assert card.students[0].cost.peak_megabytes > 0"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "" and "profiler" not in done.stderr
