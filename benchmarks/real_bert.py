@@ -5,10 +5,10 @@
     python benchmarks/real_bert.py --only "sst2-3"         # what has this in its name
     python benchmarks/real_bert.py --table                 # only write the table again
 
-Runs the two example scripts one after another, the most telling runs first. Whatever has a line
+Runs `examples/distill_bert.py` again and again, the most telling runs first. Whatever has a line
 in `benchmarks/results/real_bert.jsonl` is not run again, and a run that was interrupted goes on
 from its last checkpoint; so the same command can be given until all is done. Every line has the
-command, the scores, the seconds of training (with the evaluations in it) and the machine;
+command, the scores, the seconds and the machine;
 `benchmarks/results/real_bert.md` is a table of them. `$DATA` is a folder with
 sst2/{train,dev,test}.tsv (text, label) and conll2003/eng.{train,testa,testb}; `$MODEL` is the
 pretrained model.
@@ -36,6 +36,11 @@ RESULTS = Path("benchmarks/results/real_bert.jsonl")
 SCORE = {"sst2": "accuracy", "conll2003": "entities/f1"}
 
 
+OLDER = """Rows whose command has `--keep last` or `distill_ner.py` are of the scripts before they
+became `examples/distill_bert.py` alone (`git log -- examples/distill_ner.py`), and their seconds
+are those of training, without loading. `benchmarks/real_bert.py` has the commands of today."""
+
+
 class Job(NamedTuple):
     """One run: its name, the seed, and the flags beside those of its data."""
 
@@ -54,21 +59,19 @@ class Job(NamedTuple):
 CPU = "--no-compile --precision bf16"
 CHEAP = "--dropout 0 --freeze-embeddings"
 TERMS = "--hidden 30 --logits 1 --temperature 4 --labels 0 --mask-words 0.1"
-LAST = "--keep last --evaluate-every 100000"  # the rate ends at 0: the last is the best to expect
-
 RECIPES: dict[str, dict[str, str]] = {
     "sst2": {
-        "teacher": f"{CPU} --finetune --epochs 3 --lr 5e-5 {LAST}",
-        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 5 --lr 4e-4 {LAST}",
-        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 5e-5 {LAST}",
+        "teacher": f"{CPU} --finetune --epochs 3 --lr 5e-5",
+        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 5 --lr 4e-4",
+        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 5e-5",
         # Two layers are few: they may learn the words again, and take twice the epochs.
-        "2-distilled": f"{CPU} --dropout 0 {TERMS} --student-layers 2 --epochs 10 --lr 4e-4 {LAST}",
-        "2-labels": f"{CPU} --labels-only --student-layers 2 --epochs 3 --lr 5e-5 {LAST}",
+        "2-distilled": f"{CPU} --dropout 0 {TERMS} --student-layers 2 --epochs 10 --lr 4e-4",
+        "2-labels": f"{CPU} --labels-only --student-layers 2 --epochs 3 --lr 5e-5",
     },
     "conll2003": {
-        "teacher": f"{CPU} --finetune --epochs 3 --lr 1e-4 {LAST}",
-        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 3 --lr 4e-4 {LAST}",
-        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 1e-4 {LAST}",
+        "teacher": f"{CPU} --finetune --epochs 3 --lr 1e-4",
+        "3-distilled": f"{CPU} {CHEAP} {TERMS} --student-layers 3 --epochs 3 --lr 4e-4",
+        "3-labels": f"{CPU} --labels-only --student-layers 3 --epochs 3 --lr 1e-4",
     },
 }
 
@@ -78,7 +81,6 @@ VARIANTS: dict[str, str] = {
     "3-distilled lr 1e-4": "--lr 1e-4",
     "3-distilled lr 1e-3": "--lr 1e-3",
     "3-distilled no masking": "--mask-words 0",
-    "3-distilled relations": "--attention 1 --attention-loss minilm",
     "3-distilled T=1": "--temperature 1",
     "3-distilled labels": "--labels 0.5",
     "3-distilled layers 0,2,4": "--init-layers 0,2,4",
@@ -107,14 +109,16 @@ def jobs(seeds: int, explore: bool) -> list[Job]:
 def command(job: Job, runs: Path, more: str) -> list[str]:
     """The command line, with `$DATA` and `$MODEL` in it. Students learn from the first teacher."""
     if job.task == "sst2":
-        script, files = "distill_bert", {s: f"sst2/{s}.tsv" for s in ("train", "dev", "test")}
+        files = {s: f"sst2/{s}.tsv" for s in ("train", "dev", "test")}
     else:
         ends = {"train": "train", "dev": "testa", "test": "testb"}
-        script, files = "distill_ner", {s: f"conll2003/eng.{e}" for s, e in ends.items()}
+        files = {s: f"conll2003/eng.{e}" for s, e in ends.items()}
+    columns = "--columns text,label" if job.task == "sst2" else ""
     teacher = "$MODEL" if job.name == "teacher" else f"{runs}/{job.task}/teacher/seed-0/student"
     out = f"{runs}/{job.task}/{job.name.replace(' ', '-')}/seed-{job.seed}"
     data = [x for split, file in files.items() for x in (f"--{split}", f"$DATA/{file}")]
-    line = f"python examples/{script}.py --teacher {teacher} {shlex.join(data)} {job.flags} {more}"
+    line = f"python examples/distill_bert.py --teacher {teacher} {shlex.join(data)} {columns}"
+    line = f"{line} {job.flags} {more}"
     return shlex.split(f"{line} --seed {job.seed} --out {out}".replace("'", ""))
 
 
@@ -139,9 +143,8 @@ def run(job: Job, options: argparse.Namespace) -> dict[str, Any] | None:
     done = json.loads((folder / "result.json").read_text())
     return {
         "task": job.task, "name": job.name, "seed": job.seed,
-        **{k: done[k] for k in ("dev", "test", "steps", "best_step", "seconds", "parameters")},
-        "resumed_at": done.get("resumed_at"),
-        "seconds_in_all": round(time.perf_counter() - begun, 1), "cpu_seconds": round(spent, 1),
+        **{k: done[k] for k in ("dev", "test", "steps", "parameters")},
+        "seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(spent, 1),
         "load": round(os.getloadavg()[1], 1), "threads": options.threads,
         "command": " ".join(asked), "torch": torch.__version__, "machine": platform.machine(),
     }  # fmt: skip
@@ -170,6 +173,7 @@ def table(found: list[dict[str, Any]]) -> str:
         shown += [f"{kept:.1%}", *(f"{statistics.mean(x[t] for x in of):.0f}" for t in times)]
         rows.append(f"| {' | '.join(shown)} |")
     commands = {(x["task"], x["name"]): x["command"] for x in found if x["seed"] == 0}
+    rows += ["", OLDER] if any("--keep last" in line for line in commands.values()) else []
     listed = [f"{task}, {name}:\n\n    {line}\n" for (task, name), line in commands.items()]
     return "\n".join([*rows, "", *listed])
 

@@ -1,123 +1,237 @@
-r"""Distil a BERT-like text classifier into one with fewer or narrower layers.
+r"""Distil a BERT-like classifier of texts, or of words (named entities), into one of fewer layers.
 
-First a teacher, then its student:
-
-    python examples/distill_bert.py --finetune --teacher bert-base-uncased \
-        --train train.tsv --dev dev.tsv --out runs/teacher
+    pip install "fkd[text]"                         # transformers and datasets
+    python examples/distill_bert.py --finetune --teacher bert-base-uncased --out runs/teacher \
+        --train stanfordnlp/sst2:train --dev stanfordnlp/sst2:validation
     python examples/distill_bert.py --teacher runs/teacher/student --student-layers 3 \
-        --train train.tsv --dev dev.tsv --test test.tsv --out runs/student
+        --train stanfordnlp/sst2:train --dev stanfordnlp/sst2:validation --out runs/small
 
-The student starts from layers of its teacher (or `--fresh`, with `--student-hidden` of any
-size) and learns from five terms, each with a weight: `--embedding`, `--hidden`, `--attention`,
-`--logits` and `--labels`. `runs/student/student` loads with transformers' `from_pretrained`, and
-needs no fkd. Run the same command again to go on with a run that was interrupted. On several
-devices: `torchrun --nproc-per-node 2 examples/distill_bert.py ...`, with the same arguments.
-
-Data: TSV, CSV or JSON lines (also `.gz`), with or without a header, or `datasets:NAME:SPLIT`.
-Without a header the first column is the text and the second the label; otherwise columns are found
-by their names, or named by `--text-column` and `--label-column`. Rows without a label are used for
-all terms but `--labels`. A broken row is an error that names file and line, or `--skip-broken`.
+Data: NAME:SPLIT of the hub; .tsv, .csv or .jsonl files (--columns text,label where there is no
+header); or files in columns, a word and its tag a line, as CoNLL-2003 has them. The same command
+goes on with a run that was interrupted. OUT/student loads with transformers, and needs no fkd.
 """
 
 from __future__ import annotations
 
-from argparse import ArgumentParser, Namespace
+import argparse
+import json
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
-from _batches import encode
-from _distill import Task, command
-from _flags import delimiter, flags
-from _text import UNLABELLED, Columns, DataError, Example, label_id, read
-from torch import Tensor
-from transformers import AutoModelForSequenceClassification
+import conll
+import datasets
+import torch
+import transformers as hf
+from torch.utils.data import DataLoader
 
 import fkd
-from fkd import batch, student
-from fkd.metrics import accuracy
+from fkd import batch, call, student, teacher, term
+from fkd.losses import cross_entropy, kl, mse
+
+labelled = batch.labels != -100
 
 
-def arguments() -> ArgumentParser:
-    parser = flags(__doc__)
-    group = parser.add_argument_group("columns (names, or numbers from 0)")
-    group.add_argument(
-        "--text-column", help="default: sentence, text, ...; the first one without a header"
+def arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    group.add_argument(
-        "--label-column", help="default: label, class, ...; the second one without a header"
-    )
-    group.add_argument(
-        "--pair-column",
-        help="a second text (default: hypothesis beside premise, sentence2 beside sentence1, "
-        "sentence beside question; '' for none)",
-    )
-    group.add_argument("--header", choices=["auto", "yes", "no"], default="auto")
-    group.add_argument(
-        "--delimiter", type=delimiter, help="default: a comma in .csv files, otherwise a tab"
-    )
+    add = parser.add_argument
+    add("--teacher", required=True, help="a folder or hub id")
+    add("--finetune", action="store_true", help="train the teacher itself on the labels")
+    add("--labels-only", action="store_true", help="train the student without its teacher")
+    for split in ("train", "dev", "test"):
+        add(f"--{split}", required=split == "train", help="see above")
+    add("--columns", type=lambda text: text.split(","), help="their names, without a header")
+    add("--student-layers", type=int, default=3)
+    add("--init-layers", type=lambda text: [int(n) for n in text.split(",")], help="such as 0,2,4")
+    add("--dropout", type=float, help="of what is trained (default: as configured)")
+    add("--freeze-embeddings", action="store_true", help="do not train the word embeddings")
+    for name in ("hidden", "logits", "labels"):
+        add(f"--{name}", type=float, default=1.0, help="weight of this term; 0: none")
+    add("--temperature", type=float, default=4.0)
+    add("--mask-words", type=float, default=0.0, help="hide this fraction of the tokens")
+    add("--epochs", type=int, default=3)
+    add("--lr", type=float, default=5e-5)
+    add("--batch-size", type=int, default=32)
+    add("--max-length", type=int, default=128)
+    add("--precision", choices=["fp32", "bf16"], default="fp32")
+    add("--no-compile", dest="compile", action="store_false")
+    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, default=Path("runs/distill"))
     return parser
 
 
-def read_texts(source: str, args: Namespace) -> list[Example]:
-    if args.label_column and args.label_column == args.text_column:
-        raise DataError(f"--label-column {args.label_column} is the column of the text.")
-    columns = Columns(
-        args.text_column, args.label_column, args.pair_column, args.header, args.delimiter
+def read(source: str, columns: list[str] | None) -> tuple[list[Any], list[Any]]:
+    """Texts (or lists of words), and their labels (or lists of tags) by name."""
+    kind, separator = {".csv": ("csv", ","), ".tsv": ("csv", "\t"), ".jsonl": ("json", "")}.get(
+        Path(source).suffix, ("", "")
     )
-    return read(source, columns, skip_broken=args.skip_broken)
+    if Path(source).exists() and not kind:
+        found = conll.read(source)
+        return found["tokens"], found["tags"]
+    if kind == "csv":  # in .tsv files a quote is a letter
+        options: Any = {"sep": separator, "names": columns, "quoting": 0 if separator == "," else 3}
+        data = datasets.Dataset.from_csv(source, keep_in_memory=True, **options)
+    elif kind:
+        data = datasets.Dataset.from_json(source, keep_in_memory=True)
+    else:
+        data = datasets.load_dataset(*source.split(":")[:1], split=source.split(":")[1])
+    text = next(n for n in ("text", "sentence", "tokens") if n in data.column_names)
+    label = next(n for n in ("label", "labels", "ner_tags", "tags") if n in data.column_names)
+    kinds = data.features[label]
+    name = getattr(getattr(kinds, "feature", kinds), "int2str", str)
+    rows = [name(y) if not isinstance(y, list) else [name(t) for t in y] for y in data[label]]
+    return list(data[text]), rows
 
 
-def rows(
-    examples: Sequence[Example], tokenizer: Any, names: Sequence[str], args: Namespace
-) -> list[dict[str, Any]]:
-    """Token numbers and the class of every text."""
-    encoded = encode(tokenizer, examples, args.max_length)
-    made = []
-    for row, example in zip(encoded, examples, strict=True):
-        row.pop("word_ids", None)
-        made.append({**row, "labels": label_id(example.label, names, example.place)})
-    return made
+def rows_of(
+    texts: list[Any], labels: list[Any], names: list[str], tokenizer: Any, most: int
+) -> Any:
+    """Token numbers and classes; of words at their first token. And where each word begins."""
+    words = isinstance(texts[0], list)
+    found = tokenizer(texts, truncation=True, max_length=most, is_split_into_words=words)
+    rows, places = [], []
+    for i, label in enumerate(labels):
+        row = {n: found[n][i] for n in found}
+        if words:
+            places.append(conll.first_tokens(found.word_ids(i), len(label)))
+            at = {p: names.index(tag) for p, tag in zip(places[-1], label, strict=True) if p >= 0}
+            row["labels"] = [at.get(p, -100) for p in range(len(row["input_ids"]))]
+        else:
+            row["labels"] = names.index(label)
+        rows.append({**row, "index": i})
+    return rows, places
 
 
-def metrics(examples: Sequence[Example], names: Sequence[str]) -> dict[str, Any]:
-    return {
-        "accuracy": fkd.metric(accuracy, student.logits, batch.labels, where=has_label),
-        "f1": fkd.loops.collect(
-            lambda *columns: macro_f1(*columns, len(names)),
-            fkd.call(lambda logits: logits.argmax(-1), student.logits),
-            batch.labels,
-        ),
-    }
+def loader(rows: list[Any], tokenizer: Any, size: int, *, shuffle: bool) -> DataLoader[Any]:
+    """Batches of like lengths, padded by transformers' collator."""
+    words = isinstance(rows[0]["labels"], list)
+    kind = hf.DataCollatorForTokenClassification if words else hf.DataCollatorWithPadding
+    collate = kind(tokenizer, pad_to_multiple_of=8)
+    lengths = [len(row["input_ids"]) for row in rows]
+    sampler = fkd.loops.BucketBatchSampler(lengths, size, buckets=8, shuffle=shuffle)
+    return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda some: dict(collate(some)))  # type: ignore[arg-type]
 
 
-has_label = fkd.call(lambda labels: labels != UNLABELLED, batch.labels)
+def terms(args: argparse.Namespace, small: Any, large: Any) -> dict[str, Any]:
+    """Every term whose weight is not 0."""
+    labels = {"labels": term(cross_entropy, student.logits, batch.labels, weight=args.labels)}
+    if args.finetune or args.labels_only:
+        return {"labels": term(cross_entropy, student.logits, batch.labels)}
+    depths = {"student": small.config.num_hidden_layers, "teacher": large.config.num_hidden_layers}
+    pairs = fkd.layer_map(**depths)
+    hidden = [
+        term(mse, student.hidden_states[s], teacher.hidden_states[t], where=batch.attention_mask,
+             weight=args.hidden / len(pairs))
+        for s, t in pairs
+    ]  # fmt: skip
+    logits = term(kl, student.logits, teacher.logits, temperature=args.temperature,
+                  where=labelled, weight=args.logits)  # fmt: skip
+    found = {"hidden": hidden, "logits": logits, **labels}
+    return {name: value for name, value in found.items() if getattr(args, name)}
 
 
-def macro_f1(predicted: list[Tensor], labels: list[Tensor], classes: int) -> float:
-    """The mean of the F1 scores of the classes that occur."""
-    pairs = list(zip(predicted, labels, strict=True))
-    scores = []
-    for c in range(classes):
-        hits = sum(int(((p == c) & (y == c)).sum()) for p, y in pairs)
-        found = sum(int(((p == c) & (y != UNLABELLED)).sum()) for p, y in pairs)
-        there = sum(int((y == c).sum()) for _, y in pairs)
-        if found or there:
-            scores.append(2 * hits / (found + there))
-    return sum(scores) / max(len(scores), 1)
+def hiding(tokenizer: Any, fraction: float) -> Any:
+    """Tokens hidden at random, so that a teacher is asked about more texts than there are."""
+    special = torch.tensor(tokenizer.all_special_ids)
+
+    def prepare(state: fkd.loops.State, one: dict[str, Any]) -> dict[str, Any]:
+        ids = one["input_ids"]
+        drawn = (torch.rand(ids.shape) < fraction).to(ids.device)
+        drawn &= ~torch.isin(ids, special.to(ids.device))
+        return {**one, "input_ids": ids.masked_fill(drawn, tokenizer.mask_token_id)}
+
+    return prepare if fraction else None
 
 
-TASK = Task(
-    auto=AutoModelForSequenceClassification,
-    read=read_texts,
-    rows=rows,
-    metrics=metrics,
-    best="accuracy",
-    positions=batch.valid,
-)
+def metrics(gold: list[Any], places: list[Any], names: list[str]) -> dict[str, Any]:
+    choice = call(torch.argmax, student.logits, -1)
+    if not places:
+        return {"accuracy": fkd.metric(fkd.metrics.accuracy, student.logits, batch.labels)}
+    scores = lambda *columns: conll.entity_scores(gold, places, names, *columns)
+    return {"entities": fkd.loops.collect(scores, choice, batch.index)}
+
+
+def models(
+    args: argparse.Namespace, names: list[str], tokenizer: Any, auto: Any
+) -> tuple[Any, Any]:
+    """The teacher, and what is trained: itself, or some of its layers."""
+    options = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
+    fresh = {"ignore_mismatched_sizes": True, "num_labels": len(names), **options}
+    large = auto.from_pretrained(
+        args.teacher, dtype=torch.float32, **(fresh if args.finetune else {})
+    )
+    small = large
+    if not args.finetune:
+        shape = {**large.config.to_dict(), "num_hidden_layers": args.student_layers}
+        depth = large.config.num_hidden_layers
+        pairs = fkd.layer_map(student=args.student_layers, teacher=depth)
+        chosen = args.init_layers or [t - 1 for _, t in pairs]
+        small = auto.from_config(type(large.config).from_dict(shape))
+        small = fkd.interop.transformers.init_from_layers(small, large, chosen)
+    if args.precision == "bf16" and args.device == "cpu":  # torch's fused one is slow there
+        large.set_attn_implementation("eager")
+        small.set_attn_implementation("eager")
+    for part in small.modules() if args.dropout is not None else ():
+        if isinstance(part, torch.nn.Dropout):
+            part.p = args.dropout
+    small.get_input_embeddings().weight.requires_grad_(not args.freeze_embeddings)
+    return large, small
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
-    return command(arguments().parse_args(argv), TASK)
+    args = arguments().parse_args(argv)
+    torch.manual_seed(args.seed)
+    splits = {n: read(s, args.columns) for n in ("train", "dev", "test") if (s := getattr(args, n))}
+    texts, labels = splits["train"]
+    auto = hf.AutoModelForTokenClassification
+    if isinstance(texts[0], str):
+        auto = hf.AutoModelForSequenceClassification
+    flat = [tag for one in labels for tag in (one if isinstance(one, list) else [one])]
+    known = hf.AutoConfig.from_pretrained(args.teacher).id2label
+    names = sorted(set(flat)) if args.finetune else [known[i] for i in sorted(known)]
+    tokenizer = hf.AutoTokenizer.from_pretrained(args.teacher)
+    large, small = models(args, names, tokenizer, auto)
+    encoded = {n: rows_of(*part, names, tokenizer, args.max_length) for n, part in splits.items()}
+    loaders = {n: loader(rows, tokenizer, args.batch_size, shuffle=n == "train")
+               for n, (rows, _) in encoded.items()}  # fmt: skip
+    measures = {n: metrics(splits[n][1], places, names) for n, (_, places) in encoded.items()}
+
+    alone = args.finetune or args.labels_only
+    roles = {"student": fkd.trainable(small)} | ({} if alone else {"teacher": fkd.frozen(large)})
+    objective = fkd.Objective(terms(args, small, large), **roles)
+    steps = args.epochs * len(loaders["train"])
+    step = fkd.loops.train_step(
+        objective,
+        lambda params: torch.optim.AdamW(
+            fkd.loops.param_groups(params, weight_decay=0.01), lr=args.lr
+        ),
+        compile=args.compile, precision=args.precision, clip=1.0,
+        lr=fkd.schedules.warmup(steps // 10 + 1, fkd.schedules.linear(1.0, 0.0, steps=steps)),
+        mesh=fkd.parallel.torchrun_mesh(),
+    )  # fmt: skip
+    result = fkd.loops.run(
+        step, step.init(args.seed, device=args.device), loaders["train"], epochs=args.epochs,
+        prepare=hiding(tokenizer, args.mask_words), dev=loaders.get("dev"),
+        metrics=measures.get("dev"), log_dir=args.out / "log", keep_last=1,
+        checkpoint_dir=args.out / "checkpoints", config={"command": " ".join(argv or sys.argv[1:])},
+    )  # fmt: skip
+    kept = args.out / "student"
+    trained = fkd.loops.export(objective, result.state, "student", kept)
+    tokenizer.save_pretrained(kept)
+    done = {"steps": steps, "parameters": sum(p.numel() for p in trained.parameters())}
+    for split in ("dev", "test"):
+        if split in loaders:
+            found = fkd.loops.evaluate(
+                objective, result.state, loaders[split], metrics=measures[split]
+            )
+            done[split] = {n: v for n, v in found.items() if not n.startswith("loss/")}
+    (args.out / "result.json").write_text(json.dumps(done, indent=2) + "\n")
+    print(json.dumps(done, indent=2))
+    return done
 
 
 if __name__ == "__main__":

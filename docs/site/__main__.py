@@ -2,6 +2,7 @@
 
 python -m docs.site             needs the group: pip install --group docs
 python -m docs.site --pages     the pages and the checks only, without Zensical
+python -m docs.site --tools     what the group holds, for a pip that knows no groups
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import shutil
 import subprocess
 import sys
 import time
+import tomllib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -23,6 +25,10 @@ PAGES, SITE = BUILD / "docs", BUILD / "site"
 
 def main(arguments: Sequence[str]) -> int:
     """The exit code: 1 if a page is wrong."""
+    if "--tools" in arguments:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+        print(*project["dependency-groups"]["docs"])
+        return 0
     began = time.perf_counter()
     written = pages()
     shutil.rmtree(PAGES, ignore_errors=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -17,7 +18,7 @@ COLUMNS = {
 HEAD = """\
 # Benchmarks
 
-Generated from `benchmarks/results/*.json`, where each file has its settings, its machine and the
+Generated from `benchmarks/results/*`, where each file has its settings, its machine and the
 versions; what was *not* measured, and what the numbers mean, is in `benchmarks/README.md`. A ratio is
 the time of a variant over that of the first in the same rounds: above 1, the first is faster. Losses
 and gradients of all variants are compared before anything is timed.
@@ -46,7 +47,15 @@ def pages() -> dict[str, str]:
         table = _table(rows)
         parts += ['??? note "all rows"\n', *(f"    {x}" for x in table), ""] if folded else table
         parts.append("")
+    parts += [_measured_by_hand(path) for path in sorted(RESULTS.glob("*.md"))]
     return {"benchmarks.md": "\n".join(parts), **made}
+
+
+def _measured_by_hand(path: Path) -> str:
+    """A report in Markdown, its headings one level lower and its commands as they are."""
+    text = path.read_text(encoding="utf-8")
+    text = text if text.startswith("# ") else f"# {path.stem}\n\n{text}"
+    return re.sub(r"^#(?=#* )", "##", text, flags=re.MULTILINE)
 
 
 def _rows(measured: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:

@@ -1,4 +1,4 @@
-"""A tiny BERT, the scripts as modules, and files, for the tests of the text examples."""
+"""A tiny BERT, the script as a module, and files, for the tests of `examples/distill_bert.py`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,15 @@ WORDS = (
     "a bad dull fine film good great long of poor story the anna paris rome went to lives in"
 ).split()
 FAST = ["--no-compile", "--max-length", "16", "--batch-size", "8", "--device", "cpu"]
+FAST += ["--dropout", "0"]
 
 
 @pytest.fixture(scope="module")
 def scripts():
-    """The modules of the folder, which are no package."""
+    """The modules of the folder, which is no package."""
+    pytest.importorskip("datasets")
     sys.path.insert(0, str(EXAMPLES))
-    names = ("distill_bert", "distill_ner", "_text", "_batches", "_models")
+    names = ("distill_bert", "conll")
     yield types.SimpleNamespace(**{n: importlib.import_module(n) for n in names})
     sys.path.remove(str(EXAMPLES))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
@@ -131,7 +131,7 @@ def _peak(run: Callable[[], object], device: torch.device) -> int:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _quiet() -> Generator[None]:
     """Without the lines ("USDT: ... profiler_start") that torch's profiler writes to the terminal.
 
     It reads this variable when it is used for the first time in a process.
