@@ -69,7 +69,7 @@ class OverRanks:
         terms = {name: t for name, t in objective.terms.items() if name not in relations.terms}
         related = {name: objective.terms[name] for name in objective.terms if name not in terms}
         refs = [ref for term in related.values() for ref in term.refs]
-        leaves = leaves_of(refs)
+        leaves = leaves_of(refs, relations.called)
         functions = [r for ref in refs for r in walk(ref) if isinstance(node(r), Function)]
         self._reads_context = bool(functions)
         plan = Plan([*(r for term in terms.values() for r in term.refs), *leaves, *functions])
@@ -130,9 +130,9 @@ class OverRanks:
         with gathering_again() if eager else contextlib.nullcontext():
             forward = self.program.context(marked, batch.batch, autocast=autocast)
             values = self.program.values(forward.context)
-        own = self.terms.evaluate(values, scalars, {})
+        own = self.terms.evaluate(values, scalars, {}, autocast=autocast)
         means = {name: _counting(mean, present) for name, mean in own.means.items()}
-        related = self._evaluate_related(forward, values, rows, scalars, parts.loss_state)
+        related = self._evaluate_related(forward, values, rows, scalars, parts.loss_state, autocast)
         means.update(related.means)
         means = {**{name: means[name] for name in self.objective.terms}, **means}
         given = {**own.weights, **related.weights}
@@ -153,6 +153,7 @@ class OverRanks:
         rows: Rows,
         scalars: Scalars,
         loss_state: Mapping[str, Any],
+        autocast: torch.dtype | None,
     ) -> Evaluation:
         """The terms that relate examples, on those of all ranks."""
         if not self.related.terms:
@@ -167,7 +168,7 @@ class OverRanks:
             taps = {name: self._whole(x, rows) for name, x in context.taps.items()}
             context = Context(every, taps, context.params, context.modules)
         everything = self._plan.compute(context, given)
-        return self.related.evaluate(everything, scalars, loss_state)
+        return self.related.evaluate(everything, scalars, loss_state, autocast=autocast)
 
     def _whole(self, value: Any, rows: Rows, by_example: tuple[bool, ...] | None = None) -> Any:
         """A value with the examples of all ranks."""

@@ -26,7 +26,21 @@ from fkd._objective.evaluation import BoundTerms
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts, Program
 from fkd._objective.terms import Term
-from fkd._refs.refs import Capture, Context, Param, Ref, Tap, children, compute, node, output_path
+from fkd._refs.derived import Call
+from fkd._refs.refs import (
+    Capture,
+    Context,
+    Param,
+    Ref,
+    Tap,
+    children,
+    compute,
+    node,
+    output_path,
+    walk,
+)
+from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 
 _log = logging.getLogger("fkd")
 
@@ -34,6 +48,11 @@ HALF = 7
 """Examples in each half: a loss of angles needs three, and few tensors have an axis of 14 else."""
 MOST = 1 << 29
 """Bytes of random outputs that are tried with."""
+ENOUGH = 3
+"""Positions that must count in each half, before it says something: with fewer, a loss may have
+no pair of examples to relate."""
+DRAWS = 4
+"""How often other examples are tried, where too few of them count."""
 _TOLERANCE = 1e-4
 
 
@@ -45,18 +64,21 @@ class Relations(NamedTuple):
       by_example: for each value that a term begins with (an output of a model, a field of the
         batch), which of its tensors have the examples as their first axis; a value is missing
         where that is not known.
+      called: what adapters give that treat every example by itself.
     """
 
     terms: frozenset[str]
     by_example: Mapping[Ref, tuple[bool, ...]]
+    called: frozenset[Ref] = frozenset()
 
 
 def relations(objective: Objective, batch: TensorBatch) -> Relations:
     """Which terms and metrics relate the examples of a batch.
 
-    A term with a state is one of them: its state is to follow the whole batch. Where a term
-    cannot be tried (outputs of more than 512 MB, say), it is taken for one that does not, unless
-    it gives one value for the whole batch.
+    A term with a state is one of them: its state is to follow the whole batch. So is one of which
+    too few positions count in any examples that are tried. Where a term cannot be tried (outputs
+    of more than 512 MB, say), it is taken for one that does not, unless it gives one value for the
+    whole batch.
 
     Args:
       objective: in its first use.
@@ -64,7 +86,8 @@ def relations(objective: Objective, batch: TensorBatch) -> Relations:
     """
     stateful = frozenset(name for name, term in objective.terms.items() if term.state is not None)
     try:
-        trial = _trial(objective, batch)
+        trial = _Trials(objective, batch)
+        first = trial(0)
     except Exception as error:  # a model that has no fake forward pass, records of another kind
         _log.warning(
             "which terms relate the examples of a batch could not be tried (%s: %s): only terms "
@@ -74,16 +97,22 @@ def relations(objective: Objective, batch: TensorBatch) -> Relations:
         return Relations(stateful, {})
     others = {name: term for name, term in objective.terms.items() if name not in stateful}
     names = stateful | {name for name, term in others.items() if _relates(trial, name, term)}
-    first = leaves_of(ref for term in objective.terms.values() for ref in term.refs)
-    return Relations(names, {leaf: flags for leaf in first if (flags := _flags(trial, leaf))})
+    refs = [ref for term in objective.terms.values() for ref in term.refs]
+    every = {part for ref in refs for part in walk(ref)}
+    called = frozenset(ref for ref in every if _calls(ref) and _by_itself(first, ref))
+    leaves = leaves_of(refs, called)
+    flags = {leaf: said for leaf in leaves if (said := _flags(first, leaf))}
+    return Relations(names, flags, called)
 
 
-def leaves_of(refs: Iterable[Ref]) -> tuple[Ref, ...]:
-    """What refs begin with, each once: outputs of models, fields of the batch, parameters."""
+def leaves_of(refs: Iterable[Ref], called: frozenset[Ref] = frozenset()) -> tuple[Ref, ...]:
+    """What refs begin with, each once: outputs of models, fields of the batch, parameters, and
+    what adapters give that treat every example by itself (`called`)."""
     leaves: dict[Ref, None] = {}
 
     def visit(ref: Ref) -> None:
-        if output_path(ref) is not None or isinstance(node(ref), Tap | Capture | Param):
+        known = ref in called or output_path(ref) is not None
+        if known or isinstance(node(ref), Tap | Capture | Param):
             leaves[ref] = None
         else:
             for child in children(ref):
@@ -92,6 +121,12 @@ def leaves_of(refs: Iterable[Ref]) -> tuple[Ref, ...]:
     for ref in refs:
         visit(ref)
     return tuple(leaves)
+
+
+def _calls(ref: Ref) -> bool:
+    """Whether a ref is what an adapter gives."""
+    part = node(ref)
+    return isinstance(part, Call) and part.fn is None
 
 
 class _Trial(NamedTuple):
@@ -106,36 +141,50 @@ class _Trial(NamedTuple):
     halves: tuple[Sequence[Any], Sequence[Any]]
 
 
-def _trial(objective: Objective, batch: TensorBatch) -> _Trial:
-    program = objective.program.evaluating()
-    few = map_tensors(_few, batch)
-    parts = program.parts(lambda x: x.detach(), lambda x: x.detach())
-    outputs, taps = _random_like(*_fake_outputs(program, parts, few))
-    device = next(x.device for tree in parts[:3] for held in tree.values() for x in held.values())
-    few = map_tensors(lambda x: x.to(device), few)
-    modules = program.start(parts, few).context
+class _Trials:
+    """The trials of an objective, each with other examples of the batch."""
 
-    def context(part: slice) -> Context:
-        def cut(x: Tensor) -> Tensor:
-            return x[part] if x.ndim and x.shape[0] == 2 * HALF else x
+    def __init__(self, objective: Objective, batch: TensorBatch) -> None:
+        self._objective, self._batch = objective, batch
+        self._program = program = objective.program.evaluating()
+        self._parts = program.parts(lambda x: x.detach(), lambda x: x.detach())
+        few = self._few(0)
+        self._fake = _fake_outputs(program, self._parts, few)
+        self._made: dict[int, _Trial] = {}
 
-        values = map_tensors(cut, {**outputs, "batch": few})
-        return Context(values, map_tensors(cut, taps), modules.params, modules.modules)
+    def __call__(self, draw: int) -> _Trial:
+        """The trial of a number."""
+        if draw not in self._made:
+            self._made[draw] = self._trial(draw)
+        return self._made[draw]
 
-    def values(part: slice, seed: int = 0) -> Sequence[Any]:
-        with _drawing(seed, device):
-            return program.plan.compute(context(part), attempt=_attempt)
+    def _few(self, draw: int) -> TensorBatch:
+        return map_tensors(functools.partial(_few, draw=draw), self._batch)
 
-    every = slice(None)
-    halves = values(slice(0, HALF)), values(slice(HALF, 2 * HALF))
-    return _Trial(
-        program,
-        objective.scalars(0, device),
-        context(every),
-        values(every),
-        values(every, seed=1),
-        halves,
-    )
+    def _trial(self, draw: int) -> _Trial:
+        program, parts = self._program, self._parts
+        outputs, taps = _random_like(*self._fake, seed=draw)
+        trees = (tree.values() for tree in parts[:3])
+        device = next(x.device for tree in trees for held in tree for x in held.values())
+        few = map_tensors(lambda x: x.to(device), self._few(draw))
+        modules = program.start(parts, few).context
+
+        def context(part: slice) -> Context:
+            def cut(x: Tensor) -> Tensor:
+                return x[part] if x.ndim and x.shape[0] == 2 * HALF else x
+
+            values = map_tensors(cut, {**outputs, "batch": few})
+            return Context(values, map_tensors(cut, taps), modules.params, modules.modules)
+
+        def values(part: slice, seed: int = 0) -> Sequence[Any]:
+            with _drawing(seed, device):
+                return program.plan.compute(context(part), attempt=_attempt)
+
+        every = slice(None)
+        halves = values(slice(0, HALF)), values(slice(HALF, 2 * HALF))
+        scalars = self._objective.scalars(0, device)
+        whole, again = values(every), values(every, seed=1)
+        return _Trial(program, scalars, context(every), whole, again, halves)
 
 
 @contextlib.contextmanager
@@ -146,9 +195,21 @@ def _drawing(seed: int, device: torch.device) -> Generator[None]:
         yield
 
 
-def _few(x: Tensor) -> Tensor:
-    """As many examples as are tried, some of them several times if there are not enough."""
-    return x[torch.arange(2 * HALF, device=x.device) % x.shape[0]] if x.ndim else x
+def _few(x: Tensor, *, draw: int) -> Tensor:
+    """As many examples as are tried, drawn from the batch: the halves have others, as far as
+    there are two."""
+    if not x.ndim:
+        return x
+    count, generator = x.shape[0], torch.Generator().manual_seed(draw)
+    if count >= 2 * HALF:
+        chosen = torch.randperm(count, generator=generator)[: 2 * HALF]
+    else:
+        chosen = torch.randint(max(count, 1), (2 * HALF,), generator=generator)
+    few = x[chosen.to(x.device)]
+    if count == 1 and x.is_floating_point():
+        factors = 0.5 + 0.5 * torch.rand(2 * HALF, generator=generator)
+        few = few * factors.to(x.device, x.dtype).view(-1, *[1] * (x.ndim - 1))
+    return few
 
 
 def _fake_outputs(program: Program, parts: Parts, batch: TensorBatch) -> tuple[Any, Any]:
@@ -162,13 +223,13 @@ def _fake_outputs(program: Program, parts: Parts, batch: TensorBatch) -> tuple[A
     return outputs, {name: context.taps[name] for name in program.runs}
 
 
-def _random_like(outputs: Any, taps: Any) -> tuple[Any, Any]:
+def _random_like(outputs: Any, taps: Any, *, seed: int) -> tuple[Any, Any]:
     """Random values of the same shapes: positive, with the sum 1 along the last axis, so that
     they can stand for logits, hidden states and probabilities."""
     tensors = tensors_in((outputs, taps))
     if sum(x.numel() * 4 for x in tensors) > MOST:
         raise ValueError("the outputs of a few examples take more than 512 MB")
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(seed)
 
     def draw(x: Tensor) -> Tensor:
         drawn = torch.randn(x.shape, generator=generator)
@@ -200,13 +261,39 @@ def tensors_in(value: Any) -> list[Tensor]:
     return tensors
 
 
+def _by_itself(trial: _Trial, ref: Ref) -> bool:
+    """Whether what an adapter gives for an example depends on that example alone: the values of
+    the halves are those of the whole."""
+    place = trial.program.plan.place[ref]
+    flags = _flags(trial, ref)
+    every = [tensors_in(values[place]) for values in (trial.whole, *trial.halves)]
+    if not flags or not all(flags) or len({len(tensors) for tensors in every}) > 1:
+        return False
+    whole, *halves = every
+    joined = [torch.cat(parts) for parts in zip(*halves, strict=True)]
+    return all(
+        x.shape == y.shape and torch.allclose(x, y, rtol=1e-3, atol=1e-5, equal_nan=True)
+        for x, y in zip(whole, joined, strict=True)
+    )
+
+
 class _Tried(NamedTuple):
     mean: Mean
     weight: Tensor | None
     one_value: bool
 
 
-def _relates(trial: _Trial, name: str, term: Term) -> bool:
+def _relates(trials: _Trials, name: str, term: Term) -> bool:
+    """Whether the totals of two halves do not add up to that of the whole."""
+    for draw in range(DRAWS):
+        verdict = _verdict(trials(draw), name, term)
+        if verdict is not None:
+            return verdict
+    return True
+
+
+def _verdict(trial: _Trial, name: str, term: Term) -> bool | None:
+    """Of one trial; None: too few of its positions count to say."""
     tried = functools.partial(_evaluated, trial, name, term)
     try:
         one = tried(trial.whole)
@@ -223,11 +310,14 @@ def _relates(trial: _Trial, name: str, term: Term) -> bool:
         return False  # it draws random numbers, so that nothing can be compared
     total = halves[0].mean.merge(halves[1].mean)
     weights = [half.weight for half in halves]
-    return not (
+    adds_up = (
         _close(one.mean.total, total.total)
         and _close(one.mean.count, total.count)
         and all(w is None or one.weight is None or _close(one.weight, w) for w in weights)
     )
+    if not adds_up:
+        return True
+    return False if all(float(half.mean.count) >= ENOUGH for half in halves) else None
 
 
 def _evaluated(

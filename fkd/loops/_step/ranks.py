@@ -15,7 +15,7 @@ from fkd._objective.objective import Objective
 from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._ranks import Ranks
-from fkd.parallel._relating import Relations, relations
+from fkd.parallel._relating import relations
 from fkd.parallel._shards import cutting, whole
 from fkd.parallel._world import World, world_of
 
@@ -47,7 +47,8 @@ class Together:
         own = relations(objective, batch)
         every = self.world.exchanged(sorted(own.terms))
         terms = frozenset(name for names in every for name in names)
-        return OverRanks(objective, self.ranks, Relations(terms, own.by_example), self.cutting)
+        agreed = own._replace(terms=terms)
+        return OverRanks(objective, self.ranks, agreed, self.cutting)
 
     def cut(self, state: State) -> State:
         """The state of which this rank holds its rows."""
