@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -56,6 +56,11 @@ class Cutting:
     def parts(self) -> Ranks:
         """The ranks that hold the parts of a whole."""
         return ranks_of(self.mesh.get_group(self.axis))
+
+    @property
+    def part(self) -> int:
+        """Which rows this rank holds, from 0."""
+        return self.mesh.get_local_rank(self.axis)
 
     def skeleton(self, name: str, copied: nn.Module) -> nn.Module:
         """A skeleton that gathers what it reads."""
@@ -170,16 +175,19 @@ def whole(x: Any, like: Any = None) -> Any:
     """
     if is_cut(x):
         return x.full_tensor().cpu()
-    if is_cut(like) and isinstance(x, Tensor) and x.ndim and x.shape == local(like).shape:
-        cutting, layout = _known[like]
-        return cutting.as_dtensor(x, layout).full_tensor().cpu()
-    return x
+    joined = x if like is None else moments_like(x, like)
+    return joined.full_tensor().cpu() if is_cut(joined) else x
 
 
 def cut_like(x: Tensor, like: Tensor) -> Tensor:
     """A whole tensor, cut as a parameter is (which has its shape)."""
+    return x if is_cut(x) else cut_of(cast(Layout, _known[like][1]).cut(x), like)
+
+
+def cut_of(rows: Tensor, like: Tensor) -> Tensor:
+    """The rows of this rank, as a part of a whole that is cut as a parameter is."""
     cutting, layout = _known[like]
-    cut = cutting.as_dtensor(layout.cut(x).to(local(like).device), layout)
+    cut = cutting.as_dtensor(rows.to(local(like).device), layout)
     _known[cut] = cutting, layout
     return cut
 
@@ -187,6 +195,27 @@ def cut_like(x: Tensor, like: Tensor) -> Tensor:
 def rows_like(x: Tensor, like: Tensor) -> Tensor:
     """The rows of this rank of a whole tensor that belongs to a parameter."""
     rows: Tensor = local(like)
+    if is_cut(x):
+        return local(x)
     if tuple(x.shape) != tuple(like.shape):
         return x
     return cast(Layout, _known[like][1]).cut(x).to(rows.device)
+
+
+def rows_of(like: Tensor) -> slice:
+    """Which rows of a tensor that is cut this rank has."""
+    return cast(Layout, _known[like][1]).own
+
+
+def rows_by_part(like: Tensor) -> list[int]:
+    """How many rows of a tensor that is cut each part has."""
+    layout: Layout = _known[like][1]
+    every = [replace(layout, rank=rank).own for rank in range(layout.size)]
+    return [own.stop - own.start for own in every]
+
+
+def moments_like(x: Any, like: Tensor) -> Any:
+    """What an optimizer remembers of a parameter, as a part of a whole where it is."""
+    if is_cut(like) and isinstance(x, Tensor) and x.ndim and x.shape == local(like).shape:
+        return cut_of(x, like)
+    return x

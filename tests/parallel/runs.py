@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -18,6 +19,8 @@ from torch.utils.data import DataLoader
 import fkd
 from fkd import batch, student
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
+from fkd.loops._checkpoint import parts
+from fkd.loops._base.errors import CheckpointError
 from fkd.parallel import RankError, _shards
 from tests.parallel.cases import adamw, digest
 from tests.parallel.objectives import CLASSES, FEATURES, differences, plain
@@ -127,11 +130,36 @@ def second_part(mesh: DeviceMesh, folder: str) -> Any:
     return run(mesh, folder, shuffled())
 
 
-def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None) -> Any:
-    """The same with parameters of which every process has some rows."""
+def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None, fault: str = "") -> Any:
+    """The same with parameters of which every process has some rows.
+
+    Args:
+      fault: "apart": rank 1 does not find the folder of rank 0; "full": its disk is full from the
+        second checkpoint on.
+    """
     _shards.SMALLEST = 8
+    if fault and mesh.get_rank() == 1:
+        _break(fault)
     cut = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",))
-    return run(cut, folder, shuffled(), steps=steps)
+    try:
+        return run(cut, folder, shuffled(), steps=steps, save_every=3)
+    except (CheckpointError, RankError) as error:
+        return {"type": type(error).__name__, "message": str(error)}
+
+
+def _break(fault: str) -> None:
+    write, written = parts.write_file, []
+
+    def full(path: Path, chunks: Any) -> Any:
+        written.append(path)
+        if len(written) > 1:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(path, chunks)
+
+    if fault == "full":
+        parts.write_file = full
+    else:
+        parts.Path = lambda text: Path("/nonexistent")  # pyright: ignore[reportAttributeAccessIssue]
 
 
 def failing(mesh: DeviceMesh, folder: str, where: str) -> Any:

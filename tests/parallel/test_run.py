@@ -78,19 +78,6 @@ def test_a_run_goes_on_with_another_number_of_processes(after, folder, many):
         close(a, b)
 
 
-@pytest.mark.parametrize("after", [1, 2, 3])
-def test_a_sharded_run_goes_on_with_any_number_of_processes(after, folder, many):
-    path = str(folder / f"sharded-{after}")
-    in_processes(2, runs.sharded_part, path, 6)
-    ranks = in_processes(after, runs.sharded_part, path, None)
-    assert len({rank["digest"] for rank in ranks}) == 1
-    assert all(rank["exported"] == 0 for rank in ranks)
-    for a, b in zip(ranks[0]["parameters"], many[0]["shuffled"]["parameters"], strict=True):
-        close(a, b)
-    for a, b in zip(ranks[0]["values"], many[0]["shuffled"]["values"], strict=False):
-        assert a.keys() == b.keys()
-
-
 @pytest.mark.parametrize(
     ("where", "told"),
     [

@@ -3,6 +3,8 @@
     <directory>/step-00000100/state.safetensors     the tensors
                               manifest.json         everything else, and the checksums
 
+Of several processes that hold rows of the tensors, each writes a file beside (see `parts`).
+
 A checkpoint is written under another name, synced to the disk, and renamed: at any moment
 each folder `step-...` is whole. Nothing is pickled or unpickled. Saving costs one pass over
 the values (copied to the host one tensor at a time, hashed with SHA-256, written, synced);
@@ -17,9 +19,11 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
 
 from torch import Tensor
+
+from fkd.parallel._shards import local
 
 from .._base.errors import CheckpointError, DamagedError, MismatchError, UnreadableError
 from .._base.files import (
@@ -37,8 +41,14 @@ from .folder import free_name, kept, newest_first, step_of, survey
 from .manifest import NAME, STATE, Manifest, differences, inspect, plain, reading, render
 from .tree import Tree, decode, encode
 
+if TYPE_CHECKING:
+    from .parts import Places
+
 _WRITING, _DELETING = ".writing-", ".deleting-"
 _log = logging.getLogger("fkd")
+
+Others: TypeAlias = Callable[[Path, Digest], dict[str, list[Any]]]
+"""`(folder under way, digest of the file of this process) -> digests of the files of all`."""
 
 
 class Checkpoint(NamedTuple):
@@ -74,6 +84,7 @@ def save(
     keep_best: int = 1,
     higher_is_better: bool = True,
     finite: bool | None = None,
+    others: Others | None = None,
 ) -> Path:
     """Save a state, then delete the checkpoints that need not be kept.
 
@@ -91,6 +102,7 @@ def save(
       higher_is_better: whether the best metric is the highest or the lowest.
       finite: whether the state is finite, which the checkpoint remembers: the newest finite
         one is never deleted. None: if each number of the tree is.
+      others: lets other processes write their rows of what is cut; see `parts`.
 
     Returns:
       The folder of the checkpoint, which is on the disk by now.
@@ -126,7 +138,7 @@ def save(
     manifest = Manifest(step, serial, metric, time.time(), *described, files={}, finite=finite)
     path = folder / free_name(folder, step)
     try:
-        _write(path, manifest, tensors)
+        _write(path, manifest, tensors, others)
     except OSError as error:
         raise CheckpointError(_unwritable(path, error, good)) from error
     good = {p: m for p, m in good.items() if p not in superseded}
@@ -139,17 +151,25 @@ def all_finite(tensors: Mapping[str, Tensor]) -> bool:
     """Whether all tensors are free of nan and inf."""
     return all(
         bool(x.isfinite().all())
-        for x in tensors.values()
+        for x in map(local, tensors.values())
         if (x.is_floating_point() and x.itemsize > 1) or x.is_complex()
     )
 
 
-def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    fingerprint: Any = None,
+    places: Places | None = None,
+    checked: bool = False,
+) -> Checkpoint:
     """Read one checkpoint, and check every byte of it.
 
     Args:
       path: the folder that `save` returned.
       fingerprint: of the objective and optimizer here; None compares nothing.
+      places: of which tensors this process holds rows, which alone are read; None: all whole.
+      checked: another process has checked every byte.
 
     Raises:
       DamagedError: it is not what was saved; the message says what is wrong.
@@ -161,10 +181,10 @@ def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint
         manifest = inspect(path)
         _compare(path, manifest, fingerprint)
         with reading():
-            for name, (size, sha256) in manifest.files.items():
+            for name, (size, sha256) in ({} if checked else manifest.files).items():
                 if patiently(lambda name=name: digest(path / name)) != Digest(size, sha256):
                     raise DamagedError(f"{name} is damaged (the checksum does not match)")
-            stored = patiently(lambda: _tensors.read(path / STATE, manifest.tensors))
+            stored = patiently(lambda: _stored(path, manifest, places))
         tree = decode(manifest.tree, stored)
     except MismatchError:
         raise
@@ -176,10 +196,25 @@ def load(path: str | os.PathLike[str], *, fingerprint: Any = None) -> Checkpoint
     return Checkpoint(path, manifest.step, *described, finite=manifest.finite)
 
 
+def _stored(path: Path, manifest: Manifest, places: Places | None) -> dict[str, Tensor]:
+    """The tensors of a checkpoint; of those that are cut, the rows of this process."""
+    about, files = manifest.tensors, [path / name for name in manifest.files]
+    if places is None:
+        return _tensors.read(files, about, first=path / STATE)
+    read = _tensors.read(files, about, first=path / STATE, wanted=places.rows)
+    return {name: places.cut(name, about[name], x) for name, x in read.items()}
+
+
+def seal_of(path: Path) -> str:
+    """What tells a checkpoint from any other: the digest of its manifest."""
+    return digest(path / NAME).sha256
+
+
 def load_latest(
     directory: str | os.PathLike[str],
     *,
     fingerprint: Any = None,
+    places: Places | None = None,
     accept: Callable[[Checkpoint], Any] | None = None,
 ) -> Checkpoint | None:
     """Read the newest checkpoint that is whole.
@@ -189,7 +224,7 @@ def load_latest(
 
     Args:
       directory: of all checkpoints of a run.
-      fingerprint: as `load`.
+      fingerprint, places: as `load`.
       accept: called with what was read; raises `DamagedError` if it is not what belongs there,
         and the checkpoint before it is tried.
 
@@ -210,7 +245,7 @@ def load_latest(
         _log.warning("checkpoint skipped: %s", message)
     for path in newest_first(there.good):
         try:
-            read = load(path, fingerprint=fingerprint)
+            read = load(path, fingerprint=fingerprint, places=places)
             if accept is not None:
                 accept(read)
         except DamagedError as error:
@@ -226,14 +261,15 @@ def load_latest(
     return None
 
 
-def _write(path: Path, manifest: Manifest, tensors: dict[str, Any]) -> None:
+def _write(path: Path, manifest: Manifest, tensors: dict[str, Any], others: Others | None) -> None:
     make_folder(path.parent)
     _sweep(path.parent)
     beside = path.with_name(_WRITING + path.name)
     try:
         beside.mkdir()
         state = write_file(beside / STATE, _tensors.chunks(tensors))
-        whole = manifest._replace(files={STATE: list(state)})
+        files = {STATE: list(state)} if others is None else others(beside, state)
+        whole = manifest._replace(files=files)
         write_file(beside / NAME, [render(whole)])
         sync_folder(beside)
         beside.rename(path)

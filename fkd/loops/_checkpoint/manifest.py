@@ -19,8 +19,11 @@ from .tree import DTYPES
 STATE = "state.safetensors"
 NAME = "manifest.json"
 VERSION = 1
+IN_PARTS = 2
+"""The version of a checkpoint whose tensors are cut over several files."""
 _FORMAT = "fkd checkpoint"
 _SHA256 = re.compile("[0-9a-f]{64}")
+_PART = re.compile(r"state-\d{5}\.safetensors")
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "manifest": ', b"}\n"
 
 
@@ -34,8 +37,9 @@ class Manifest(NamedTuple):
       time: of saving, in seconds since 1970.
       fingerprint: of the objective and the optimizer.
       tree: the state, see `fkd.loops._checkpoint.tree`.
-      tensors: dtype, shape and stride by name.
-      files: size and SHA-256 by name.
+      tensors: dtype, shape and stride by name; of one that is cut, how many of its rows each
+        of the files holds.
+      files: size and SHA-256 by name; in the order of the rows of what is cut.
       finite: whether the state holds finite numbers only; None where it was not looked at.
     """
 
@@ -59,15 +63,21 @@ _SCHEMA = {
     "time": NUMBER,
     "fingerprint": JSON,
     "tree": JSON,
-    "tensors": Each({"dtype": _DTYPE, "shape": [COUNT], "stride?": [COUNT]}),
-    "files": {STATE: (COUNT, _HEX)},  # so that the checksum of the state cannot be left out
+    "tensors": Each({"dtype": _DTYPE, "shape": [COUNT], "stride?": [COUNT], "rows?": [COUNT]}),
+    "files": Each((COUNT, _HEX)),
     "finite?": maybe(BOOL),
 }
 
 
+def part_name(rank: int) -> str:
+    """The file that a process writes of a checkpoint in parts."""
+    return STATE if rank == 0 else f"state-{rank:05d}.safetensors"
+
+
 def render(manifest: Manifest) -> bytes:
     """One JSON object: the checksum, then the content that it is of."""
-    content = {"format": _FORMAT, "version": VERSION, **manifest._asdict()}
+    version = VERSION if len(manifest.files) == 1 else IN_PARTS  # one file: any release reads it
+    content = {"format": _FORMAT, "version": version, **manifest._asdict()}
     body = json.dumps(content, allow_nan=False).encode()
     return _HEAD + hashlib.sha256(body).hexdigest().encode() + _MIDDLE + body + _TAIL
 
@@ -92,15 +102,35 @@ def parse(raw: bytes) -> Manifest:
         raise DamagedError(f"its manifest does not say that it is of an {_FORMAT!r}")
     _check_version(content.pop("version", None))
     validate(content, _SCHEMA, "its manifest")
+    _check_files(content)
     return Manifest(**content)
+
+
+def _check_files(content: dict[str, Any]) -> None:
+    """Refuse files of other names (a path out of the folder), one without a checksum, and rows
+    that are not those of the files."""
+    files = content["files"]
+    unknown = [name for name in files if name != STATE and not _PART.fullmatch(name)]
+    if STATE not in files or unknown:
+        what = f"unknown fields: {unknown[0]!r:.80}" if unknown else f"no field {STATE}"
+        raise DamagedError(f"its manifest/files has {what}; {STATE} and its parts are expected")
+    for name, about in content["tensors"].items():
+        rows = about.get("rows")
+        if rows is None:
+            continue
+        if len(rows) != len(files) or not about["shape"] or sum(rows) != about["shape"][0]:
+            raise DamagedError(
+                f"its manifest/tensors/{name}/rows is {rows!r:.80}; the rows of "
+                f"{len(files)} files that make up the shape {about['shape']} are expected"
+            )
 
 
 def _check_version(version: Any) -> None:
     validate(version, COUNT, "its manifest/version")
-    if version > VERSION:
+    if version > IN_PARTS:
         raise CheckpointError(
             f"it was written by a newer release of fkd: it has format version {version}, and "
-            f"this release reads {VERSION}. Update fkd, or use another folder."
+            f"this release reads {IN_PARTS}. Update fkd, or use another folder."
         )
     if version < VERSION:
         raise CheckpointError(

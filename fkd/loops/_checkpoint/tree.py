@@ -11,6 +11,8 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from fkd.parallel._shards import is_cut, local
+
 from .._base.errors import DamagedError
 
 Tree: TypeAlias = Any
@@ -33,7 +35,7 @@ def encode(tree: Tree) -> tuple[Any, dict[str, Tensor]]:
     """Split a tree into JSON and tensors.
 
     A tensor that occurs twice (a tied weight: the same memory read in the same way) is one
-    entry, named by its first path.
+    entry, named by its first path. One that is cut over ranks is one entry, too.
 
     Args:
       tree: see `Tree`. Dict keys may be any scalar; their order is kept.
@@ -129,19 +131,21 @@ def _name(
     x: Tensor, path: tuple[str, ...], tensors: dict[str, Tensor], seen: dict[tuple[Any, ...], str]
 ) -> str:
     _check(x, path)
-    key = (x.device, x.data_ptr(), x.dtype, x.shape, x.stride(), x.is_conj(), x.is_neg())
-    if x.numel() and key in seen:
+    here: Tensor = local(x)
+    place = here.device, here.data_ptr(), here.dtype, x.shape, here.stride()
+    key = (*place, here.is_conj(), here.is_neg())
+    if here.numel() and key in seen:
         return seen[key]
     name = "/".join(path) or "tensor"
     while name in tensors or name == "__metadata__":  # a key that holds "/" can collide
         name += "'"
-    tensors[name], seen[key] = x.detach(), name
+    tensors[name], seen[key] = x if is_cut(x) else x.detach(), name
     return name
 
 
 def _check(x: Tensor, path: tuple[str, ...]) -> None:
     kind = None
-    if type(x) not in (Tensor, nn.Parameter):
+    if type(x) not in (Tensor, nn.Parameter) and not is_cut(x):
         kind = f"a {type(x).__name__}"
     elif x.layout is not torch.strided or x.is_quantized:
         kind = f"a tensor of layout {x.layout}, dtype {x.dtype}"

@@ -25,6 +25,7 @@ from .._base.errors import CheckpointError, DamagedError, MismatchError
 from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
+from .._checkpoint.parts import Places, read_in_parts
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
 from .._checkpoint.told import tree_of_first
 from .._step.by_model import Names, label
@@ -357,15 +358,31 @@ def restore(step: TrainStep, path: str | os.PathLike[str]) -> State:
     def state_of(read: Checkpoint) -> State:
         return from_tree(step.objective, fresh, _stored(read.tree))
 
-    def tree() -> Any:
+    def read(places: Places | None = None) -> Checkpoint:
         if is_checkpoint(folder):
-            return _stored(load(folder, fingerprint=described).tree)
-        newest = load_latest(folder, fingerprint=described, accept=state_of)
+            return load(folder, fingerprint=described, places=places)
+        newest = load_latest(folder, fingerprint=described, places=places, accept=state_of)
         if newest is None:
             raise CheckpointError(f"restore: there is no checkpoint in {folder}.")
-        return _stored(newest.tree)
+        return newest
 
-    return from_tree(step.objective, fresh, tree_of_first(step.world, tree))
+    places = places_of(fresh)
+    if places is None:
+        tree = tree_of_first(step.world, lambda: _stored(read().tree))
+        return from_tree(step.objective, fresh, tree)
+    told = read_in_parts(step.world, places, read)
+    return from_tree(step.objective, fresh, _stored(told and told[0]))
+
+
+def places_of(state: State) -> Places | None:
+    """Which tensors of a checkpoint this process holds rows of; None if of none."""
+    likes: dict[str, Tensor] = {}
+    for tree in ("trainable", "frozen"):
+        for model, params in getattr(state, tree).items():
+            likes |= {f"state/{tree}/{model}/{n}": p for n, p in params.items() if is_cut(p)}
+    for model, params in state.trainable.items():
+        likes |= {f"state/optimizer/{model}.{n}": p for n, p in params.items() if is_cut(p)}
+    return Places(likes) if likes else None
 
 
 def _stored(tree: Any) -> Any:

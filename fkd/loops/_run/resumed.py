@@ -13,10 +13,11 @@ from .._base.errors import DamagedError
 from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load_latest
 from .._checkpoint.folder import newest_finite
+from .._checkpoint.parts import Places, read_in_parts
 from .._checkpoint.schema import TEXT, Each, Of, validate
 from .._checkpoint.told import tree_of_first
 from .._step.train_step import TrainStep
-from .resume import from_tree, nonfinite_in, record_from
+from .resume import from_tree, nonfinite_in, places_of, record_from
 from .settings import changed
 from .window import Window
 
@@ -31,6 +32,7 @@ _RUN = {
     "settings": Each(_ANY),
     "loader?": _ANY,
     "prepare?": _ANY,
+    "related?": Each([TEXT]),
 }
 
 
@@ -43,6 +45,7 @@ class Resumed(NamedTuple):
       window: the metrics since its last log point.
       loader: what the loader said of its place; None if it could not say.
       prepare: what `prepare` had to keep; None if nothing.
+      related: what several processes had agreed on; see `TrainStep.related`.
       message: where it goes on, and what a person should know about that.
     """
 
@@ -51,6 +54,7 @@ class Resumed(NamedTuple):
     window: Window
     loader: dict[str, Any] | None
     prepare: dict[str, Any] | None
+    related: dict[str, list[str]]
     message: str
 
 
@@ -87,19 +91,41 @@ def go_on(
         place = record_from(position, tree["position"], "its position")
         return state, place, Window.from_tree(tree["window"], state.skipped.device)
 
-    def read() -> dict[str, Any] | None:
-        newest = load_latest(directory, fingerprint=fingerprint, accept=parts)
-        if newest is None:
-            return None
-        parts(newest)  # which notes its settings, after those of damaged ones
-        return {"tree": newest.tree, "message": _said(newest, lines)}
+    def read(places: Places | None = None) -> Checkpoint | None:
+        newest = load_latest(directory, fingerprint=fingerprint, places=places, accept=parts)
+        if newest is not None:
+            parts(newest)  # which notes its settings, after those of damaged ones
+        return newest
 
-    told = tree_of_first(step.world, read)
+    told = _told(step, fresh, read, lambda newest: _said(newest, lines))
     if told is None:
         return None
     state, place, window = parts_of(told["tree"])
     loader, prepare = told["tree"].get("loader"), told["tree"].get("prepare")
-    return Resumed(state, place, window, loader, prepare, told["message"])
+    related = told["tree"].get("related", {})
+    return Resumed(state, place, window, loader, prepare, related, told["message"])
+
+
+def _told(
+    step: TrainStep,
+    fresh: State,
+    read: Callable[..., Checkpoint | None],
+    said: Callable[[Checkpoint], str],
+) -> dict[str, Any] | None:
+    """The tree that the first process has read, in all of them, and its message."""
+
+    def whole() -> dict[str, Any] | None:
+        newest = read()
+        return None if newest is None else {"tree": newest.tree, "message": said(newest)}
+
+    places = places_of(fresh)
+    if places is None:
+        return tree_of_first(step.world, whole)
+    tree, newest = read_in_parts(step.world, places, read) or (None, None)
+    if tree is None:
+        return None
+    message = step.world.shared(lambda: "" if newest is None else said(newest))
+    return {"tree": tree, "message": message}
 
 
 def _valid(tree: Any) -> dict[str, Any]:

@@ -10,17 +10,14 @@ import os
 import time
 from collections.abc import Generator, Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fkd.parallel._world import World
 
 from .._base.errors import LoopError, NonFiniteError
 from .._base.state import State
-from .._checkpoint.checkpoint import save
 from .._checkpoint.folder import set_aside
 from .._checkpoint.lock import ensure_held
-from .._checkpoint.tree import encode
 from .._data.batch import Signature
 from .._data.epochs import Epochs
 from .._evaluate.evaluate import Evaluator
@@ -33,10 +30,11 @@ from .display import Display
 from .dry_run import try_evaluation
 from .events import Event
 from .options import Arguments, Options
-from .prepared import Prepared, restore, state_of
+from .prepared import Prepared, restore
 from .records import open_records
 from .resume import fingerprint, nonfinite_in, to_tree
 from .resumed import go_on, unusable
+from .saving import saved
 from .settings import settings
 from .signals import Stop
 from .similarity_map import save_similarity
@@ -286,53 +284,9 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
     if options.checkpoints is None or (run.saved_at == step and metric is None):
         return
     with _paused(run):
-        tree = {
-            "state": to_tree(run.step.objective, run.step.whole(run.state)),
-            "position": run.at._asdict(),
-            "window": run.window.to_tree(),
-            "settings": run.settings,
-            "loader": _place(run),
-            "prepare": state_of(run.options.prepare),
-        }
-        finite = not _poisoned(run)
-        path = Path(run.world.shared(lambda: str(_save(run, tree, metric, finite))))
+        path = saved(run, metric=metric, finite=not _poisoned(run))
     run.saved_at = step
     yield run.event("save", message=f"saved {path.name}", path=path)
-
-
-def _save(run: Run, tree: dict[str, Any], metric: float | None, finite: bool) -> Path:
-    """Write a checkpoint, in the process that writes."""
-    options = run.options
-    assert options.checkpoints is not None
-    ensure_held(options.checkpoints)
-    return save(
-        options.checkpoints,
-        tree,
-        step=run.state.step,
-        fingerprint=run.fingerprint,
-        metric=metric,
-        keep_last=options.keep_last,
-        keep_best=options.keep_best,
-        higher_is_better=options.higher,
-        finite=finite,
-    )
-
-
-def _place(run: Run) -> dict[str, Any] | None:
-    """What the loader says of its place, if it can and a checkpoint can hold it."""
-    place = None if run.train is None else run.train.place()
-    place = run.place if place is None else place
-    try:
-        encode(place)
-    except TypeError as error:
-        if run.can_keep_place:
-            _log.warning(
-                "the loader's state_dict() cannot be kept, so that a resumed run draws the "
-                "batches before its place again: %s",
-                error,
-            )
-        run.can_keep_place, place = False, None
-    return place
 
 
 def save_after(run: Run, error: BaseException) -> None:
@@ -396,5 +350,6 @@ def _resume(run: Run) -> tuple[str, str]:
     run.state, run.at, run.window = resumed.state, resumed.position, resumed.window
     run.place = resumed.loader
     restore(options.prepare, resumed.prepare)
+    run.step.remember(resumed.related)
     run.saved_at = run.state.step
     return resumed.message, ""

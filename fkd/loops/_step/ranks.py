@@ -16,7 +16,7 @@ from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._ranks import Ranks
 from fkd.parallel._relating import relations
-from fkd.parallel._shards import cutting, whole
+from fkd.parallel._shards import cutting, moments_like, whole
 from fkd.parallel._world import World, world_of
 
 from .._base.digest import digest_of
@@ -29,11 +29,14 @@ class Together:
     Attributes:
       axes: of the mesh.
       world: the processes, on the host.
+      related: the terms that relate the examples of a batch; None before the first batch. Part of
+        a checkpoint, since another first batch may say otherwise, in the last bits.
     """
 
     def __init__(self, mesh: DeviceMesh, objective: Objective, sent: torch.dtype | None) -> None:
         self.axes: Axes = axes_of(mesh)
         self.world: World = world_of(mesh)
+        self.related: frozenset[str] | None = None
         axis = self.axes.shard
         self.cutting = None if axis is None else cutting(objective, mesh, axis, sent)
 
@@ -45,9 +48,10 @@ class Together:
     def objective(self, objective: Objective, batch: TensorBatch) -> OverRanks:
         """The objective on the examples of a rank; the ranks agree on what they gather."""
         own = relations(objective, batch)
-        every = self.world.exchanged(sorted(own.terms))
-        terms = frozenset(name for names in every for name in names)
-        agreed = own._replace(terms=terms)
+        if self.related is None:
+            every = self.world.exchanged(sorted(own.terms))
+            self.related = frozenset(name for names in every for name in names)
+        agreed = own._replace(terms=self.related)
         return OverRanks(objective, self.ranks, agreed, self.cutting)
 
     def cut(self, state: State) -> State:
@@ -79,6 +83,16 @@ class Together:
                 name: {k: of_first(v, places[name]) for k, v in values.items()}
                 for name, values in state.optimizer.items()
             },
+        )
+
+    def in_parts(self, state: State) -> State:
+        """The state in which also what an optimizer remembers are parts of wholes."""
+        places = {f"{m}.{n}": p for m, held in state.trainable.items() for n, p in held.items()}
+        return state._replace(
+            optimizer={
+                name: {k: moments_like(v, places[name]) for k, v in values.items()}
+                for name, values in state.optimizer.items()
+            }
         )
 
     def agreed(self, state: State) -> State:

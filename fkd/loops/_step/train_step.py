@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -122,6 +122,20 @@ class TrainStep:
     def whole(self, state: State) -> State:
         """A state that is cut over ranks as the first process stores it; all of them ask."""
         return state if self.together is None else self.together.whole(state)
+
+    @property
+    def related(self) -> dict[str, list[str]]:
+        """What several processes have agreed on, for a checkpoint: by the name of a stage (of a
+        step that has none, empty) the terms that relate the examples of a batch."""
+        together = self.together
+        if together is None or together.related is None:
+            return {}
+        return {"": sorted(together.related)}
+
+    def remember(self, related: Mapping[str, Sequence[str]]) -> None:
+        """Agree on what a checkpoint says that was agreed on."""
+        if self.together is not None and "" in related:
+            self.together.related = frozenset(related[""])
 
     def __call__(self, state: State, batch: Batch) -> tuple[State, Metrics]:
         """One step. The tensors of the given state are updated in place: go on with the new one.

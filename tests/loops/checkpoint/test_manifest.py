@@ -109,8 +109,8 @@ def test_a_malformed_manifest_with_a_right_checksum_is_damage(tmp_path, change, 
 
 @pytest.mark.parametrize("more", [{}, {"another": {"field": 1}}])
 def test_a_newer_release_is_named(tmp_path, more):
-    forge(two(tmp_path), lambda c: c.update(version=2, **more))
-    with pytest.raises(CheckpointError, match=r"newer release of fkd.*version 2.*reads 1") as e:
+    forge(two(tmp_path), lambda c: c.update(version=3, **more))
+    with pytest.raises(CheckpointError, match=r"newer release of fkd.*version 3.*reads 2") as e:
         load_latest(tmp_path)
     assert not isinstance(e.value, DamagedError) and "step-00000002" in str(e.value)
 
