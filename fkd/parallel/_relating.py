@@ -39,8 +39,6 @@ from fkd._refs.refs import (
     output_path,
     walk,
 )
-from fkd._base.trees import map_tensors
-from fkd._base.types import TensorBatch
 
 _log = logging.getLogger("fkd")
 

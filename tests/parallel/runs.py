@@ -19,8 +19,8 @@ from torch.utils.data import DataLoader
 import fkd
 from fkd import batch, student
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
-from fkd.loops._checkpoint import parts
 from fkd.loops._base.errors import CheckpointError
+from fkd.loops._checkpoint import parts
 from fkd.parallel import RankError, _shards
 from tests.parallel.cases import adamw, digest
 from tests.parallel.objectives import CLASSES, FEATURES, differences, plain

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors import safe_open
 
+from fkd.loops._base.errors import DamagedError
 from fkd.loops._checkpoint import tensors
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save
-from fkd.loops._base.errors import DamagedError
 from tests.parallel import runs
 from tests.parallel.processes import in_processes
 

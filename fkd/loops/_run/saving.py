@@ -7,11 +7,11 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from .._base.state import State
 from .._checkpoint.checkpoint import Others, save
 from .._checkpoint.lock import ensure_held
 from .._checkpoint.parts import save_in_parts
 from .._checkpoint.tree import encode
-from .._base.state import State
 from .prepared import state_of
 from .resume import to_tree
 
