@@ -47,7 +47,8 @@ class Recipe:
     def losses(self) -> list[str]:
         """The losses that its terms use, in the order in which they come."""
         names = (node.id for node in _names(self.source))
-        return [n for n in dict.fromkeys(names) if n in fkd.losses.__all__]
+        functions = {n for n in fkd.losses.__all__ if not inspect.ismodule(getattr(fkd.losses, n))}
+        return [n for n in dict.fromkeys(names) if n in functions]
 
 
 def _names(code: str) -> Iterator[ast.Name]:

@@ -72,6 +72,20 @@ def test_a_run_that_ended_is_not_run_again(scripts, teacher, tmp_path):
         assert all(torch.equal(again[n], first[n]) for n in first)
 
 
+def test_a_cached_teacher_is_the_live_one(scripts, teacher, tmp_path):
+    train, dev = tsv(tmp_path / "t.tsv", 16), tsv(tmp_path / "d.tsv", 9)
+    flags = ("--train", train, "--dev", dev, "--epochs", "2", "--lr", "1e-3")
+    for source in ("live", "cache"):
+        distil(scripts, teacher, tmp_path / source, *flags, "--source", source)
+    live, cached = (
+        hf.AutoModel.from_pretrained(tmp_path / name / "student").state_dict()
+        for name in ("live", "cache")
+    )
+    assert all(torch.allclose(live[n], cached[n], atol=1e-6) for n in live)
+    with pytest.raises(SystemExit, match="--mask-words hides other words"):
+        distil(scripts, teacher, tmp_path / "x", *flags, "--source", "cache", "--mask-words", "0.1")
+
+
 def test_frozen_embeddings_stay_those_of_the_teacher(scripts, teacher, tmp_path):
     flags = ("--freeze-embeddings", "--lr", "1e-2", "--epochs", "1", "--labels-only")
     distil(scripts, teacher, tmp_path, "--train", tsv(tmp_path / "t.tsv", 16), *flags)
