@@ -44,6 +44,25 @@ def test_the_extras_and_groups_are_there():
     assert {"dev", "examples", "transformers", "peers"} <= extras.keys()  # README, .ci/run
 
 
+def test_the_lock_has_what_is_asked_for():
+    def versions(name: str) -> dict[str, str]:
+        lines = (ROOT / name).read_text(encoding="utf-8").splitlines()
+        return dict(line.split("==") for line in lines if line and not line.startswith("#"))
+
+    asked, locked = versions("constraints.txt"), versions("requirements.lock")
+    assert asked.items() <= locked.items()
+    assert len(locked) > 2 * len(asked)
+
+
+def test_the_lock_is_made_of_what_pip_reports():
+    report = {"install": [
+        {"metadata": {"name": name, "version": version}}
+        for name, version in (("torch", "2.13.0+cpu"), ("Fsspec_x", "1"), ("fkd", "0"))
+    ]}  # fmt: skip
+    text = runpy.run_path(str(ROOT / ".ci" / "lock"), run_name="lock")["locked"](report)
+    assert text.splitlines()[2:] == ["fsspec-x==1", "torch==2.13.0"]
+
+
 @pytest.mark.parametrize("line", (ROOT / "MANIFEST.in").read_text().splitlines())
 def test_what_the_source_distribution_holds_is_there(line: str):
     verb, *names = line.split()
