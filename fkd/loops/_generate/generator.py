@@ -7,6 +7,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeAlias, runtime_checkable
 
 import torch
@@ -40,6 +41,15 @@ class Engine(Protocol):
 
     def generate(self, prompts: Sequence[Sequence[int]], seed: int) -> Sequence[Sequence[int]]:
         """What is said after each prompt, up to the token that ends it (that one included)."""
+        ...
+
+
+@runtime_checkable
+class Starts(Protocol):
+    """A generator that can write while the student trains."""
+
+    def start(self, state: State, prompts: Prompts, seed: int) -> Callable[[], dict[str, Tensor]]:
+        """Begin with the weights that the state has now; the batch, once it is asked for."""
         ...
 
 
@@ -145,7 +155,7 @@ def engine_generator(
     end: int | Sequence[int] | None = None,
     pad: int = 0,
     every: int = 1,
-) -> Generator:
+) -> EngineGenerator:
     """Generation by another engine, which gets the weights of the state before it writes.
 
     For vLLM in one process, `load` is `model.load_weights(tensors.items())` and a reset of the
@@ -164,32 +174,68 @@ def engine_generator(
 
     Returns:
       `(state, prompts, seed) -> batch`, with the fields of `completions`. With `every` more than
-      1, a resumed run gives the engine the weights it has then.
+      1, a resumed run gives the engine the weights it has then. It can write while the student
+      trains: `on_policy(ahead=1)`.
     """
     if every < 1:
         raise ValueError(f"engine_generator: every is {every}; at least 1 is expected.")
-    loaded: list[int] = []
-    ends = _ends(end)
+    return EngineGenerator(engine, name, new_tokens, samples, _ends(end), pad, every)
 
-    def write(state: State, prompts: Prompts, seed: int) -> dict[str, Tensor]:
-        if not loaded or not 0 <= state.step - loaded[0] < every:
-            engine.load(_tensors(state, name), state.step)
-            loaded[:] = [state.step]
-        ids = _each(prompts["input_ids"].cpu(), samples)
-        mask = _each(prompts["attention_mask"].cpu(), samples)
+
+class EngineGenerator:
+    """See `engine_generator`, which makes it."""
+
+    def __init__(
+        self,
+        engine: Engine,
+        name: str,
+        new_tokens: int,
+        samples: int,
+        ends: list[int],
+        pad: int,
+        every: int,
+    ) -> None:
+        self._engine, self._name, self._every = engine, name, every
+        self._new_tokens, self._samples, self._ends, self._pad = new_tokens, samples, ends, pad
+        self._loaded: int | None = None
+        # One at a time: the next weights are loaded when the texts of the last ones are there.
+        self._writer = ThreadPoolExecutor(1, "fkd-engine")
+        self._last: Future[dict[str, Tensor]] | None = None
+
+    def __call__(self, state: State, prompts: Prompts, seed: int) -> dict[str, Tensor]:
+        """The batch, when it is there."""
+        return self.start(state, prompts, seed)()
+
+    def start(self, state: State, prompts: Prompts, seed: int) -> Callable[[], dict[str, Tensor]]:
+        """The engine takes the weights now, and writes in a thread of its own."""
+        if self._last is not None:
+            wait([self._last])
+        if self._loaded is None or not 0 <= state.step - self._loaded < self._every:
+            self._engine.load(_tensors(state, self._name), state.step)
+            self._loaded = state.step
+        ids = _each(prompts["input_ids"].cpu(), self._samples)
+        mask = _each(prompts["attention_mask"].cpu(), self._samples)
+        self._last = self._writer.submit(self._written, ids, mask, seed)
+        return self._last.result
+
+    def _written(self, ids: Tensor, mask: Tensor, seed: int) -> dict[str, Tensor]:
         texts = [row[kept].tolist() for row, kept in zip(ids, mask.bool(), strict=True)]
-        said = [list(row)[:new_tokens] for row in engine.generate(texts, seed)]
+        said = [list(row)[: self._new_tokens] for row in self._engine.generate(texts, seed)]
         if len(said) != len(texts):
             raise ValueError(f"the engine gave {len(said)} texts for {len(texts)} prompts.")
         width = max((len(row) for row in said), default=0)
-        new = torch.full((len(said), max(width, 1)), pad)
+        new = torch.full((len(said), max(width, 1)), self._pad)
         lengths = torch.tensor([len(row) for row in said])
         for i, row in enumerate(said):
             new[i, : len(row)] = torch.tensor(row, dtype=torch.long)
-        rows = {"input_ids": ids, "attention_mask": mask}
-        return completions(new, rows, new_tokens=new_tokens, end=ends, pad=pad, lengths=lengths)
-
-    return write
+        return completions(
+            new,
+            {"input_ids": ids, "attention_mask": mask},
+            new_tokens=self._new_tokens,
+            end=self._ends,
+            pad=self._pad,
+            lengths=lengths,
+        )
 
 
 def completions(

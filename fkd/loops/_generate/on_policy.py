@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,48 +12,83 @@ from torch import Tensor
 from .._base.random import fold_in
 from .._base.state import State
 from .._text.tokens import IGNORE, Tokens
-from .generator import Generator, completions
+from .generator import Generator, Starts, completions
 
 
 class OnPolicy:
     """See `on_policy`, which makes it. Its texts that are used again are part of checkpoints."""
 
     def __init__(
-        self, generator: Generator, prompt: int, share: float, updates: int, samples: int
+        self,
+        generator: Generator,
+        prompt: int,
+        share: float,
+        updates: int,
+        samples: int,
+        ahead: int,
     ) -> None:
         self._generator, self._prompt = generator, prompt
         self._share, self._updates, self._samples = share, updates, samples
+        self._ahead = ahead
         self._kept: dict[str, Any] = {}
+        self._pending: list[Callable[[], Any]] = []
 
     def __call__(self, state: State, batch: Any) -> Any:
         """The batch of a step: the student's, or that of the data."""
+        if self._ahead:
+            return self._one_behind(state, batch)
         begin = state.step - state.step % self._updates
         if self._updates > 1 and self._kept.get("begin") == begin and begin < state.step:
             return self._kept["batch"]
-        made = self._made(state, batch)
+        made = self._started(state, batch)()
         if self._updates > 1:
             self._kept = {"begin": begin, "batch": made}
         return made
 
-    def _made(self, state: State, batch: Any) -> Any:
+    def _one_behind(self, state: State, batch: Any) -> Any:
+        """Begin the texts of this batch; give those that were begun `ahead` steps before."""
+        self._pending.append(self._started(state, batch))
+        if len(self._pending) <= self._ahead:
+            return self._of_the_data(batch)
+        return self._pending.pop(0)()
+
+    def _started(self, state: State, batch: Any) -> Callable[[], Any]:
+        """What gives the batch of these prompts, which may be under way elsewhere until then."""
         if float(torch.rand(())) >= self._share:
-            if self._samples == 1:
-                return batch
-            return {n: x.repeat_interleave(self._samples, 0) for n, x in batch.items()}
+            given = self._of_the_data(batch)
+            return lambda: given
         prompts = {n: batch[n][:, : self._prompt] for n in ("input_ids", "attention_mask")}
-        made = self._generator(state, prompts, fold_in(state.seed, state.step))
+        seed = fold_in(state.seed, state.step)
         # What is not of the text (a weight of each example, an index) stays beside it.
         own = {"input_ids", "attention_mask", "position_ids", "targets"}
-        rest = {n: x.repeat_interleave(self._samples, 0) for n, x in batch.items() if n not in own}
-        return {**rest, **made}
+        rest = {n: x for n, x in self._of_the_data(batch).items() if n not in own}
+        if self._ahead:
+            assert isinstance(self._generator, Starts)
+            ended = self._generator.start(state, prompts, seed)
+            return lambda: {**rest, **ended()}
+        return lambda: {**rest, **self._generator(state, prompts, seed)}
+
+    def _of_the_data(self, batch: Any) -> Any:
+        if self._samples == 1:
+            return batch
+        return {n: x.repeat_interleave(self._samples, 0) for n, x in batch.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """The texts that the next steps will use again."""
-        return dict(self._kept)
+        """The texts that later steps will use: again, or when they are `ahead` steps old."""
+        if not self._pending:
+            return dict(self._kept)
+        return {"pending": {str(i): made() for i, made in enumerate(self._pending)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `state_dict` gave it."""
-        self._kept = dict(state)
+        pending = state.get("pending", {})
+        ready = [pending[name] for name in sorted(pending, key=int)]
+        self._pending = [functools.partial(_itself, made) for made in ready]
+        self._kept = {} if pending else dict(state)
+
+
+def _itself(made: Any) -> Any:
+    return made
 
 
 def on_policy(
@@ -62,6 +98,7 @@ def on_policy(
     share: float = 1.0,
     updates: int = 1,
     samples: int = 1,
+    ahead: int = 0,
 ) -> OnPolicy:
     """What `fit(prepare=...)` takes, so that the student learns on its own text.
 
@@ -77,9 +114,13 @@ def on_policy(
       updates: steps on one batch of texts, which are then up to `updates - 1` steps old; the
         batches of the data that come meanwhile are left out. The texts are kept in checkpoints.
       samples: as the generator has it.
+      ahead: an engine writes while the student trains: a step uses the texts of `ahead` steps
+        before, by the student of then, and the first `ahead` steps use the data. For generators
+        with `start` (`engine_generator` with weights of its own). What is under way is waited
+        for when a checkpoint is written, and is in it.
 
     Raises:
-      ValueError: a number out of range.
+      ValueError: a number out of range; a generator that cannot write while the student trains.
 
     Reference:
       Agarwal et al., On-Policy Distillation of Language Models: Learning from Self-Generated
@@ -90,7 +131,18 @@ def on_policy(
             f"on_policy: prompt={prompt}, updates={updates}, samples={samples}, share={share}; "
             "numbers of at least 1, and a share from 0 to 1, are expected."
         )
-    return OnPolicy(generator, prompt, share, updates, samples)
+    if ahead < 0 or (ahead and updates > 1):
+        raise ValueError(
+            f"on_policy: ahead={ahead} with updates={updates}; 0 or more steps ahead are expected, "
+            "with one update on each batch of texts."
+        )
+    if ahead and not hasattr(generator, "start"):
+        raise ValueError(
+            f"on_policy: ahead={ahead}, and the generator has no start(state, prompts, seed). One "
+            "that writes with the state's own tensors cannot, since the step changes them "
+            "meanwhile: take engine_generator, or ahead=0."
+        )
+    return OnPolicy(generator, prompt, share, updates, samples, ahead)
 
 
 def prompt_batch(

@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import random
+import signal
+import threading
+import time
+
 import pytest
 import torch
 import transformers as hf
@@ -12,6 +18,7 @@ from fkd import batch, call, student, teacher, term
 from fkd.loops import export, fit, run, train_step
 from fkd.loops.language import (
     Engine,
+    Generator,
     Tokens,
     completions,
     engine_generator,
@@ -20,6 +27,8 @@ from fkd.loops.language import (
     prompt_batch,
 )
 from fkd.losses import jsd
+
+from ..training import in_process, same_end, spawn
 
 VOCAB, PROMPT, NEW, END = 40, 5, 6, 2
 
@@ -230,3 +239,93 @@ def test_what_does_not_fit_is_refused():
                 return []
 
         engine_generator(Silent(), new_tokens=2)(step_of(objective).init(), prompts(), 0)
+
+
+class Slow(Echo):
+    """An engine that says what depends on its weights and the seed, in some other thread."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.threads: set[str] = set()
+
+    def generate(self, prompts, seed: int):
+        self.threads.add(threading.current_thread().name)
+        time.sleep(0.02)
+        drawn = int(self.weights["model.norm.weight"].sum() * 1e4) + seed % 1000
+        return [
+            [3 + (drawn + i + k) % (VOCAB - 3) for k in range(NEW)] for i, _ in enumerate(prompts)
+        ]
+
+
+def test_an_engine_writes_while_the_student_trains():
+    """The texts of a step are those of the student one step before; the first are the data's."""
+    engine, seen = Slow(), []
+    prepare = on_policy(engine_generator(engine, new_tokens=NEW, end=END), prompt=PROMPT, ahead=1)
+
+    def watched(state, batch):
+        made = prepare(state, batch)
+        seen.append(made["input_ids"])
+        return made
+
+    step, texts = step_of(objective_of(llama(0))), data(4)
+    run(step, step.init(), texts, epochs=1, prepare=watched, progress=False)
+    assert engine.versions == [0, 1, 2, 3]
+    assert torch.equal(seen[0], texts[0]["input_ids"])
+    assert not any(torch.equal(x, y["input_ids"]) for x, y in zip(seen[1:], texts[1:], strict=True))
+    assert len({*engine.threads}) == 1 and threading.current_thread().name not in engine.threads
+
+
+@pytest.mark.parametrize("ahead", [1, 2])
+def test_texts_under_way_are_in_the_checkpoint(tmp_path, ahead):
+    def go(steps: int, folder):
+        step = step_of(objective_of(llama(0)))
+        write = engine_generator(Slow(), new_tokens=NEW, end=END)
+        prepare = on_policy(write, prompt=PROMPT, share=0.7, ahead=ahead)
+        options = dict(prepare=prepare, progress=False, checkpoint_dir=folder, save_every=1)
+        return run(step, step.init(1), data(3), steps=steps, **options).state
+
+    whole = go(7, tmp_path / "a")
+    for steps in (1, 2, 4):
+        go(steps, tmp_path / "b")
+    resumed = go(7, tmp_path / "b")
+    for name, x in whole.trainable["student"].items():
+        assert torch.equal(resumed.trainable["student"][name], x)
+
+
+def test_who_cannot_write_ahead_is_told_so():
+    write = generator(objective_of(llama(0)), new_tokens=1)
+    with pytest.raises(ValueError, match=r"no start\(state, prompts, seed\)"):
+        on_policy(write, prompt=1, ahead=1)
+    engine = engine_generator(Echo(), new_tokens=1)
+    with pytest.raises(ValueError, match="ahead=1 with updates=2"):
+        on_policy(engine, prompt=1, ahead=1, updates=2)
+
+
+def killed(folder, way: str, pause: float, steps: int = 16) -> None:
+    """A run on the student's own text, slow enough to be killed anywhere."""
+    step = step_of(objective_of(llama(0)))
+    if way == "ahead":
+        write: Generator = engine_generator(Slow(), new_tokens=NEW, end=END)
+        prepare = on_policy(write, prompt=PROMPT, share=0.8, ahead=1)
+    else:
+        write = generator(step.objective, new_tokens=NEW)
+        prepare = on_policy(write, prompt=PROMPT, share=0.8, updates=2)
+    options = dict(prepare=prepare, progress=False, checkpoint_dir=folder, save_every=1)
+    run(
+        step, step.init(1), data(3), steps=steps, callbacks=[lambda e: time.sleep(pause)], **options
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["updates", "ahead"])
+def test_a_killed_run_ends_as_one_that_nobody_killed(tmp_path, way):
+    whole, broken = tmp_path / "whole", tmp_path / "broken"
+    assert in_process(killed, whole, way, 0.0) == 0
+    draw = random.Random(way)
+    for _ in range(4):
+        process = spawn(killed, broken, way, 0.05)
+        process.join(draw.uniform(0.1, 1.5))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+    assert in_process(killed, broken, way, 0.0) == 0
+    assert same_end(whole, broken)
