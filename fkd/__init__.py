@@ -20,9 +20,9 @@ from ._check.check import check as check
 from ._check.table import CheckReport as CheckReport
 from ._draw.draw import Drawing as Drawing
 from ._draw.draw import draw as draw
-from ._objective.apply import ema as ema
-from ._objective.apply import frozen as frozen
-from ._objective.apply import trainable as trainable
+from ._objective.models import ema as ema
+from ._objective.models import frozen as frozen
+from ._objective.models import trainable as trainable
 from ._objective.objective import Aux as Aux
 from ._objective.objective import Objective as Objective
 from ._objective.program import Parts as Parts

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, fields
 
 from .._base.notebook import html_paragraph, html_table
-from .._objective.apply import trainable_parameters
+from .._objective.models import trainable_parameters
 from .._objective.objective import Objective
 from .._refs.refs import roots
 from .._refs.sourced import origins

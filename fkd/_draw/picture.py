@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor
 
-from .._objective.apply import trainable_parameters
+from .._objective.models import trainable_parameters
 from .._objective.objective import Objective
 from .._objective.terms import Term, moves
 from .._refs.derived import Call, Function

@@ -1,19 +1,17 @@
 """From an `nn.Module` to a pure function of its parameters, buffers and inputs.
 
-The only file of the core that sees modules. A module given to fkd is never run, changed or
-trained itself: its structure is copied (the copy shares the tensors), and the copy is run with
-`torch.func.functional_call`, which takes every parameter and buffer as an argument.
+A module given to fkd is never run, changed or trained itself: its structure is copied (the copy
+shares the tensors), and the copy is run with `torch.func.functional_call`, which takes every
+parameter and buffer as an argument.
 """
 
 from __future__ import annotations
 
 import contextlib
-import copy
 import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from types import ModuleType
-from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor, nn
@@ -22,85 +20,11 @@ from torch.nn.utils import stateless
 from .._base.types import Batch
 from .._refs.refs import Capture, Tap
 from .lease import same_shapes, when_freed
+from .models import Model, modules_of, skeleton
 from .taps import install
 
-Kind = Literal["trainable", "frozen", "ema"]
 _MOST_IDLE = 4
 """Skeletons of a model that are kept for later calls."""
-
-
-@dataclass(frozen=True, eq=False)
-class Model:
-    """A named model of an objective, as `trainable`, `frozen` or `ema` made it."""
-
-    kind: Kind
-    module: nn.Module | None = None
-    inputs: Callable[[Batch], Any] | None = None
-    outputs: Callable[[Any], Any] | None = None
-    training: bool = False
-    unused: tuple[str, ...] = ()
-    of: str = ""
-    decay: float | Tensor | Callable[[int], float] = 0.999
-
-    def __repr__(self) -> str:
-        what = repr(self.of) if self.kind == "ema" else type(self.module).__name__
-        return f"{self.kind}({what})"
-
-
-def trainable(
-    module: nn.Module,
-    *,
-    inputs: Callable[[Batch], Any] | None = None,
-    outputs: Callable[[Any], Any] | None = None,
-    training: bool = True,
-    unused: Sequence[str] = (),
-) -> Model:
-    """A model that is trained: the student, an adapter, a peer.
-
-    Args:
-      module: any module. Parameters with `requires_grad=False` stay as they are.
-      inputs: batch -> keyword arguments (a dict), positional arguments (a tuple or list), or
-        the one argument (a tensor) of this model. By default the batch fields that its
-        `forward` takes.
-      outputs: what the model returned -> the outputs that refs see. By default as returned.
-      training: train mode (dropout on, batch statistics) or eval mode.
-      unused: dotted prefixes of parameters that no term is meant to reach (an unused pooler);
-        they are kept, and not trained.
-    """
-    return Model("trainable", module, inputs, outputs, training, tuple(unused))
-
-
-def frozen(
-    module: nn.Module,
-    *,
-    inputs: Callable[[Batch], Any] | None = None,
-    outputs: Callable[[Any], Any] | None = None,
-) -> Model:
-    """A model that is never changed: a teacher. Eval mode, no gradient, buffers untouched.
-
-    The arguments are those of `trainable`.
-    """
-    return Model("frozen", module, inputs, outputs)
-
-
-def ema(
-    of: str,
-    *,
-    decay: float | Tensor | Callable[[int], float] = 0.999,
-    inputs: Callable[[Batch], Any] | None = None,
-    outputs: Callable[[Any], Any] | None = None,
-) -> Model:
-    """A teacher that follows a trainable model: `e = decay * e + (1 - decay) * student`.
-
-    It starts as a copy, is updated after every update of the model, and runs in eval mode
-    without gradients (mean teacher, arXiv:1703.01780).
-
-    Args:
-      of: the name of the trainable model that it follows.
-      decay: in [0, 1): a float, a 0-d tensor or a schedule.
-      inputs, outputs: as for `trainable`; by default those of the model it follows.
-    """
-    return Model("ema", None, inputs, outputs, of=of, decay=decay)
 
 
 class Applied(NamedTuple):
@@ -122,43 +46,6 @@ class Apply(Protocol):
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
     ) -> Applied: ...
-
-
-def skeleton(module: nn.Module, *, training: bool) -> nn.Module:
-    """A copy of a module's structure that shares its tensors, with its own modes and hooks."""
-    shared: dict[int, Any] = {}
-    for tensor in (*module.parameters(), *module.buffers()):
-        shared[id(tensor)] = tensor
-    copied = copy.deepcopy(module, shared)
-    return copied.train(training)
-
-
-def trainable_parameters(model: Model) -> dict[str, Tensor]:
-    """The parameters of a model that its training changes, by name."""
-    if model.kind != "trainable" or model.module is None:
-        return {}
-    return {
-        name: p
-        for name, p in model.module.named_parameters()
-        if p.requires_grad and not _under(name, model.unused)
-    }
-
-
-def frozen_parameters(model: Model) -> dict[str, Tensor]:
-    """The parameters of a model that stay as they are, by name."""
-    if model.module is None:
-        return {}
-    moving = trainable_parameters(model)
-    return {n: p.detach() for n, p in model.module.named_parameters() if n not in moving}
-
-
-def modules_of(models: Mapping[str, Model]) -> dict[str, nn.Module]:
-    """The modules of those models that have one, by name."""
-    return {name: m.module for name, m in models.items() if m.module is not None}
-
-
-def _under(name: str, prefixes: Sequence[str]) -> bool:
-    return any(name == p or name.startswith(p.rstrip(".") + ".") for p in prefixes)
 
 
 def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence[Any]) -> Apply:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from .apply import Model
+from .models import Model
 from .terms import Moving, moves, value_at
 
 

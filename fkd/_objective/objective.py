@@ -14,9 +14,9 @@ from .._base.mean import Mean
 from .._base.trees import map_tensors, sizes
 from .._base.types import Batch, Scalars
 from .._refs.refs import Ref
-from .apply import Model
 from .evaluation import BoundTerms, Evaluation
 from .knobs import decay_knobs, knob_values
+from .models import Model
 from .plan import Given, Plan
 from .problems import read_problems, static_problems
 from .program import Parts, Program, Rewrite, make_program

@@ -14,7 +14,8 @@ from .._base.errors import listing, nearest
 from .._refs.derived import Call
 from .._refs.paths import name_of
 from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, output_path, walk
-from .apply import Model, has_attention_captures, layer_drop, trainable_parameters
+from .apply import has_attention_captures, layer_drop
+from .models import Model, trainable_parameters
 from .reach import reach_problems
 from .terms import Term, moves, value_at
 

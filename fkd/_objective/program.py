@@ -15,16 +15,8 @@ from .._base.trees import sizes
 from .._base.types import Batch, Params
 from .._refs.derived import Call, Function
 from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
-from .apply import (
-    Apply,
-    Model,
-    call_arguments,
-    frozen_parameters,
-    make_apply,
-    parameter_names,
-    skeleton,
-    trainable_parameters,
-)
+from .apply import Apply, call_arguments, make_apply, parameter_names
+from .models import Model, frozen_parameters, skeleton, trainable_parameters
 from .plan import Attempt, Given, Plan, value_of
 
 

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
-from fkd._objective.apply import frozen_parameters, modules_of, trainable_parameters
+from fkd._objective.models import frozen_parameters, modules_of, trainable_parameters
 from fkd._objective.objective import Aux, Objective
 from fkd._objective.program import Parts
 from fkd.loops._base.compile import Shapes, compiled, options_of

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import torch
 from torch import nn
 
-from fkd._objective.apply import skeleton
+from fkd._objective.models import skeleton
 
 _Module = TypeVar("_Module", bound=nn.Module)
 _MULTIPLE = 16

@@ -11,7 +11,7 @@ from ._base.errors import UnreadableError as UnreadableError
 from ._base.random import fold_in as fold_in
 from ._base.state import State as State
 from ._card.card import report_card as report_card
-from ._card.record import ReportCard as ReportCard
+from ._card.report_card import ReportCard as ReportCard
 from ._checkpoint.checkpoint import load as load
 from ._checkpoint.checkpoint import load_latest as load_latest
 from ._checkpoint.checkpoint import save as save

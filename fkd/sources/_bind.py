@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fkd._base.errors import listing
 from fkd._base.types import Batch
-from fkd._objective.apply import Model, frozen, parameter_names
+from fkd._objective.apply import parameter_names
 from fkd._objective.frontier import named_by, opaque, read_refs
+from fkd._objective.models import Model, frozen
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.program import read_models

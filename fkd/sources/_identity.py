@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fkd._objective.apply import Model
+from fkd._objective.models import Model
 from fkd._refs.refs import Ref, node
 
 from ._errors import SourceError

@@ -9,7 +9,7 @@ from typing import TypeAlias
 from torch import Tensor
 
 from fkd._base.types import Params
-from fkd._objective.apply import Model, trainable_parameters
+from fkd._objective.models import Model, trainable_parameters
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd.loops import TrainStep

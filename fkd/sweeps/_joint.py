@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from fkd._base.errors import listing
-from fkd._objective.apply import Model
+from fkd._objective.models import Model
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.derived import Call, Function

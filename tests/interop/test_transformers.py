@@ -13,7 +13,7 @@ import transformers as hf
 from torch import Tensor
 
 import fkd
-from fkd._objective.apply import skeleton
+from fkd._objective.models import skeleton
 from fkd.interop.transformers import Capture, default_inputs, prepare
 
 from .tiny import CLASSES, INTERFACE, OWN, PARTS, batch_for, counted, eager, maps, tiny

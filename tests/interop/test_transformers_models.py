@@ -13,7 +13,7 @@ import pytest
 import torch
 import transformers as hf
 
-from fkd._objective.apply import skeleton
+from fkd._objective.models import skeleton
 from fkd.interop.transformers import (
     Capture,
     default_inputs,

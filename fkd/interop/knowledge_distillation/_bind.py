@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fkd._objective.apply import frozen, trainable
+from fkd._objective.models import frozen, trainable
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term, term
 from fkd._refs.derived import call, module

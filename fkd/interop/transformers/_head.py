@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fkd._objective.apply import Model, skeleton
+from fkd._objective.models import Model, skeleton
 from fkd._refs.refs import ModelRef, Ref, Root
 
 from ._forward import is_transformers

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fkd._base.types import Batch
-from fkd._objective.apply import Model, frozen, trainable
+from fkd._objective.models import Model, frozen, trainable
 from fkd._objective.objective import Objective
 from fkd._objective.terms import term
 from fkd._refs.derived import as_ref
@@ -25,7 +25,8 @@ from .._evaluate.similarity import linear_cka
 from .compare import Compared, Part, calibrated, comparison, counted, logits_apart, part
 from .measure import cost, method
 from .quality import FEWEST_BATCHES, quality
-from .record import ModelCard, Quality, ReportCard
+from .record import ModelCard, Quality
+from .report_card import ReportCard
 
 AnyModel: TypeAlias = nn.Module | Model
 Distance: TypeAlias = Callable[[Tensor, Tensor], Tensor]

@@ -16,7 +16,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
-from fkd._objective.apply import Model, call_arguments
+from fkd._objective.apply import call_arguments
+from fkd._objective.models import Model
 
 from .._data.batch import examples_in
 from .record import Cost

@@ -12,7 +12,7 @@ from .._report.heat_map import heat_map
 from .._report.page import card as box
 from .._report.page import page, section, tile
 from .axes import Plot
-from .record import Calibration, ModelCard, ReportCard
+from .record import Calibration, ModelCard, Record
 from .text import cells, disagreements, percent
 
 _COSTS: dict[str, Callable[[ModelCard], float]] = {
@@ -21,7 +21,7 @@ _COSTS: dict[str, Callable[[ModelCard], float]] = {
 }
 
 
-def card_page(card: ReportCard) -> str:
+def card_page(card: Record) -> str:
     """The whole page."""
     sections = [
         section("Measured", [_table(card)]),
@@ -43,7 +43,7 @@ def card_page(card: ReportCard) -> str:
     )
 
 
-def _tiles(card: ReportCard) -> list[str]:
+def _tiles(card: Record) -> list[str]:
     return [one for row in card.students for one in _tiles_of(row, card.teacher)]
 
 
@@ -68,7 +68,7 @@ def _tiles_of(row: ModelCard, teacher: ModelCard) -> list[str]:
     return found
 
 
-def _table(card: ReportCard) -> str:
+def _table(card: Record) -> str:
     head, *rows = cells(card)
     lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
     style = 'style="overflow-x:auto"'
@@ -84,7 +84,7 @@ def _cells(kind: str, row: list[str]) -> str:
     return f"<tr>{inner}</tr>"
 
 
-def _trades(card: ReportCard) -> list[str]:
+def _trades(card: Record) -> list[str]:
     """Quality over size and over latency, one point for each model."""
     cards: list[str] = []
     for name in card.teacher.quality:
@@ -93,7 +93,7 @@ def _trades(card: ReportCard) -> list[str]:
     return cards
 
 
-def _scatter(card: ReportCard, name: str, of: Callable[[ModelCard], float]) -> str:
+def _scatter(card: Record, name: str, of: Callable[[ModelCard], float]) -> str:
     xs = [of(row) for row in card.rows]
     ys = [row.quality[name].mean for row in card.rows]
     ends = [y for row in card.rows for y in (row.quality[name].low, row.quality[name].high)]
@@ -112,7 +112,7 @@ def _scatter(card: ReportCard, name: str, of: Callable[[ModelCard], float]) -> s
     return plot.drawn("".join(parts), f"{name} of every model")
 
 
-def _reliability(card: ReportCard) -> list[str]:
+def _reliability(card: Record) -> list[str]:
     known = [(row, row.calibration) for row in card.rows if row.calibration is not None]
     return [box(row.name, _bins(found), note=f"ECE {percent(found.error)}") for row, found in known]
 
@@ -138,7 +138,7 @@ def _layers(row: ModelCard) -> str:
     return box(f"{row.name}: linear CKA", heat_map(row.similarity, rows=rows, columns=columns))
 
 
-def _worst(card: ReportCard, row: ModelCard) -> str:
+def _worst(card: Record, row: ModelCard) -> str:
     head, *lines = disagreements(card, row)
     cells_of = [_cells("th", head), *(_cells("td", line) for line in lines)]
     return box(row.name, f"<table>{''.join(cells_of)}</table>", wide=True)

@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-import json
-import os
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
-from typing import Any
-
-from fkd._base.notebook import html_frame
-
-from .._base.files import replace_file
+from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
@@ -117,11 +109,8 @@ class ModelCard:
 
 
 @dataclass(frozen=True)
-class ReportCard:
-    """Students beside their teacher; made by `report_card`.
-
-    Printed, it is a table. `json()`, `markdown()` (a model card) and `html()` (one page with
-    plots) say the same in other forms; `save(path)` writes the one that the path's suffix names.
+class Record:
+    """What a card says, before it says it in some form.
 
     Attributes:
       teacher: its row.
@@ -137,51 +126,3 @@ class ReportCard:
     def rows(self) -> tuple[ModelCard, ...]:
         """The teacher, and then the students."""
         return (self.teacher, *self.students)
-
-    def __str__(self) -> str:
-        from .text import table
-
-        return table(self)
-
-    def json(self) -> dict[str, Any]:
-        """Plain data: dicts, lists, numbers, text."""
-        return json.loads(json.dumps(asdict(self)))
-
-    def markdown(self) -> str:
-        """A model card."""
-        from .text import model_card
-
-        return model_card(self)
-
-    def html(self) -> str:
-        """One page that needs no other file."""
-        from .plots import card_page
-
-        return card_page(self)
-
-    def _repr_html_(self) -> str:
-        return html_frame(self.html())
-
-    def save(self, path: str | os.PathLike[str]) -> Path:
-        """Write it.
-
-        Args:
-          path: ends in `.json`, `.md`, `.html` or `.txt`.
-
-        Raises:
-          ValueError: another suffix.
-        """
-        file = Path(path)
-        forms = {
-            ".json": lambda: json.dumps(self.json(), indent=2) + "\n",
-            ".md": self.markdown,
-            ".html": self.html,
-            ".txt": lambda: f"{self}\n",
-        }
-        if file.suffix not in forms:
-            raise ValueError(
-                f"save: {file} ends in {file.suffix or 'nothing'!r}; one of "
-                f"{', '.join(forms)} is expected."
-            )
-        replace_file(file, forms[file.suffix]().encode())
-        return file

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from .._report.charts import number
-from .record import ModelCard, Quality, ReportCard
+from .record import ModelCard, Quality, Record
 
 
-def cells(card: ReportCard) -> list[list[str]]:
+def cells(card: Record) -> list[list[str]]:
     """Head and rows of the table; columns that nobody has a value for are left out."""
     columns: list[tuple[str, Callable[[ModelCard], str]]] = [("", lambda row: row.name)]
     for name in card.teacher.quality:
@@ -33,12 +33,12 @@ def cells(card: ReportCard) -> list[list[str]]:
     return [head, *([column[i] for _, column in kept] for i in range(len(card.rows)))]
 
 
-def distance(card: ReportCard) -> str:
+def distance(card: Record) -> str:
     """What the models are compared by: KL, unless the card says something else."""
     return card.method.get("distance", "KL")
 
 
-def disagreements(card: ReportCard, row: ModelCard) -> list[list[str]]:
+def disagreements(card: Record, row: ModelCard) -> list[list[str]]:
     """Head and rows of the worst examples; without columns that are empty."""
     head = ["example", "teacher", row.name, "label", distance(card)]
     made = [
@@ -72,7 +72,7 @@ def interval(quality: Quality) -> str:
     return f"{text} ({number(quality.low)} to {number(quality.high)})"
 
 
-def table(card: ReportCard) -> str:
+def table(card: Record) -> str:
     """Columns aligned by spaces, and the method below."""
     rows = cells(card)
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
@@ -87,7 +87,7 @@ def _aligned(row: Sequence[str], widths: Sequence[int]) -> str:
     return "  ".join([first[0].ljust(first[1]), *(x.rjust(w) for x, w in rest)]).rstrip()
 
 
-def model_card(card: ReportCard) -> str:
+def model_card(card: Record) -> str:
     """Markdown, as a README of the students."""
     head, *rows = cells(card)
     lines = ["# Report card", "", _line(head), _line(["---"] + ["---:"] * (len(head) - 1))]

@@ -19,7 +19,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
@@ -39,10 +39,8 @@ from .._base.files import (
 from . import tensors as _tensors
 from .folder import free_name, kept, newest_first, step_of, survey
 from .manifest import NAME, STATE, Manifest, differences, inspect, plain, reading, render
+from .places import Places
 from .tree import Tree, decode, encode
-
-if TYPE_CHECKING:
-    from .parts import Places
 
 _WRITING, _DELETING = ".writing-", ".deleting-"
 _log = logging.getLogger("fkd")

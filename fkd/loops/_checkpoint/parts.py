@@ -9,14 +9,11 @@ others do not find the folder (disks of their own), nothing is written, and the 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from fkd.parallel._shards import cut_of, is_cut, rows_of
+from fkd.parallel._shards import is_cut
 from fkd.parallel._world import World
 
 from .._base.errors import CheckpointError
@@ -24,6 +21,7 @@ from .._base.files import Digest, sync_folder, write_file
 from . import tensors as _tensors
 from .checkpoint import Checkpoint, Others, load, seal_of
 from .manifest import STATE, part_name
+from .places import Places
 from .told import tree_of_first
 from .tree import Tree, encode
 
@@ -116,32 +114,6 @@ def _agreed(world: World, own: list[Any] | str) -> list[list[Any]]:
             "are whole."
         )
     return said
-
-
-@dataclass(frozen=True)
-class Places:
-    """Of which tensors of a checkpoint this process holds rows.
-
-    Attributes:
-      likes: the parameter that a tensor is cut like, by the name of the tensor, or of the folder
-        of tensors (the moments of an optimizer) in which it is.
-    """
-
-    likes: Mapping[str, Tensor]
-
-    def _like(self, name: str, about: Mapping[str, Any]) -> Tensor | None:
-        like = self.likes.get(name, self.likes.get(name.rpartition("/")[0]))
-        return like if like is not None and list(like.shape) == list(about["shape"]) else None
-
-    def rows(self, name: str, about: Mapping[str, Any]) -> slice | None:
-        """Which rows of a tensor this process holds; None: all."""
-        like = self._like(name, about)
-        return None if like is None else rows_of(like)
-
-    def cut(self, name: str, about: Mapping[str, Any], rows: Tensor) -> Tensor:
-        """The tensor of which these are the rows."""
-        like = self._like(name, about)
-        return rows if like is None else cut_of(rows, like)
 
 
 def read_in_parts(

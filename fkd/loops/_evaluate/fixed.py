@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
-from fkd._objective.apply import modules_of
+from fkd._objective.models import modules_of
 from fkd._objective.program import Parts, Program
 from fkd._refs.refs import Ref
 

@@ -10,8 +10,8 @@ import torch
 from fkd._base.errors import ObjectiveError
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, Scalars
-from fkd._objective.apply import modules_of
 from fkd._objective.evaluation import BoundTerms
+from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems

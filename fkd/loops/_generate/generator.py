@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import stateless
 
-from fkd._objective.apply import skeleton
+from fkd._objective.models import skeleton
 from fkd._objective.objective import Objective
 
 from .._base.random import seeded

@@ -6,7 +6,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from fkd._base.errors import listing
 from fkd._objective.objective import Objective
@@ -18,9 +17,7 @@ from .._checkpoint.folder import best
 from .._checkpoint.told import tree_of_first
 from .options import Options
 from .resume import restore
-
-if TYPE_CHECKING:
-    from .session import Run
+from .run import Run
 
 RECORD = "fkd-best.json"
 """In the folder: of which evaluation of which run its files are."""

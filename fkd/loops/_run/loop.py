@@ -29,7 +29,8 @@ from .._data.prefetch import Move, mover
 from .events import Event
 from .options import Arguments
 from .records import describe
-from .session import Run, evaluation, finish, log_point, save_after, save_point, start
+from .run import Run
+from .session import evaluation, finish, log_point, save_after, save_point, start
 from .signals import Interrupted, StillWaiting, listening
 from .together import Says, together
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
 
 from fkd._base.types import TensorBatch
 from fkd._check.check import check
@@ -14,10 +13,8 @@ from .._log.log import open_log
 from .._log.loggers import Loggers
 from .display import open_display
 from .resume import optimizer_settings
+from .run import Run
 from .totals import total_steps
-
-if TYPE_CHECKING:
-    from .session import Run
 
 
 def describe(run: Run, batch: TensorBatch) -> None:

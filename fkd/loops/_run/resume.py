@@ -25,7 +25,8 @@ from .._base.errors import CheckpointError, DamagedError, MismatchError
 from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
 from .._checkpoint.folder import is_checkpoint
-from .._checkpoint.parts import Places, read_in_parts
+from .._checkpoint.parts import read_in_parts
+from .._checkpoint.places import Places
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
 from .._checkpoint.told import tree_of_first
 from .._step.by_model import Names, label

@@ -13,7 +13,8 @@ from .._base.errors import DamagedError
 from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load_latest
 from .._checkpoint.folder import newest_finite
-from .._checkpoint.parts import Places, read_in_parts
+from .._checkpoint.parts import read_in_parts
+from .._checkpoint.places import Places
 from .._checkpoint.schema import TEXT, Each, Of, validate
 from .._checkpoint.told import tree_of_first
 from .._step.train_step import TrainStep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .._base.state import State
 from .._checkpoint.checkpoint import Others, save
@@ -14,9 +14,7 @@ from .._checkpoint.parts import save_in_parts
 from .._checkpoint.tree import encode
 from .prepared import state_of
 from .resume import to_tree
-
-if TYPE_CHECKING:
-    from .session import Run
+from .run import Run
 
 _log = logging.getLogger("fkd")
 

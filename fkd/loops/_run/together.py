@@ -9,7 +9,7 @@ from fkd._base.types import TensorBatch
 
 from .._base.errors import LoopError
 from .._data.batch import leaves
-from .session import Run
+from .run import Run
 
 _SAMPLE = 64
 """Numbers of every tensor that are compared."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
 from fkd._base.errors import listing, nearest
-from fkd._objective.apply import trainable_parameters
+from fkd._objective.models import trainable_parameters
 from fkd._objective.objective import Objective
 
 from .optimizer import MakeOptimizer

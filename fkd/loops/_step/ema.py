@@ -8,7 +8,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from fkd._objective.apply import Model
+from fkd._objective.models import Model
 
 from .._base.state import State
 

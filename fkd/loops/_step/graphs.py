@@ -12,7 +12,8 @@ from torch import Tensor
 from fkd._base.mean import Mean
 from fkd._base.trees import map_pairs
 from fkd._base.types import Params, Scalars, TensorBatch
-from fkd._objective.apply import modules_of, not_traceable
+from fkd._objective.apply import not_traceable
+from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import backward_passes
