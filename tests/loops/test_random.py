@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fkd.loops import _random, fold_in
+from fkd.loops import fold_in
+from fkd.loops._base import random as _random
 from fkd.loops._base.random import seeded
 
 CPU = torch.device("cpu")

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fkd.loops import _files
+from fkd.loops._base import files as _files
 from fkd.loops._base.errors import CheckpointError, DamagedError, MismatchError
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save
 from fkd.loops._checkpoint.folder import best

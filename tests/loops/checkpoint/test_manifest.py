@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fkd.loops import UnreadableError, _files
+from fkd.loops import UnreadableError
+from fkd.loops._base import files as _files
 from fkd.loops._base.errors import CheckpointError, DamagedError
 from fkd.loops._checkpoint import manifest as manifests
 from fkd.loops._checkpoint.checkpoint import load, load_latest, save

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 import fkd
-from fkd.loops import CheckpointError, LoopError, NonFiniteError, _files, fit, train_step
+from fkd.loops import CheckpointError, LoopError, NonFiniteError, fit, train_step
+from fkd.loops._base import files as _files
 from fkd.loops._base.errors import MismatchError
 from fkd.loops._checkpoint.checkpoint import load_latest
 
