@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NamedTuple, TypeVar
 
 import optree
 import optree.registry
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 Self = TypeVar("Self", bound="SparseDistribution")
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, eq=False)
@@ -185,6 +186,35 @@ class SampledDistribution(SparseDistribution):
         if self.top is None:
             raise ValueError("the most probable class of drawn classes was not kept: top is None.")
         return self.top.long()
+
+
+class Instead(NamedTuple):
+    """What a loss need not be told besides a sparse distribution.
+
+    Attributes:
+      argument: of the loss, in whose place the distribution stands.
+      others: the arguments that have done their work then.
+    """
+
+    argument: str
+    others: tuple[str, ...]
+
+
+def sparse_instead(argument: str, *others: str) -> Callable[[T], T]:
+    """Attach to a loss what it need not be told besides a sparse distribution.
+
+    Example:
+      >>> @sparse_instead("teacher_hidden", "teacher_weight")
+      ... def error(student, teacher_hidden, teacher_weight): ...
+      >>> error.sparse_instead.others
+      ('teacher_weight',)
+    """
+
+    def attach(loss: T) -> T:
+        setattr(loss, "sparse_instead", Instead(argument, others))  # noqa: B010  any callable
+        return loss
+
+    return attach
 
 
 def id_dtype(vocab: int) -> torch.dtype:

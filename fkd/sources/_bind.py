@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -12,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from fkd._base.errors import listing
+from fkd._base.sparse import Instead
 from fkd._base.types import Batch
-from fkd._objective.apply import parameter_names
 from fkd._objective.frontier import named_by, opaque, read_refs
 from fkd._objective.models import Model, frozen
 from fkd._objective.objective import Objective
@@ -25,6 +26,7 @@ from fkd._refs.sourced import Sourced, origins, replaced
 
 from ._errors import SourceError
 from ._live import Teacher
+from ._parameters import parameters_read, tensors_of
 from ._source import Source
 
 
@@ -42,8 +44,11 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
     (`teacher.param("lm_head.weight")`, for a head that is applied beside the student), those
     parameters alone are held.
 
+    (None at all, where what is kept is behind the head: `top_k(64, of=teacher.logits)`.)
+
     `fkd.check` and `fkd.draw` say which values come from which source. An objective may also be
-    written without the teacher, which then exists as a source only.
+    written without the teacher, which then exists as a source only; a cache has the parameters
+    that the terms read, too.
 
     Args:
       objective: which stays as it is.
@@ -73,7 +78,7 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
     verify = getattr(source, "verify_models", None)
     if verify is not None:
         verify(objective)
-    terms = {name: _bound(term, source) for name, term in objective.terms.items()}
+    terms = bound_terms(objective.terms, source)
     if all(term is objective.terms[name] for name, term in terms.items()):
         have = listing(getattr(source, "codes", ()))
         read = [
@@ -87,7 +92,12 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
         )
     if compare is not None:
         _compare(objective, source, terms, compare)
-    return Objective(terms, **_still_read(objective, terms))
+    return Objective(terms, **_still_read(objective, terms), **_kept(objective, terms, source))
+
+
+def bound_terms(terms: Mapping[str, Term], source: Source) -> dict[str, Term]:
+    """The terms, with what the source has read from the batch."""
+    return {name: _bound(term, source) for name, term in terms.items()}
 
 
 def _bound(term: Term, source: Source) -> Term:
@@ -109,7 +119,25 @@ def _bound(term: Term, source: Source) -> Term:
         where=option(term.where),
     )
     ours = {part for ref in bound.refs for part in origins(ref) if part.source == source.name}
-    return bound if ours else term
+    return _without_superfluous(bound, source) if ours else term
+
+
+def _without_superfluous(term: Term, source: Source) -> Term:
+    """The term without the teacher's head, where what the source has is behind it."""
+    instead: Instead | None = getattr(term.loss, "sparse_instead", None)
+    is_sparse = getattr(source, "is_sparse", None)
+    if instead is None or is_sparse is None:
+        return term
+    names = list(inspect.signature(term.loss).parameters)
+    known = {**dict(zip(names, term.args, strict=False)), **term.kwargs}
+    hidden = known.get(instead.argument)
+    read = origins(hidden) if isinstance(hidden, Ref) else []
+    if not any(part.source == source.name and is_sparse(part.key) for part in read):
+        return term
+    first = next((i for i, n in enumerate(names) if n in instead.others), len(names))
+    rest = dict(zip(names[first:], term.args[first:], strict=False))
+    none = {name: None for name in instead.others if known.get(name) is not None}
+    return dataclasses.replace(term, args=term.args[:first], kwargs={**rest, **term.kwargs, **none})
 
 
 def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Model]:
@@ -118,11 +146,11 @@ def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Mo
     refs = list(dict.fromkeys(part for ref in read_refs(terms) for part in walk(ref)))
     read = read_models(Plan(refs), objective.models)
     functions = opaque(refs)
-    frozen = [n for n, m in objective.models.items() if m.kind == "frozen"]
-    if functions and frozen:
+    still = [n for n, m in objective.models.items() if m.kind == "frozen"]
+    if functions and still:
         warnings.warn(
             f"bind: {functions[0]!r} is a plain function of the context, which may read any "
-            f"model, so {listing(frozen)} stays and is run. Write it as a ref instead: "
+            f"model, so {listing(still)} stays and is run. Write it as a ref instead: "
             "batch.labels != -100, or fkd.call(fn, batch.labels).",
             stacklevel=3,
         )
@@ -134,11 +162,11 @@ def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Mo
             uses = [part for part in map(node, refs) if name in named_by(part)]
             wanted = [part.parameter for part in uses if isinstance(part, Param)]
             alone = wanted and len(wanted) == len(uses) and not functions
-            models[name] = _parameters(model, wanted) if alone else model
+            models[name] = frozen(Held(tensors_of(model, wanted))) if alone else model
     return models
 
 
-class Parameters(nn.Module):
+class Held(nn.Module):
     """Some parameters of a model, under the names that they have there."""
 
     def __init__(self, tensors: Mapping[str, Tensor]) -> None:
@@ -150,14 +178,20 @@ class Parameters(nn.Module):
                 if part not in dict(holder.named_children()):
                     holder.add_module(part, nn.Module())
                 holder = holder.get_submodule(part)
-            holder.register_parameter(last, nn.Parameter(tensor.detach(), requires_grad=False))
+            holder.register_parameter(last, nn.Parameter(tensor, requires_grad=False))
 
 
-def _parameters(model: Model, names: list[str]) -> Model:
-    assert model.module is not None
-    first = parameter_names(model.module)
-    tensors = dict(model.module.named_parameters())
-    return frozen(Parameters({n: tensors[first[n]] for n in dict.fromkeys(names) if n in first}))
+def _kept(objective: Objective, terms: Mapping[str, Term], source: Source) -> dict[str, Model]:
+    """Models that the objective has not, with the parameters that the source has of them."""
+    parameters = getattr(source, "parameters", None)
+    if parameters is None:
+        return {}
+    refs = list(dict.fromkeys(part for ref in read_refs(terms) for part in walk(ref)))
+    named = {name for part in map(node, refs) if not isinstance(part, Param)
+             for name in named_by(part)}  # fmt: skip
+    read = {model: names for model, names in parameters_read(refs).items()
+            if model not in objective.models and model not in named}  # fmt: skip
+    return {model: frozen(Held(parameters(model, names))) for model, names in read.items()}
 
 
 def _compare(objective: Objective, source: Source, terms: Mapping[str, Term], batch: Batch) -> None:

@@ -120,7 +120,7 @@ class Build:
 
     def _expect_forms(self, ref: Ref, leaves: Sequence[Tensor], samples: Samples) -> None:
         for form, x in zip(self.found.forms, leaves, strict=False):
-            expected = (len(samples.keys), *form.shape_of(samples.length))
+            expected = (len(samples.keys), *form.shape_of(samples.lengths))
             if tuple(x.shape) != expected or x.dtype != form.live:
                 raise SourceError(
                     f"cache: {ref!r} gives {tuple(x.shape)} of {x.dtype} on a batch, and "
@@ -144,10 +144,9 @@ class Build:
         self._failed = False
 
     def _record(self, samples: Samples, leaves: Sequence[Tensor], r: int) -> None:
-        start, stop = samples.start[r], samples.stop[r]
         values: list[Tensor] = []
         for form, x in zip(self.found.forms, leaves, strict=True):
-            row = form.cut(x[r], start, stop)
+            row = form.cut(x[r], samples.spans, r)
             stored = row.to(form.dtype).contiguous()
             if form.dtype != form.live and _lost(row, stored):
                 raise SourceError(
@@ -156,7 +155,7 @@ class Build:
                 )
             values.append(stored)
             self.bytes += stored.numel() * stored.element_size()
-        self.pending.append(Record(samples.keys[r], samples.inputs[r], stop - start, values))
+        self.pending.append(Record(samples.keys[r], samples.inputs[r], samples.sizes(r), values))
 
     def _flush(self) -> None:
         """Write what is pending as a shard, and then name it in the header."""
@@ -228,7 +227,8 @@ def _resumed(place: Place, header: Header) -> tuple[Header, list[Shard]]:
 
 
 def _reading(header: Header) -> dict[str, Any]:
-    return {**header.reading._asdict(), "fields": list(header.reading.fields)}
+    return {name: list(x) if isinstance(x, tuple) else x
+            for name, x in header.reading._asdict().items()}  # fmt: skip
 
 
 def _expect_unread_padding(
@@ -252,7 +252,7 @@ def _expect_unread_padding(
         if abs(a - b) > 1e-4 * max(abs(a), abs(b)):
             raise SourceError(
                 f"cache: term {name!r} reads what the teacher says of padding: it is {a:.6g} with "
-                f"it and {b:.6g} without. Give the term where=batch.{found.reading.mask}; or, with "
+                f"it and {b:.6g} without. Give the term where=batch.{found.reading.masks[0]}; or, "
                 "batches of one length, keep whole rows: cache(..., mask=None)."
             )
 

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import functools
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -22,6 +22,7 @@ from fkd.loops._base.files import make_folder
 from fkd.loops._data.epochs import Loader, epoch_batches
 from fkd.loops._log.progress import open_progress
 
+from ._bind import bound_terms
 from ._build import Build, Place
 from ._errors import SourceError
 from ._header import VERSION, Header
@@ -29,9 +30,10 @@ from ._identity import describe_model, describe_tokenizer, identity, short
 from ._keep import Exact, Keep
 from ._kept import Kept
 from ._live import Precision, Teacher
+from ._parameters import Parameters, parameters_read, tensors_of, write_parameters
 from ._parts import Share, occupied, share_of
 from ._probe import Found, probe
-from ._structure import indices
+from ._structure import indices, is_sparse
 
 
 def cache(
@@ -41,7 +43,7 @@ def cache(
     *,
     keep: Mapping[Ref, Keep] | None = None,
     key: str | None = None,
-    mask: str | None = "attention_mask",
+    mask: str | Sequence[str] | None = "attention_mask",
     compile: bool | Mapping[str, Any] = False,
     precision: Precision = "fp32",
     device: torch.device | str | None = None,
@@ -74,7 +76,8 @@ def cache(
     count, and writes shards of its own; all return when the cache is whole. The bits are those of
     one process. When all are started again, they go on, and so may another number of them.
 
-    Not there yet: two lengths in one batch (encoder and decoder), whole rows of several lengths.
+    Samples may have several lengths, each with a mask of its own: those of an encoder and of its
+    decoder, or of two tokenizers. Whole rows (no mask) have one.
 
     Args:
       objective: whose teacher runs. All its random numbers are those of eval mode.
@@ -84,8 +87,10 @@ def cache(
         dtype of the teacher: `exact(dtype)`, `scaled(dtype)`, `top_k(k)` or `sampled(n)`. A ref
         (`teacher.logits`) may stand for others that are computed from it.
       key: field of the batch with an integer or a text for each sample.
-      mask: field that is 1 where a sample has a token, by which padding is left out; where the
-        batches have none, or None: whole rows, which then all have one length.
+      mask: field that is 1 where a sample has a token, by which padding is left out. One whose
+        name ends so (`teacher_attention_mask`, `decoder_attention_mask`) is one, too, if the
+        teacher reads it; other names in a list. Where the batches have none, or None: whole rows,
+        which then all have one length.
       compile, precision, device: of the teacher, as in `train_step`. The bits are those of a step
         with the same options.
       about: JSON to write into the header; on the next call it has to be the same.
@@ -137,7 +142,9 @@ def cache(
         for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if build is None:
                 found = _found(objective, plan, batch, key, mask, teacher)
-                header = _header(objective, found, precision, told)
+                tensors = _parameters(objective, found)
+                header = _header(objective, found, precision, told,
+                                 write_parameters(place.folder, tensors))  # fmt: skip
                 run = teacher(found.computed, compile=compile)
                 build = Build(objective, found, run, header, place)
                 stack.enter_context(contextlib.closing(build))
@@ -196,7 +203,7 @@ def _found(
     plan: _Plan,
     batch: Batch,
     key: str | None,
-    mask: str | None,
+    mask: str | Sequence[str] | None,
     teacher: Any,
 ) -> Found:
     """What is kept, in the dtypes that were asked for."""
@@ -205,8 +212,7 @@ def _found(
             f"cache: a batch is a {type(batch).__name__}; a dict of fields is expected. Name the "
             "parts in the loader's collate_fn."
         )
-    there = mask if mask in batch else None
-    found = probe(objective, plan.refs, plan.keep, batch, key, there, teacher)
+    found = probe(objective, plan.refs, plan.keep, batch, key, mask, teacher)
     forms = list(found.forms)
     for ref, structure in zip(found.refs, found.structures, strict=True):
         how = plan.keep.get(ref)
@@ -221,7 +227,40 @@ def _found(
     return dataclasses.replace(found, forms=forms)
 
 
-def _header(objective: Objective, found: Found, precision: str, about: Mapping[str, Any]) -> Header:
+class _Planned:
+    """What will be kept, as a source."""
+
+    def __init__(self, found: Found) -> None:
+        self.name, self._found = "planned", found
+
+    def key(self, ref: Ref) -> str | None:
+        return str(self._found.refs.index(ref)) if ref in self._found.refs else None
+
+    def values(self, batch: Batch) -> Mapping[str, Any]:
+        raise NotImplementedError
+
+    def is_sparse(self, key: str) -> bool:
+        return is_sparse(self._found.structures[int(key)])
+
+
+def _parameters(objective: Objective, found: Found) -> dict[str, dict[str, torch.Tensor]]:
+    """The parameters of frozen models that the terms will read beside what is kept."""
+    read = parameters_read(read_refs(bound_terms(objective.terms, _Planned(found))))
+    models = objective.models
+    return {
+        name: tensors_of(models[name], names)
+        for name, names in read.items()
+        if name in models and models[name].kind == "frozen"
+    }
+
+
+def _header(
+    objective: Objective,
+    found: Found,
+    precision: str,
+    about: Mapping[str, Any],
+    parameters: Parameters,
+) -> Header:
     refs = [
         {
             "code": repr(ref),
@@ -245,7 +284,7 @@ def _header(objective: Objective, found: Found, precision: str, about: Mapping[s
     name = "cache-" + short([content, found.reading])
     versions = {"format": str(VERSION), "torch": torch.__version__}
     return Header(name=name, reading=found.reading, versions=versions, shards=[], complete=False,
-                  **content)  # fmt: skip
+                  parameters=parameters, **content)  # fmt: skip
 
 
 class _Progress:

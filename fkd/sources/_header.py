@@ -10,22 +10,33 @@ from typing import Any, NamedTuple
 
 from fkd.loops._base.errors import DamagedError
 from fkd.loops._base.files import open_regular, replace_file
-from fkd.loops._checkpoint.schema import BOOL, COUNT, JSON, NUMBER, TEXT, Of, maybe, validate
+from fkd.loops._checkpoint.schema import (
+    BOOL,
+    COUNT,
+    INTEGER,
+    JSON,
+    NUMBER,
+    TEXT,
+    Of,
+    maybe,
+    validate,
+)
 from fkd.loops._checkpoint.tree import DTYPES
 
 from ._errors import DamagedSourceError, SourceError
+from ._parameters import Parameters
 from ._rows import Reading
 from ._store import Shard
 
 NAME = "header.json"
 PART = "part.json"
-VERSION = 2
+VERSION = 3
 _FORMAT = "fkd source"
 _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "header": ', b"}\n"
 _FILE = re.compile(r"(part-\d+/)?\d{5,}\.safetensors")
 _SHARD = Of("the name of a shard", lambda x: isinstance(x, str) and bool(_FILE.fullmatch(x)))
 _DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
-_FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [maybe(COUNT)], "fill": NUMBER}
+_FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [INTEGER], "fill": NUMBER}
 _SCHEMA = {
     "name": TEXT,
     "refs": [
@@ -33,7 +44,8 @@ _SCHEMA = {
     ],
     "forms": [_FORM],
     "models": JSON,
-    "reading": {"fields": [TEXT], "key": maybe(TEXT), "mask": maybe(TEXT)},
+    "parameters": {"names": [(TEXT, TEXT)], "size": COUNT, "sha256": TEXT},
+    "reading": {"fields": [TEXT], "key": maybe(TEXT), "masks": [TEXT]},
     "precision": TEXT,
     "about": JSON,
     "versions": JSON,
@@ -60,6 +72,7 @@ class Header(NamedTuple):
         of it (the same, if every number is), and the structure of the value over the forms.
       forms: of the tensors, in their order.
       models: of the teacher, see `describe_model`.
+      parameters: of the teacher, that the terms read beside its values.
       reading: how samples are recognised.
       precision: in which the teacher ran.
       about: what the user says of it.
@@ -72,6 +85,7 @@ class Header(NamedTuple):
     refs: list[dict[str, Any]]
     forms: list[dict[str, Any]]
     models: dict[str, Any]
+    parameters: Parameters
     reading: Reading
     precision: str
     about: Any
@@ -85,6 +99,7 @@ def write_header(path: Path, header: Header) -> None:
     content = {
         **header._asdict(),
         "reading": header.reading._asdict(),
+        "parameters": header.parameters._asdict(),
         "shards": [shard._asdict() for shard in header.shards],
     }
     text = json.dumps({"format": _FORMAT, "version": VERSION, **content}, allow_nan=False)
@@ -147,9 +162,10 @@ def _read(path: Path) -> Header | None:
     except DamagedError as error:
         raise DamagedSourceError(f"{path} is damaged: {error}. {_AGAIN}") from error
     reading = content.pop("reading")
+    content["parameters"] = Parameters(**content["parameters"])
     content["shards"] = [Shard(**shard) for shard in content["shards"]]
-    fields = tuple(reading["fields"])
-    return Header(reading=Reading(fields, reading["key"], reading["mask"]), **content)
+    fields, masks = tuple(reading["fields"]), tuple(reading["masks"])
+    return Header(reading=Reading(fields, reading["key"], masks), **content)
 
 
 _AGAIN = "Delete the folder, and make the cache again."

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
-from torch import Tensor
 
 from fkd._base.errors import listing
 from fkd._refs.refs import Ref, batch
@@ -62,7 +61,9 @@ def exact(dtype: torch.dtype | None = None) -> Exact:
     return Exact(dtype)
 
 
-def seeds_of(samples: Samples) -> dict[str, Tensor]:
-    """What `DRAWS` has for the samples of a batch: numbers that are functions of each alone."""
+def seeds_of(samples: Samples) -> dict[str, Any]:
+    """What `DRAWS` has for the samples of a batch: numbers that are functions of each alone, and
+    where its tokens begin, by the length of the batch."""
     seed: Any = samples.keys[:, 0].view("int64").copy()
-    return {"seed": torch.from_numpy(seed), "start": torch.tensor(samples.start)}
+    start = {str(span.length): torch.tensor(span.start) for span in reversed(samples.spans)}
+    return {"seed": torch.from_numpy(seed), "start": start}

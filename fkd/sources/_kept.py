@@ -23,10 +23,11 @@ from fkd.loops._data.epochs import Loader
 from ._errors import DamagedSourceError, MissError, SourceError
 from ._header import NAME, Header, read_header
 from ._identity import describe_model, describe_tokenizer, identity
+from ._parameters import read_parameters, verify_parameters
 from ._rows import Form, Samples
 from ._source import AttachedCollate, attach
 from ._store import ShardReader, form_of
-from ._structure import indices, rebuilt, structure_of
+from ._structure import indices, is_sparse, rebuilt, structure_of
 
 
 class Kept:
@@ -116,16 +117,30 @@ class Kept:
         return AttachedCollate(self, collate)
 
     def verify(self) -> None:
-        """Read every shard through, and compare it with its checksum.
+        """Read every file through, and compare it with its checksum.
 
         Raises:
           DamagedSourceError: names the file.
         """
+        verify_parameters(self.folder, self.header.parameters)
         for shard in self.header.shards:
             if digest(self.folder / shard.file) != (shard.size, shard.sha256):
                 raise DamagedSourceError(
                     f"{self.folder / shard.file} is damaged: its checksum does not fit."
                 )
+
+    def is_sparse(self, key: str) -> bool:
+        """Whether a value is a distribution that is known on some classes."""
+        return is_sparse(self.header.refs[int(key[1:])]["structure"])
+
+    def parameters(self, model: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some parameters of the teacher, that the terms read beside its values (a head).
+
+        Raises:
+          SourceError: one of them was not kept.
+          DamagedSourceError: their file is not what was written.
+        """
+        return read_parameters(self.folder, self.header.parameters, model, names)
 
     def verify_models(self, objective: Objective) -> None:
         """Compare the teacher in an objective, if it is there, with the one of the cache.
@@ -204,10 +219,11 @@ class Kept:
                 f"{samples.names[r]} has other inputs ({', '.join(self.header.reading.fields)}) "
                 f"than those that the teacher saw for the cache {self.folder}." + _CHANGED
             )
-        if self.header.reading.mask is not None and reader.sizes[row] != samples.sizes[r]:
+        here, there = samples.sizes(r), tuple(reader.sizes[row].tolist())
+        if here != there:
             raise MissError(
-                f"{samples.names[r]} has {samples.sizes[r]} tokens, and the cache {self.folder} "
-                f"has {reader.sizes[row]} of it."
+                f"{samples.names[r]} has {_told(here)} tokens, and the cache {self.folder} has "
+                f"{_told(there)} of it."
             )
         return reader.read(row)
 
@@ -239,10 +255,14 @@ _CHANGED = (
 )
 
 
+def _told(sizes: Sequence[int]) -> str:
+    return " and ".join(map(str, sizes))
+
+
 def replaced_padding(form: Form, value: Tensor, samples: Samples) -> Tensor:
     """A live value with what its form has for padding, rounded as its form is."""
     x = value.detach().cpu()
-    rows = [form.cut(x[r], samples.start[r], samples.stop[r]) for r in range(len(x))]
+    rows = [form.cut(x[r], samples.spans, r) for r in range(len(x))]
     return form.place([row.to(form.dtype) for row in rows], samples)
 
 

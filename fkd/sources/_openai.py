@@ -77,6 +77,10 @@ class Scored:
         """Under which key it gives the value of a ref; None if it does not."""
         return "v0" if ref == self.wanted.of else None
 
+    def is_sparse(self, key: str) -> bool:
+        """Whether a value is a distribution that is known on some classes; here, each is."""
+        return True
+
     def values(self, batch: Batch) -> dict[str, Any]:
         """The distributions for a batch, on the CPU.
 

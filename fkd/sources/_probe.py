@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import optree
@@ -18,14 +18,14 @@ from fkd._objective.program import Program
 from fkd._refs.refs import Item, Ref, Root, children, node
 from fkd._refs.sourced import FIELD
 from fkd.loops._data.batch import normalised
-from fkd.loops._data.packing import Packed
 
 from ._bind import relative_difference
 from ._errors import SourceError
-from ._keep import DRAWS, Keep, seeds_of
+from ._keep import Keep
 from ._live import Teacher
-from ._rows import Form, Reading, Samples
+from ._rows import Form, Reading
 from ._structure import shifted, structure_of
+from ._views import Pair, View, few_samples, masks_of, views
 
 ALIKE = 0.02
 """How much a value may differ, relatively, in a batch with other samples, or less padding; which
@@ -61,7 +61,7 @@ def probe(
     keep: Mapping[Ref, Keep],
     batch: Batch,
     key: str | None,
-    mask: str | None,
+    mask: str | Sequence[str] | None,
     teacher: Callable[[Sequence[Ref]], Teacher],
 ) -> Found:
     """Find out what of an objective can be kept by sample.
@@ -74,25 +74,28 @@ def probe(
       refs: what should be kept.
       keep: how much of those that were asked for, which are not to be replaced by others.
       batch: as the loader yields it.
-      key, mask: see `Reading`.
+      key: see `Reading`.
+      mask: see `cache`.
       teacher: makes the forward pass for refs.
 
     Raises:
       SourceError: a value depends on the other samples of a batch, or on padding.
     """
     frozen = {name for name, model in objective.models.items() if model.kind == "frozen"}
+    batch = few_samples(batch, mask)
     tensors: Any = normalised(batch)
     while True:
         computed = tuple(keep[r].computed(r) if r in keep else r for r in refs)
         runs = teacher(computed)
         fields = fields_read(runs.program, tensors)
-        reading = Reading(tuple(n for n in fields if n != key), key, mask)
+        masks = masks_of(mask, fields, tensors)
+        reading = Reading(tuple(n for n in fields if n != key), key, masks)
         forms: list[Form] = []
         structures: list[Any] = []
         next_refs: list[Ref] = []
-        for ref, views in zip(refs, _views(runs, reading, tensors, batch), strict=True):
+        for ref, view in zip(refs, views(runs, reading, tensors, batch), strict=True):
             try:
-                structures.append(_structure(ref, views, forms))
+                structures.append(_structure(ref, view, forms))
                 next_refs.append(ref)
             except _Flaw as flaw:
                 parts = () if ref in keep else parts_to_keep(ref, frozen)
@@ -141,74 +144,7 @@ class _Spy(dict[str, Any]):
         return self[key] if key in self else default
 
 
-@dataclass(frozen=True)
-class _View:
-    """The value of a ref in three batches.
-
-    Attributes:
-      live: of the batch itself.
-      mixed: of the same rows in another company; row k is row `rows[k]`.
-      short: of a batch with one token less than `long`, if there is a mask.
-      long: of the batch with a token of each sample masked.
-    """
-
-    samples: Samples
-    live: Any
-    mixed: Any
-    rows: Tensor
-    long: Any = None
-    short: Any = None
-    long_samples: Samples | None = None
-    offset: int = 0
-
-
-def _views(
-    runs: Teacher, reading: Reading, tensors: Mapping[str, Any], batch: Batch
-) -> Iterator[_View]:
-    samples = reading.samples(batch)
-    count = len(samples.keys)
-    half = max(1, count // 2)
-    rows = torch.arange(max(2, count)) % half
-    seeds = seeds_of(samples)
-    tensors = {**tensors, DRAWS: seeds}
-    live, mixed = runs(tensors), runs(_of_rows(tensors, count, lambda x: x[rows.to(x.device)]))
-    if reading.mask is None or samples.length < 2:
-        return (_View(samples, a, b, rows) for a, b in zip(live, mixed, strict=True))
-    left = min(samples.stop) == samples.length and max(samples.start) > 0
-    mask = tensors[reading.mask].clone()
-    for r in (r for r in range(count) if samples.sizes[r] > 1):
-        mask[r, samples.start[r] if left else samples.stop[r] - 1] = 0
-    padded = {**tensors, reading.mask: mask}
-    ends = slice(1, None) if left else slice(None, -1)
-
-    def cut(x: Tensor) -> Tensor:
-        for axis in (a for a in (1, 2) if a < x.ndim and x.shape[a] == samples.length):
-            x = x[(slice(None),) * axis + (ends,)]
-        return x
-
-    ids = {} if reading.key is None or not isinstance(batch, Mapping) else \
-          {reading.key: batch[reading.key]}  # fmt: skip
-    long_samples = reading.samples({**padded, **ids})
-    start = torch.tensor(long_samples.start)
-    padded = {**padded, DRAWS: {**seeds, "start": start}}
-    shorter = {**padded, DRAWS: {**seeds, "start": start - int(left)}}
-    long, short = runs(padded), runs(_of_rows(shorter, count, cut))
-    return (
-        _View(samples, a, b, rows, c, d, long_samples, int(left))
-        for a, b, c, d in zip(live, mixed, long, short, strict=True)
-    )
-
-
-def _of_rows(batch: Mapping[str, Any], rows: int, fn: Callable[[Tensor], Tensor]) -> Any:
-    def change(x: Any) -> Any:
-        by_row = isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == rows
-        return fn(x) if by_row else x
-
-    tree: Any = batch
-    return optree.tree_map(change, tree, is_leaf=lambda x: isinstance(x, Packed))
-
-
-def _structure(ref: Ref, view: _View, forms: list[Form]) -> Any:
+def _structure(ref: Ref, view: View, forms: list[Form]) -> Any:
     """The structure of a value over the forms, to which those of its tensors are added."""
     live: list[Tensor] = []
     try:
@@ -218,13 +154,12 @@ def _structure(ref: Ref, view: _View, forms: list[Form]) -> Any:
             f"is a {type(view.live).__name__} with a {error}, and tensors in dicts, lists and "
             "tuples can be kept. Let the terms read its parts: teacher.logits."
         ) from None
-    others = [_leaves(tree) for tree in (view.mixed, view.long, view.short)]
-    made = [
-        _form(view, x, others[0][i], *(other[i] if other else None for other in others[1:]))
-        for i, x in enumerate(live)
-    ]
+    mixed = _leaves(view.mixed)
+    pairs = [(p, _leaves(p.long), _leaves(p.short)) for p in view.pairs]
     first = len(forms)
-    forms += made
+    for i, x in enumerate(live):
+        own = [replace(p, long=long[i], short=short[i]) for p, long, short in pairs]
+        forms.append(_form(replace(view, pairs=tuple(own)), x, mixed[i]))
     return shifted(structure, first)
 
 
@@ -236,8 +171,8 @@ def _leaves(tree: Any) -> list[Tensor]:
     return leaves
 
 
-def _form(view: _View, live: Tensor, mixed: Tensor, long: Any, short: Any) -> Form:
-    """The form of a tensor.
+def _form(view: View, live: Tensor, mixed: Tensor) -> Form:
+    """The form of a tensor; the pairs of the view are those of this tensor.
 
     Raises:
       _Flaw: it cannot be kept by sample.
@@ -253,30 +188,29 @@ def _form(view: _View, live: Tensor, mixed: Tensor, long: Any, short: Any) -> Fo
             "depends for each sample on the other samples of its batch, which are others in the "
             "next epoch. Let the objective compute it from what does not: fkd.call(fn, ...)."
         )
-    shape: list[int | None] = list(live.shape[1:])
-    if long is None:
-        return Form(live.dtype, live.dtype, tuple(shape), 0.0)
-    length = view.samples.length
-    for axis, (n, m) in enumerate(zip(long.shape[1:], short.shape[1:], strict=True)):
-        if n == length and m == length - 1:
-            shape[axis] = None
-        elif n != m:
-            raise _Flaw(f"has {n} entries on axis {axis + 1} of a batch that is {length} long")
+    shape = list(live.shape[1:])
+    for pair in view.pairs:
+        length = pair.samples.lengths[pair.mask]
+        for axis, (n, m) in enumerate(zip(pair.long.shape[1:], pair.short.shape[1:], strict=True)):
+            if n == length and m == length - 1:
+                shape[axis] = -1 - pair.mask
+            elif n != m:
+                raise _Flaw(f"has {n} entries on axis {axis + 1} of a batch that is {length} long")
     form = Form(live.dtype, live.dtype, tuple(shape), 0.0)
-    _expect_alike(view, form, long, short)
-    return form._replace(fill=_fill(view, form, long))
+    for pair in view.pairs:
+        _expect_alike(pair, form)
+    return form._replace(fill=_fill(view, form))
 
 
-def _expect_alike(view: _View, form: Form, long: Tensor, short: Tensor) -> None:
+def _expect_alike(pair: Pair, form: Form) -> None:
     """Refuse values that depend on how much padding the batch has."""
-    samples = view.long_samples
-    assert samples is not None
-    for r in range(len(samples.keys)):
-        a, b = samples.start[r], samples.stop[r]
-        if a < view.offset or b - view.offset > samples.length - 1 or a == b:
+    spans, moved = pair.samples.spans, pair.short_samples.spans
+    own, short = spans[pair.mask], moved[pair.mask]
+    for r in range(len(pair.samples.keys)):
+        empty = own.start[r] == own.stop[r]
+        if empty or short.start[r] < 0 or short.stop[r] > short.length:
             continue
-        one, other = form.cut(long[r], a, b), form.cut(short[r], a - view.offset, b - view.offset)
-        if not _alike(other, one):
+        if not _alike(form.cut(pair.short[r], moved, r), form.cut(pair.long[r], spans, r)):
             raise _Flaw(
                 "depends for each sample on how much padding its batch has. With batches of one "
                 "length, keep whole rows: cache(..., mask=None). If the padding is on the left, "
@@ -292,21 +226,19 @@ def _alike(one: Tensor, other: Tensor) -> bool:
     return relative_difference(one, other) <= ALIKE
 
 
-def _fill(view: _View, form: Form, long: Tensor) -> float:
+def _fill(view: View, form: Form) -> float:
     """What stands between the tokens of a sample and the padding (0 for attention maps, the
     lowest number for scores)."""
     if len(form.axes) < 2:
         return 0.0
-    samples = view.long_samples
-    assert samples is not None
+    (last, mask), before = form.axes[-1], form._replace(shape=_but_last(form.shape))
     outside: list[Tensor] = []
-    for r in range(len(samples.keys)):
-        a, b = samples.start[r], samples.stop[r]
-        row = long[r]
-        for axis in form.axes[:-1]:
-            row = row.narrow(axis, a, b - a)
-        last = form.axes[-1]
-        outside += [row.narrow(last, 0, a), row.narrow(last, b, samples.length - b)]
+    for pair in (pair for pair in view.pairs if pair.mask == mask):
+        span = pair.samples.spans[mask]
+        for r in range(len(pair.samples.keys)):
+            row = before.cut(pair.long[r], pair.samples.spans, r)
+            a, b = span.start[r], span.stop[r]
+            outside += [row.narrow(last, 0, a), row.narrow(last, b, span.length - b)]
     flat = torch.cat([x.reshape(-1) for x in outside]).cpu()
     if not flat.numel():
         return 0.0
@@ -316,3 +248,9 @@ def _fill(view: _View, form: Form, long: Tensor) -> float:
             "length: cache(..., mask=None)."
         )
     return float(flat[0])
+
+
+def _but_last(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """A shape in which the last axis that is as long as the sample is one of the batch's."""
+    last = max(axis for axis, n in enumerate(shape) if n < 0)
+    return tuple(0 if axis == last else n for axis, n in enumerate(shape))

@@ -79,6 +79,12 @@ class Routed:
         self._keys[first] = there
         return first
 
+    def is_sparse(self, key: str) -> bool:
+        """Whether a value is a distribution that is known on some classes, by all of them."""
+        known = [getattr(source, "is_sparse", None) for source in self.routes.values()]
+        keys = self._keys[key].values()
+        return all(ask is not None and ask(key) for ask, key in zip(known, keys, strict=True))
+
     def values(self, batch: Batch) -> dict[str, Any]:
         """The values for a batch by key.
 

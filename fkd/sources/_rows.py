@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,6 +19,24 @@ from fkd.loops._data.batch import leaves, normalised
 from ._errors import SourceError
 
 
+class Span(NamedTuple):
+    """Where the tokens of each sample are, by one mask.
+
+    Attributes:
+      start, stop: `[rows]`, where they begin and end.
+      length: of the batch, padding included.
+    """
+
+    start: list[int]
+    stop: list[int]
+    length: int
+
+    @property
+    def sizes(self) -> list[int]:
+        """How many tokens each sample has."""
+        return [b - a for a, b in zip(self.start, self.stop, strict=True)]
+
+
 class Samples(NamedTuple):
     """The samples of a batch.
 
@@ -25,26 +44,27 @@ class Samples(NamedTuple):
       keys: `[rows, 2]` uint64, by which they are looked up.
       inputs: `[rows, 2]` uint64, a digest of what the teacher reads of each.
       names: how a person would call each.
-      start, stop: `[rows]`, where the tokens of each begin and end; 0 without a mask.
-      length: of the batch, padding included; 0 without a mask.
+      spans: their tokens by each mask; none where samples are of one size.
     """
 
     keys: npt.NDArray[np.uint64]
     inputs: npt.NDArray[np.uint64]
     names: list[str]
-    start: list[int]
-    stop: list[int]
-    length: int
+    spans: tuple[Span, ...]
+
+    def sizes(self, row: int) -> tuple[int, ...]:
+        """How many tokens a sample has, by each mask."""
+        return tuple(span.stop[row] - span.start[row] for span in self.spans)
 
     @property
-    def sizes(self) -> list[int]:
-        """How many tokens each has."""
-        return [b - a for a, b in zip(self.start, self.stop, strict=True)]
+    def lengths(self) -> tuple[int, ...]:
+        """Of the batch, by each mask, padding included."""
+        return tuple(span.length for span in self.spans)
 
     @property
     def padded(self) -> bool:
         """Whether one of them is shorter than the batch."""
-        return any(size < self.length for size in self.sizes)
+        return any(size < span.length for span in self.spans for size in span.sizes)
 
 
 class Reading(NamedTuple):
@@ -53,12 +73,12 @@ class Reading(NamedTuple):
     Attributes:
       fields: of the batch, that the teacher reads.
       key: the field with the name of each sample; None: they are known by what the teacher reads.
-      mask: the field that is 1 where a sample has a token; None: all samples are of one size.
+      masks: the fields that are 1 where a sample has a token; none: all samples are of one size.
     """
 
     fields: tuple[str, ...]
     key: str | None
-    mask: str | None
+    masks: tuple[str, ...]
 
     def samples(self, batch: Batch) -> Samples:
         """The samples of a batch.
@@ -71,7 +91,7 @@ class Reading(NamedTuple):
                 f"a batch is a {type(batch).__name__}; a dict of fields is expected, by which "
                 "samples are recognised. Name the parts in the loader's collate_fn."
             )
-        wanted = [n for n in (*self.fields, self.key, self.mask) if n is not None]
+        wanted = [n for n in (*self.fields, self.key, *self.masks) if n is not None]
         missing = [name for name in wanted if name not in batch]
         if missing:
             raise SourceError(
@@ -81,13 +101,26 @@ class Reading(NamedTuple):
         parts: Any = normalised({name: batch[name] for name in self.fields})
         tensors = [(place, x.detach().cpu()) for place, x in leaves(parts)]
         rows = next((x.shape[0] for _, x in tensors if x.ndim), 0)
-        start, stop, length = self._ranges(batch, rows)
-        inputs = [self._input(tensors, r, rows, start[r], stop[r], length) for r in range(rows)]
+        spans = tuple(_span(batch[name], name, rows) for name in self.masks)
+        of = [self.mask_of(place, x, spans) for place, x in tensors]
+        inputs = [_input(tensors, of, r, rows, spans) for r in range(rows)]
         ids = None if self.key is None else _ids(batch[self.key], self.key, rows)
         keys = inputs if ids is None else [_hash([repr(i).encode()]) for i in ids]
         names = [f"row {r} of the batch" for r in range(rows)] if ids is None else \
                 [f"sample {i!r}" for i in ids]  # fmt: skip
-        return Samples(_words(keys), _words(inputs), names, start, stop, length)
+        return Samples(_words(keys), _words(inputs), names, spans)
+
+    def mask_of(self, place: str, x: Tensor, spans: Sequence[Span]) -> int | None:
+        """Which mask a tensor of the batch goes with: one that is as long as its second axis; of
+        several, that whose name begins as the tensor's (`decoder_input_ids` and
+        `decoder_attention_mask`). None: it is not padded."""
+        long = [m for m, span in enumerate(spans) if x.ndim > 1 and x.shape[1] == span.length]
+        if len(long) < 2:
+            return long[0] if long else None
+        every = self.masks
+        stem = common_end(every)
+        begins = [m for m in long if f"[{every[m].removesuffix(stem)}" in place.replace("'", "")]
+        return max(begins or long[:1], key=lambda m: len(every[m]))
 
     def keys(self, batch: Batch) -> npt.NDArray[np.uint64]:
         """`[rows, 2]`, the keys of the samples of a batch alone.
@@ -100,34 +133,50 @@ class Reading(NamedTuple):
         field: Any = batch[self.key]
         return _words([_hash([repr(i).encode()]) for i in _ids(field, self.key, len(field))])
 
-    def _ranges(self, batch: Mapping[str, Any], rows: int) -> tuple[list[int], list[int], int]:
-        if self.mask is None:
-            return [0] * rows, [0] * rows, 0
-        mask = torch.as_tensor(batch[self.mask]).detach().cpu().bool().numpy()
-        if mask.ndim != 2 or mask.shape[0] != rows:
-            raise SourceError(
-                f"the mask {self.mask!r} has shape {mask.shape}; [samples, length] is expected, "
-                f"with {rows} samples. Without a mask: cache(..., mask=None)."
-            )
-        length, none = mask.shape[1], ~mask.any(1)
-        start = np.where(none, 0, mask.argmax(1))
-        stop = np.where(none, 0, length - mask[:, ::-1].argmax(1))
-        return start.tolist(), stop.tolist(), length
 
-    def _input(
-        self, tensors: Sequence[tuple[str, Tensor]], r: int, rows: int, a: int, b: int, length: int
-    ) -> bytes:
-        def parts() -> Iterator[bytes]:
-            for place, x in tensors:
-                own = x[r] if x.ndim and x.shape[0] == rows else x
-                if length and own is not x and own.ndim and own.shape[0] == length:
-                    own = own[a:b]
-                kind = "float" if own.is_floating_point() else "int"
-                own = own.to(torch.float64 if kind == "float" else torch.int64).contiguous()
-                yield f"{place} {kind} {list(own.shape)}".encode()
-                yield own.numpy().tobytes()
+def common_end(names: Sequence[str]) -> str:
+    """The end that all names have.
 
-        return _hash(parts())
+    Example:
+      >>> common_end(["attention_mask", "decoder_attention_mask"])
+      'attention_mask'
+    """
+    backwards = zip(*(reversed(name) for name in names), strict=False)
+    shared = itertools.takewhile(lambda letters: len(set(letters)) == 1, backwards)
+    return "".join(letters[0] for letters in shared)[::-1]
+
+
+def _span(field: Any, name: str, rows: int) -> Span:
+    mask = torch.as_tensor(field).detach().cpu().bool().numpy()
+    if mask.ndim != 2 or mask.shape[0] != rows:
+        raise SourceError(
+            f"the mask {name!r} has shape {mask.shape}; [samples, length] is expected, "
+            f"with {rows} samples. Without a mask: cache(..., mask=None)."
+        )
+    length, none = mask.shape[1], ~mask.any(1)
+    start = np.where(none, 0, mask.argmax(1))
+    stop = np.where(none, 0, length - mask[:, ::-1].argmax(1))
+    return Span(start.tolist(), stop.tolist(), length)
+
+
+def _input(
+    tensors: Sequence[tuple[str, Tensor]],
+    of: Sequence[int | None],
+    r: int,
+    rows: int,
+    spans: Sequence[Span],
+) -> bytes:
+    def parts() -> Iterator[bytes]:
+        for (place, x), mask in zip(tensors, of, strict=True):
+            own = x[r] if x.ndim and x.shape[0] == rows else x
+            if mask is not None and own is not x:
+                own = own[spans[mask].start[r] : spans[mask].stop[r]]
+            kind = "float" if own.is_floating_point() else "int"
+            own = own.to(torch.float64 if kind == "float" else torch.int64).contiguous()
+            yield f"{place} {kind} {list(own.shape)}".encode()
+            yield own.numpy().tobytes()
+
+    return _hash(parts())
 
 
 def _ids(field: Any, name: str, rows: int) -> list[Any]:
@@ -157,37 +206,38 @@ class Form(NamedTuple):
     Attributes:
       dtype: in which it is stored.
       live: in which the teacher gives it, and it is given again.
-      shape: of one sample; None for an axis that is as long as the sample.
+      shape: of one sample; for an axis that is as long as the tokens of mask m, -1 - m.
       fill: what stands where a batch has padding.
     """
 
     dtype: torch.dtype
     live: torch.dtype
-    shape: tuple[int | None, ...]
+    shape: tuple[int, ...]
     fill: float
 
     @property
-    def axes(self) -> list[int]:
-        """The axes that are as long as the sample."""
-        return [i for i, n in enumerate(self.shape) if n is None]
+    def axes(self) -> list[tuple[int, int]]:
+        """The axes that are as long as the sample, each with the number of its mask."""
+        return [(axis, -1 - n) for axis, n in enumerate(self.shape) if n < 0]
 
-    def shape_of(self, size: int) -> tuple[int, ...]:
-        """The shape of a sample with so many tokens."""
-        return tuple(size if n is None else n for n in self.shape)
+    def shape_of(self, sizes: Sequence[int]) -> tuple[int, ...]:
+        """The shape of a sample with so many tokens by each mask."""
+        return tuple(sizes[-1 - n] if n < 0 else n for n in self.shape)
 
-    def cut(self, row: Tensor, start: int, stop: int) -> Tensor:
-        """What of a row of a batch belongs to the sample."""
-        for axis in self.axes:
-            row = row.narrow(axis, start, stop - start)
-        return row
+    def cut(self, x: Tensor, spans: Sequence[Span], row: int) -> Tensor:
+        """What of a row of a batch belongs to its sample."""
+        for axis, mask in self.axes:
+            start, stop = spans[mask].start[row], spans[mask].stop[row]
+            x = x.narrow(axis, start, stop - start)
+        return x
 
     def place(self, records: Sequence[Tensor], samples: Samples) -> Tensor:
         """The rows of a batch from the records of its samples."""
-        shape = (len(records), *self.shape_of(samples.length))
+        shape = (len(records), *self.shape_of(samples.lengths))
         made = torch.full(shape, self.fill, dtype=self.live) if self.axes else \
                torch.empty(shape, dtype=self.live)  # fmt: skip
         for r, record in enumerate(records):
-            self.cut(made[r], samples.start[r], samples.stop[r]).copy_(record)
+            self.cut(made[r], samples.spans, r).copy_(record)
         return made
 
     def to_json(self) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -17,8 +18,8 @@ from fkd._refs.refs import Ref
 from ._errors import SourceError
 from ._keep import draws
 
-_LEFT_OUT = -1e30
-"""The logit of a class that is left out of a sum: finite, and lower than any that means a thing."""
+_BLOCK = 1 << 18
+"""So many logits are looked at together on a CPU: 1 MB."""
 
 
 @dataclass(frozen=True)
@@ -47,14 +48,13 @@ class TopK:
         vocab = z.shape[-1]
         if self.k > vocab:
             raise SourceError(f"{self!r}: there are {vocab} classes. Give a k of at most {vocab}.")
-        top, ids = z.topk(self.k, dim=-1)
-        whole = z.logsumexp(-1, keepdim=True)
+        top, ids, whole, rest = _greatest(z, self.k)
         return TopKDistribution(
             ids=ids.to(id_dtype(vocab)),
             vocab=vocab,
             temperature=self.temperature,
             log_probs=(top - whole).to(self.dtype),
-            log_rest=_others(z, ids, whole) if self.tail else None,
+            log_rest=rest - whole.squeeze(-1) if self.tail else None,
         )
 
     def _fewer(self, known: SparseDistribution) -> TopKDistribution:
@@ -100,7 +100,7 @@ class Sampled:
     def __call__(
         self,
         logits: Tensor | SparseDistribution,
-        uniform: Tensor | Mapping[str, Tensor] | None = None,
+        uniform: Tensor | Mapping[str, Any] | None = None,
     ) -> SampledDistribution:
         """Classes drawn from `[*batch, vocab]` logits.
 
@@ -132,13 +132,15 @@ class Sampled:
             top=z.argmax(-1).to(id_dtype(z.shape[-1])),
         )
 
-    def _places(self, cumulative: Tensor, uniform: Tensor | Mapping[str, Tensor] | None) -> Tensor:
+    def _places(self, cumulative: Tensor, uniform: Tensor | Mapping[str, Any] | None) -> Tensor:
         """`[*batch, n]`, points of the cumulative sum, one in each of n equal parts of it."""
         shape = (*cumulative.shape[:-1], self.n)
         if uniform is None:
             uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device)
         elif isinstance(uniform, Mapping):
-            uniform = uniform_of(uniform["seed"], uniform["start"], shape)
+            starts: Any = uniform["start"]
+            start = starts.get(str(shape[1]), torch.zeros_like(uniform["seed"]))
+            uniform = uniform_of(uniform["seed"], start, shape)
         if tuple(uniform.shape) != shape:
             raise SourceError(
                 f"{self!r}: the random numbers are {tuple(uniform.shape)}; {shape} is expected, "
@@ -294,10 +296,32 @@ def _softened(what: object, logits: Tensor, temperature: float) -> Tensor:
     return z if temperature == 1 else z / temperature
 
 
-def _others(z: Tensor, ids: Tensor, whole: Tensor) -> Tensor:
-    """log of the probability of all classes but some, together."""
-    rest = z.scatter(-1, ids, _LEFT_OUT).logsumexp(-1)
-    return torch.where(rest > 0.5 * _LEFT_OUT, rest - whole.squeeze(-1), -torch.inf)
+def _greatest(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The k largest logits and their classes, `[*batch, k]`, the logarithm of the sum over all
+    classes, `[*batch, 1]`, and that over all but these, `[*batch]`; a few positions at a time, so
+    that they stay in the cache of a CPU."""
+    flat, size = z.reshape(-1, z.shape[-1]), max(1, _BLOCK // z.shape[-1])
+    on_host = z.device.type == "cpu" and not torch.compiler.is_compiling()
+    blocks = flat.split(size) if on_host and len(flat) else (flat,)
+    parts = [_greatest_of_block(block, k) for block in blocks]
+    top, ids, whole, rest = (torch.cat(x) for x in zip(*parts, strict=True))
+    batch = z.shape[:-1]
+    return (
+        top.reshape(*batch, k),
+        ids.reshape(*batch, k),
+        whole.reshape(*batch, 1),
+        rest.reshape(batch),
+    )
+
+
+def _greatest_of_block(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    top, ids = z.topk(k, dim=-1)
+    most = top[..., :1].detach().nan_to_num(0.0, neginf=0.0)
+    relative = (z - most).exp()
+    whole = relative.sum(-1, keepdim=True).log() + most
+    # Summed as they are: 1 minus the listed ones would leave nothing of a small number.
+    others = relative.scatter(-1, ids, 0.0).sum(-1)
+    return top, ids, whole, others.log() + most.squeeze(-1)
 
 
 def _positive(name: str, knob: str, value: float) -> float:

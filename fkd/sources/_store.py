@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import os
 import weakref
 import zlib
@@ -45,11 +46,12 @@ class Shard(NamedTuple):
 
 
 class Record(NamedTuple):
-    """One sample as it is stored: `key` and `inputs` are digests, `values` are the tensors."""
+    """One sample as it is stored: `key` and `inputs` are digests, `sizes` are its tokens by each
+    mask, `values` are the tensors."""
 
     key: npt.NDArray[np.uint64]
     inputs: npt.NDArray[np.uint64]
-    size: int
+    sizes: tuple[int, ...]
     values: list[Tensor]
 
 
@@ -61,10 +63,10 @@ def write_shard(folder: Path, file: str, records: Sequence[Record]) -> Shard:
     """
     crc = [[zlib.crc32(_raw(x)) for x in record.values] for record in records]
     tensors = {
-        "index/crc": torch.tensor(crc, dtype=torch.int64).reshape(len(records), -1),
+        "index/crc": _rows_of(crc),
         "index/inputs": torch.from_numpy(np.stack([r.inputs for r in records]).view(np.int64)),
         "index/keys": torch.from_numpy(np.stack([r.key for r in records]).view(np.int64)),
-        "index/sizes": torch.tensor([r.size for r in records], dtype=torch.int64),
+        "index/sizes": _rows_of([r.sizes for r in records]),
     }
     count = len(records[0].values)
     for i in range(count):
@@ -82,6 +84,10 @@ def write_shard(folder: Path, file: str, records: Sequence[Record]) -> Shard:
     os.replace(beside, path)
     sync_folder(path.parent)
     return Shard(file, len(records), digest.size, digest.sha256, index_size, index.hexdigest())
+
+
+def _rows_of(numbers: Sequence[Sequence[int]]) -> Tensor:
+    return torch.tensor(numbers, dtype=torch.int64).reshape(len(numbers), -1)
 
 
 def _raw(x: Tensor) -> memoryview:
@@ -102,8 +108,8 @@ class ShardReader:
         self.sizes, self._crc = index["index/sizes"], index["index/crc"]
         self._starts: list[npt.NDArray[np.int64]] = []
         for i, form in enumerate(forms):
-            unit = form.dtype.itemsize * int(np.prod([n for n in form.shape if n is not None]))
-            lengths = unit * self.sizes ** len(form.axes)
+            unit = form.dtype.itemsize * math.prod(n for n in form.shape if n >= 0)
+            lengths = unit * self.sizes[:, [mask for _, mask in form.axes]].prod(1)
             start, end = ends[f"value/{i}"]
             self._starts.append(start + np.concatenate([[0], np.cumsum(lengths)]))
             if self._starts[i][-1] != end:
@@ -121,7 +127,7 @@ class ShardReader:
             buffer = bytearray(self._bytes(start, end - start))
             if zlib.crc32(buffer) != int(self._crc[row, i]):
                 raise self._damaged(f"the values of its sample {row} do not fit their checksum")
-            shape = form.shape_of(int(self.sizes[row]))
+            shape = form.shape_of(self.sizes[row].tolist())
             empty = torch.empty(shape, dtype=form.dtype)
             flat = torch.frombuffer(buffer, dtype=form.dtype) if buffer else empty
             values.append(flat.reshape(shape))

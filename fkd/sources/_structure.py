@@ -92,6 +92,11 @@ def parts(structure: Any) -> list[Any]:
     raise ValueError(f"{structure!r:.60} is no structure of tensors")
 
 
+def is_sparse(structure: Any) -> bool:
+    """Whether a value is a distribution that is known on some classes."""
+    return isinstance(structure, list) and bool(structure) and structure[0] in _SPARSE
+
+
 def indices(structure: Any) -> list[int]:
     """The places of the tensors of a structure."""
     if isinstance(structure, int):

@@ -186,7 +186,7 @@ def test_texts_of_several_lengths_in_buckets_and_random_order(tmp_path):
     collate = lambda part: pad_batch(part, edges=edges)
     kept = cache(objective, [collate(made[i : i + 3]) for i in range(0, 12, 3)], tmp_path,
                  progress=False)  # fmt: skip
-    assert [form["shape"] for form in kept.header.forms] == [[2, None, None], [None, 16], [2]]
+    assert [form["shape"] for form in kept.header.forms] == [[2, -1, -1], [-1, 16], [2]]
     cheap = bind(objective, kept)
     sampler = BucketBatchSampler([len(t["input_ids"]) for t in made], 3, edges=edges)
     for epoch in range(2):

@@ -11,11 +11,14 @@ from torch import Tensor
 
 from ..._base.arguments import called_with
 from ..._base.mean import Mean
+from ..._base.sparse import sparse_instead
 from .._shared.counted import counted_where
 from ._arguments import HeadArguments
 from ._divergence import Divergence
 from ._evaluate import evaluate, evaluate_parts
 from ._inputs import counted
+
+_OF_THE_TEACHER = ("teacher_weight", "teacher_bias", "teacher_logit_scale", "teacher_softcap")
 
 F = TypeVar("F", bound=Callable[..., Any])
 
@@ -35,6 +38,7 @@ def _part_names(divergence: object = None, **_: object) -> tuple[str, ...]:
     return names if len(names) > 1 else ()
 
 
+@sparse_instead("teacher_hidden", *_OF_THE_TEACHER)
 @counted_where(counted)
 @called_with(HeadArguments)
 def head_agreement(arguments: HeadArguments) -> Float[Tensor, "*batch"]:
@@ -64,6 +68,7 @@ def head_agreement(arguments: HeadArguments) -> Float[Tensor, "*batch"]:
         return evaluate(arguments, metrics=True)[1]["agreement"]
 
 
+@sparse_instead("teacher_hidden", *_OF_THE_TEACHER)
 @_measured
 @counted_where(counted)
 @called_with(HeadArguments)
@@ -145,6 +150,7 @@ def head_divergence(arguments: HeadArguments) -> Mean:
     return evaluate(arguments)[0]
 
 
+@sparse_instead("teacher_hidden", *_OF_THE_TEACHER)
 @counted_where(counted)
 @called_with(HeadArguments)
 def head_divergence_and_metrics(
@@ -174,6 +180,7 @@ def head_divergence_and_metrics(
     return evaluate(arguments, metrics=True)
 
 
+@sparse_instead("teacher_hidden", *_OF_THE_TEACHER)
 @counted_where(counted)
 @called_with(HeadArguments)
 def head_metrics(arguments: HeadArguments) -> dict[str, Float[Tensor, "*batch"]]:

@@ -1,0 +1,124 @@
+"""The few parameters of a teacher that the terms read beside its values: a head, and no more.
+
+They are kept once, in a file of their own, so that nobody needs the teacher for them.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from fkd._objective.apply import parameter_names
+from fkd._objective.models import Model
+from fkd._refs.refs import Param, Ref, node, walk
+from fkd.loops._base.files import digest, discard, open_regular, sync_folder, write_file
+from fkd.loops._checkpoint.tensors import NAMES, chunks
+
+from ._errors import DamagedSourceError, SourceError
+
+FILE = "parameters.safetensors"
+_DTYPES = {name: dtype for dtype, name in NAMES.items()}
+
+
+class Parameters(NamedTuple):
+    """What the header says of them.
+
+    Attributes:
+      names: `[model, parameter]` of each, in their order in the file.
+      size, sha256: of the file; 0 and "" where there are none.
+    """
+
+    names: list[list[str]]
+    size: int
+    sha256: str
+
+
+def parameters_read(refs: Iterable[Ref]) -> dict[str, list[str]]:
+    """The parameters that refs read, by model."""
+    found: dict[str, list[str]] = {}
+    for part in dict.fromkeys(node(part) for ref in refs for part in walk(ref)):
+        if isinstance(part, Param) and part.parameter not in found.get(part.root, []):
+            found.setdefault(part.root, []).append(part.parameter)
+    return found
+
+
+def tensors_of(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
+    """Some parameters of a model, in memory that holds nothing else."""
+    assert model.module is not None
+    first, tensors = parameter_names(model.module), dict(model.module.named_parameters())
+    own = {name: tensors[first[name]].detach() for name in names if name in first}
+    return {n: x.clone() if _is_part(x) else x for n, x in own.items()}
+
+
+def _is_part(x: Tensor) -> bool:
+    return x.untyped_storage().nbytes() > x.numel() * x.element_size()
+
+
+def write_parameters(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> Parameters:
+    """Write them, if they are not there; several processes may do so at a time."""
+    names = [[model, name] for model, own in tensors.items() for name in own]
+    if not names:
+        return Parameters([], 0, "")
+    beside = folder / f".{FILE}.{os.getpid()}.writing"
+    numbered = {str(i): tensors[model][name] for i, (model, name) in enumerate(names)}
+    discard(beside)
+    try:
+        written = write_file(beside, chunks(numbered))
+        path = folder / FILE
+        if not path.is_file() or digest(path) != written:
+            os.replace(beside, path)
+            sync_folder(folder)
+    finally:
+        discard(beside)
+    return Parameters(names, *written)
+
+
+def read_parameters(
+    folder: Path, about: Parameters, model: str, names: Sequence[str]
+) -> dict[str, Tensor]:
+    """Some parameters of a model.
+
+    Raises:
+      SourceError: one of them was not kept.
+      DamagedSourceError: the file is not what was written.
+    """
+    have = [name for of, name in about.names if of == model]
+    missing = [name for name in names if name not in have]
+    if missing:
+        raise SourceError(
+            f"{model}.param({missing[0]!r}) is read, and the cache {folder} has of this model "
+            f"{have or 'no parameter'}: it keeps those that the terms read when it was made. Make "
+            f"it again with these terms, or give the objective its {model}."
+        )
+    verify_parameters(folder, about)
+    with open_regular(folder / FILE) as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+        found: dict[str, Tensor] = {}
+        for name in names:
+            one = header[str(about.names.index([model, name]))]
+            first, last = one["data_offsets"]
+            file.seek(8 + length + first)
+            raw = bytearray(file.read(last - first))
+            flat = torch.frombuffer(raw, dtype=_DTYPES[one["dtype"]]) if raw else torch.empty(0)
+            found[name] = flat.reshape(one["shape"])
+    return found
+
+
+def verify_parameters(folder: Path, about: Parameters) -> None:
+    """Compare the file with its checksum.
+
+    Raises:
+      DamagedSourceError: it is damaged, or missing.
+    """
+    path = folder / FILE
+    if about.names and not (path.is_file() and digest(path) == (about.size, about.sha256)):
+        raise DamagedSourceError(
+            f"{path} is damaged or missing. Make the cache again: what is whole is kept."
+        )
