@@ -6,11 +6,13 @@ python examples/tutorials/summary.py     writes results/*.txt
 from __future__ import annotations
 
 import json
+import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).parent / "results"
+BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
 
 
 def rows_of(name: str) -> list[dict[str, Any]]:
@@ -68,7 +70,36 @@ def embeddings() -> str:
     return table(lines)
 
 
-TABLES = {"audio": audio, "embeddings": embeddings}
+def text() -> str:
+    """SST-2, of `benchmarks/real_bert.py`: mean and standard deviation over the seeds."""
+    path = BENCHMARKS / "real_bert.jsonl"
+    rows = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    found: dict[str, list[float]] = {}
+    for row in rows:
+        if row["task"] == "sst2":
+            found.setdefault(row["name"], []).append(100 * row["test"]["accuracy"])
+    lines = [["model", "learns from", "seeds", "accuracy on 1,821 test sentences"]]
+    for name in ("teacher", "3-labels", "3-distilled", "2-labels", "2-distilled"):
+        values = found[name]
+        layers, _, way = name.partition("-")
+        spread = f"{statistics.mean(values):.1f} +- {statistics.stdev(values):.1f}"
+        what = f"{layers} layers" if way else "teacher, 6 layers"
+        lines.append(
+            [what, "teacher" if way == "distilled" else "labels", str(len(values)), spread]
+        )
+    return table(lines)
+
+
+def language_model() -> str:
+    """The table of `benchmarks/results/smollm2_cpu.md`."""
+    lines = (BENCHMARKS / "smollm2_cpu.md").read_text(encoding="utf-8").splitlines()
+    cells = [[c.strip() for c in line.strip("|").split("|")] for line in lines if line[:1] == "|"]
+    return table([cells[0], *cells[2:]])
+
+
+TABLES = {
+    "audio": audio, "embeddings": embeddings, "text": text, "language_model": language_model,
+}  # fmt: skip
 
 if __name__ == "__main__":
     for name, make in TABLES.items():

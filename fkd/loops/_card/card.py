@@ -258,9 +258,6 @@ class _Pair:
                     found.setdefault(name, []).append((value, count))
         return found
 
-    def _read(self, **refs: Any) -> list[dict[str, Any]]:
-        return list(score(self.objective, self.state, self.asked.loader, refs))
-
     def compared(self) -> Compared:
         """Both models' values at the positions that count, and how far they are apart."""
         asked = self.asked
@@ -270,7 +267,8 @@ class _Pair:
         refs |= {} if asked.labels is None or asked.distance else {"labels": asked.labels}
         kinds = asked.distance or logits_apart
         parts: list[Part] = []
-        for one, values in zip(asked.loader, self._read(**refs), strict=True):
+        scored = score(self.objective, self.state, asked.loader, refs)
+        for one, values in zip(asked.loader, scored, strict=True):  # one batch's logits at a time
             texts = None if asked.describe is None else [str(text) for text in asked.describe(one)]
             parts.append(part(values, kinds, texts))
         return comparison(parts, asked.examples)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .quality import calibration, divergences
+from .quality import Certainty, certainty, divergences, reliability
 from .record import Calibration, Disagreement
 
 
@@ -17,8 +17,9 @@ class Part:
     """Of one batch, the positions that count.
 
     Attributes:
-      student, teacher: logits `[n, classes]`; None where no classes are compared.
+      student, teacher: the classes that they choose, `[n]`; None where none are compared.
       labels: `[n]`, negative where there is none; None without labels.
+      certain: of the student; None without labels.
       apart: the distance of both models, `[n]`.
       keep: which positions of the batch these are, `[positions]`.
       texts: what these are; empty where nobody says it.
@@ -27,6 +28,7 @@ class Part:
     student: Tensor | None
     teacher: Tensor | None
     labels: Tensor | None
+    certain: Certainty | None
     apart: Tensor
     keep: Tensor
     texts: list[str]
@@ -34,13 +36,12 @@ class Part:
 
 @dataclass(frozen=True)
 class Compared:
-    """A student and its teacher over all batches; no agreement and no logits without classes."""
+    """A student and its teacher over all batches; no agreement without classes."""
 
     agreement: float | None
     divergence: float
     worst: tuple[Disagreement, ...]
-    logits: Tensor | None
-    labels: Tensor | None
+    certain: Certainty | None
 
 
 def logits_apart(student_logits: Tensor, teacher_logits: Tensor) -> Tensor:
@@ -75,12 +76,16 @@ def part(
             "number for each position, [*batch], is expected, and no mean over them."
         )
     keep = counted(values.get("where"), apart.shape)
-    labels = values.get("labels")
+    labels = _class_numbers(values["labels"], mine)[keep] if "labels" in values else None
     classes = distance is logits_apart
+    known = None
+    if labels is not None:
+        known = certainty(mine.reshape(-1, mine.shape[-1])[keep][labels >= 0], labels[labels >= 0])
     return Part(
-        student=mine.reshape(-1, mine.shape[-1])[keep] if classes else None,
-        teacher=theirs.reshape(-1, theirs.shape[-1])[keep] if classes else None,
-        labels=None if labels is None else _class_numbers(labels, mine)[keep],
+        student=mine.argmax(-1).flatten()[keep] if classes else None,
+        teacher=theirs.argmax(-1).flatten()[keep] if classes else None,
+        labels=labels,
+        certain=known,
         apart=apart.flatten()[keep].double(),
         keep=keep,
         texts=_kept(texts, keep),
@@ -130,27 +135,25 @@ def comparison(parts: Sequence[Part], examples: int) -> Compared:
     apart = torch.cat([one.apart for one in parts])
     if not len(apart):
         raise ValueError("report_card: no position counts: where is False everywhere.")
-    mine, theirs, labels = (
+    ours, other, labels = (
         _joined([getattr(one, name) for one in parts]) for name in ("student", "teacher", "labels")
     )
     texts = [text for one in parts for text in one.texts]
     index = torch.cat([one.keep for one in parts]).nonzero().flatten()
-    choices = [None if x is None else x.argmax(-1) for x in (mine, theirs)]
-    chosen = [[None] * len(apart) if c is None else c.tolist() for c in choices]
+    chosen = [[None] * len(apart) if c is None else c.tolist() for c in (other, ours)]
     worst = tuple(
         Disagreement(
             index=int(index[i]),
             divergence=float(apart[i]),
-            teacher=chosen[1][i],
-            student=chosen[0][i],
+            teacher=chosen[0][i],
+            student=chosen[1][i],
             label=None if labels is None or int(labels[i]) < 0 else int(labels[i]),
             example=texts[i] if texts else "",
         )
         for i in apart.topk(min(examples, len(apart))).indices.tolist()
     )
-    ours, other = choices
     same = None if ours is None or other is None else float((ours == other).double().mean())
-    return Compared(same, float(apart.mean()), worst, mine, labels)
+    return Compared(same, float(apart.mean()), worst, _together([one.certain for one in parts]))
 
 
 def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
@@ -158,11 +161,13 @@ def _joined(columns: Sequence[Tensor | None]) -> Tensor | None:
     return torch.cat(present) if present else None
 
 
+def _together(parts: Sequence[Certainty | None]) -> Certainty | None:
+    """One after the other; None where no label is known."""
+    known = [part for part in parts if part is not None and len(part.right)]
+    return Certainty(*map(torch.cat, zip(*known, strict=True))) if known else None
+
+
 def calibrated(compared: Sequence[Compared]) -> Calibration | None:
     """Of all seeds together: their predictions, one after the other."""
-    logits, labels = (
-        _joined([getattr(c, name) for c in compared]) for name in ("logits", "labels")
-    )
-    if logits is None or labels is None or not bool((labels >= 0).any()):
-        return None
-    return calibration(logits[labels >= 0], labels[labels >= 0])
+    known = _together([one.certain for one in compared])
+    return None if known is None else reliability(known)

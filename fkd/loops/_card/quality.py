@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -51,9 +52,29 @@ def _bootstrap(batches: Sequence[tuple[float, int]]) -> tuple[float, float]:
     return float(np.percentile(means, 2.5)), float(np.percentile(means, 97.5))
 
 
-def calibration(
-    logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"], bins: int = BINS
-) -> Calibration:
+class Certainty(NamedTuple):
+    """Predictions whose labels are known: three numbers for each, however many classes there are.
+
+    Attributes:
+      confidence: the probability of the choice.
+      right: 1 where it is the label, else 0.
+      nll: the negative log-likelihood of the label, in nats.
+    """
+
+    confidence: Float[Tensor, " n"]
+    right: Float[Tensor, " n"]
+    nll: Float[Tensor, " n"]
+
+
+def certainty(logits: Float[Tensor, "n classes"], labels: Int[Tensor, " n"]) -> Certainty:
+    """What calibration needs to know of predictions."""
+    log_p = logits.double().log_softmax(-1)
+    confidence, choice = log_p.exp().max(-1)
+    nll = -log_p.gather(-1, labels[:, None])[:, 0]
+    return Certainty(confidence, (choice == labels).double(), nll)
+
+
+def reliability(known: Certainty, bins: int = BINS) -> Calibration:
     """Expected calibration error over bins of equal width, and the reliability plot.
 
         ECE = sum_b n_b / n |accuracy_b - confidence_b|
@@ -61,9 +82,7 @@ def calibration(
     Reference:
       Guo et al., On Calibration of Modern Neural Networks, arXiv:1706.04599.
     """
-    log_p = logits.double().log_softmax(-1)
-    confidence, choice = log_p.exp().max(-1)
-    right = (choice == labels).double()
+    confidence, right, nll = known
     place = (confidence * bins).long().clamp(max=bins - 1)
     count = torch.zeros(bins, dtype=torch.double).index_add(0, place, torch.ones_like(right))
     sums = [
@@ -71,10 +90,9 @@ def calibration(
     ]
     mean_confidence, accuracy = (s / count.clamp(min=1) for s in sums)
     error = ((accuracy - mean_confidence).abs() * count).sum() / count.sum().clamp(min=1)
-    nll = -log_p.gather(-1, labels[:, None]).mean()
     return Calibration(
         float(error),
-        float(nll),
+        float(nll.mean()),
         tuple(mean_confidence.tolist()),
         tuple(accuracy.tolist()),
         tuple(int(n) for n in count.tolist()),

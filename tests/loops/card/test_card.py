@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, student, teacher
 from fkd.loops import collect, report_card
-from fkd.loops._card.quality import calibration, divergences, quality
+from fkd.loops._card.quality import certainty, divergences, quality, reliability
 from fkd.metrics import accuracy
 
 ACCURACY = {"accuracy": fkd.metric(accuracy, student.logits, batch.labels)}
@@ -247,9 +247,9 @@ def test_calibration_of_what_is_known():
     """Always sure of class 0, right half of the time: the error is one half."""
     logits = torch.tensor([[50.0, 0.0]]).expand(10, 2)
     labels = torch.tensor([0, 1] * 5)
-    assert calibration(logits, labels).error == pytest.approx(0.5)
-    assert calibration(torch.zeros(10, 2), labels).error == pytest.approx(0.0)
-    assert sum(calibration(logits, labels).count) == 10
+    assert reliability(certainty(logits, labels)).error == pytest.approx(0.5)
+    assert reliability(certainty(torch.zeros(10, 2), labels)).error == pytest.approx(0.0)
+    assert sum(reliability(certainty(logits, labels)).count) == 10
 
 
 def test_divergence_of_classes_without_probability():
