@@ -9,8 +9,8 @@ How it is supervised is one flag:
     labels      the next token alone, without a teacher
     live        KL to the teacher, which runs beside the student
     cached      the same; the teacher runs once, and what it says is kept in OUT/cache
-    top-k       KL to the most probable tokens of the teacher (--keep) and the rest
-    sampled     KL to tokens drawn from the teacher (--keep), unbiased
+    top-k       the same; kept are its most probable tokens (--keep) and the rest
+    sampled     the same; kept are tokens drawn from it (--keep), unbiased
     served      the teacher runs elsewhere: the same command there with --serve PORT, here --url
     on-policy   JSD on what the student itself writes after the prompts (--share of the batches)
 
@@ -34,10 +34,10 @@ from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fkd
-from fkd import batch, call, student, teacher, term
+from fkd import batch, student, teacher, term
 from fkd.interop.transformers import heads, init_from_layers
 from fkd.loops import language as lm
-from fkd.losses import cross_entropy, head, head_divergence, jsd, kl
+from fkd.losses import cross_entropy, head, head_divergence, kl
 from fkd.metrics import agreement, perplexity
 
 WAYS = ("labels", "live", "cached", "top-k", "sampled", "served", "on-policy")
@@ -158,34 +158,28 @@ def terms_of(small: Any, big: Any, args: argparse.Namespace) -> dict[str, Any]:
     """The objective: labels, and what the teacher says."""
     if args.supervision == "labels":
         return {"labels": term(cross_entropy, student.logits, batch.targets, where=counts)}
-    if args.supervision == "on-policy":
-        return {"gkd": term(jsd, student.logits, teacher.logits, beta=0.5, where=counts)}
-    if args.supervision in ("top-k", "sampled"):
-        few = {"top-k": fkd.sources.top_k, "sampled": fkd.sources.sampled}[args.supervision]
-        known, targets = call(few(args.keep), teacher.logits), batch.targets
-        return {
-            "kd": term(kl, student.logits, known, where=counts),
-            "labels": term(
-                cross_entropy, student.logits, targets, where=counts, weight=args.labels
-            ),
-        }
-    both = head.kl() + args.labels * head.cross_entropy()  # in one pass, logits never stored
+    # In one pass, logits never stored; the log has kd/kl and kd/labels.
+    both = head.kl() + args.labels * head.cross_entropy().named("labels")
+    divergence = head.jsd(0.5) if args.supervision == "on-policy" else both
     sides = heads(student=small, teacher=big)
-    return {"kd": term(head_divergence, **sides, labels=batch.targets, divergence=both)}
+    return {"kd": term(head_divergence, **sides, labels=batch.targets, divergence=divergence)}
 
 
 def sourced(objective: fkd.Objective, loaders: Sequence[Any], args: argparse.Namespace) -> Any:
     """The objective without its teacher, and loaders with what the teacher says: from the disk,
     or from another process."""
-    if args.supervision not in ("cached", "served"):
-        return objective, loaders
+    few = {"top-k": fkd.sources.top_k, "sampled": fkd.sources.sampled}.get(args.supervision)
     if args.supervision == "served":
         source: Any = fkd.sources.served(args.url)
+    elif args.supervision not in ("cached", "top-k", "sampled"):
+        return objective, loaders
     else:
         rows = [row for loader in loaders for row in loader.dataset]
         every = DataLoader(rows, args.batch_size, collate_fn=loaders[0].collate_fn)
         options = {"precision": args.precision, "device": args.device}
-        source = fkd.sources.cache(objective, every, args.out / "cache", **options)
+        hidden = objective.terms["kd"].kwargs["teacher_hidden"]
+        keep = None if few is None else {hidden: few(args.keep, of=teacher.logits)}
+        source = fkd.sources.cache(objective, every, args.out / "cache", keep=keep, **options)
     return fkd.sources.bind(objective, source), [source.attach(loader) for loader in loaders]
 
 

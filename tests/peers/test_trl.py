@@ -11,7 +11,7 @@ import torch
 import fkd
 from fkd import batch, student, teacher, term
 from fkd.loops.language import Tokens, token_batch
-from fkd.losses import jsd, kl, reverse_kl
+from fkd.losses import head, head_divergence, jsd, kl, reverse_kl
 
 from ..loops.text.test_batches import llama
 
@@ -72,4 +72,32 @@ def test_gkd(beta, loss, side, temperature):
     peer_grads = torch.autograd.grad(peer, list(ours.parameters()))
     torch.testing.assert_close(value, peer.detach(), rtol=1e-5, atol=1e-7)
     for a, b in zip(grads, peer_grads, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
+
+
+@pytest.mark.parametrize(
+    ("beta", "divergence"),
+    [(0.0, head.kl()), (1.0, head.reverse_kl()), (0.5, head.jsd(0.5)), (0.1, head.jsd(0.1))],
+    ids=str,
+)
+@pytest.mark.parametrize("temperature", [1.0, 2.0])
+def test_distillation_trainer(beta, divergence, temperature):
+    """The chunked loss on hidden states, with scale and softcap: again without T^2."""
+    trainer = pytest.importorskip("trl.trainer.distillation_trainer")
+    g = torch.Generator().manual_seed(0)
+    hidden, weight = torch.randn(2, 7, 6, generator=g), torch.randn(30, 6, generator=g)
+    other, other_weight = torch.randn(2, 7, 8, generator=g), torch.randn(30, 8, generator=g)
+    mask = torch.rand(2, 7, generator=g) > 0.3
+    inputs = hidden.requires_grad_(), weight.requires_grad_()
+    peer = trainer._chunked_divergence_loss(
+        hidden, other, weight, other_weight, mask.long(), beta, temperature=temperature,
+        teacher_logit_scale=0.5, student_final_logit_softcapping=5.0,
+    )[0]  # fmt: skip
+    value = head_divergence(
+        hidden, weight, other, other_weight, divergence=divergence, temperature=temperature,
+        where=mask, teacher_logit_scale=0.5, student_softcap=5.0, strategy="chunked",
+    ).value  # fmt: skip
+    torch.testing.assert_close(value, temperature**2 * peer, rtol=1e-5, atol=1e-7)
+    theirs = torch.autograd.grad(temperature**2 * peer, inputs)
+    for a, b in zip(torch.autograd.grad(value, inputs), theirs, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5 * float(b.abs().max()))
