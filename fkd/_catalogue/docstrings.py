@@ -33,8 +33,8 @@ def summary(value: Any) -> str:
 
 def formula(value: Any) -> list[str]:
     """The lines of the first indented block."""
-    found = re.search(r"\n\n((?:    .*\n?)+)", sections(value)[""])
-    return [line.strip() for line in found.group(1).splitlines()] if found else []
+    match = re.search(r"\n\n((?:    .*\n?)+)", sections(value)[""])
+    return [line.strip() for line in match.group(1).splitlines()] if match else []
 
 
 def reference(value: Any) -> str:

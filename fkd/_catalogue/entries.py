@@ -120,8 +120,8 @@ def search(words: Sequence[str]) -> list[Entry]:
       True
     """
     scored = [(min((_score(entry, w) for w in words), default=1), entry) for entry in entries()]
-    found = [(score, entry) for score, entry in scored if score]
-    return [entry for _, entry in sorted(found, key=lambda pair: -pair[0])]
+    matching = [(score, entry) for score, entry in scored if score]
+    return [entry for _, entry in sorted(matching, key=lambda pair: -pair[0])]
 
 
 def _score(entry: Entry, word: str) -> int:

@@ -72,8 +72,8 @@ def _named_arguments(term: Term) -> dict[str, Ref]:
         names = []
     names += [str(i) for i in range(len(names), len(term.args))]
     sides = ("student", "teacher")
-    given = {n: v for n, v in term.kwargs.items() if isinstance(v, Ref) and n.startswith(sides)}
-    return {**dict(zip(names, term.args, strict=False)), **given}
+    by_side = {n: v for n, v in term.kwargs.items() if isinstance(v, Ref) and n.startswith(sides)}
+    return {**dict(zip(names, term.args, strict=False)), **by_side}
 
 
 def _positions(

@@ -47,13 +47,13 @@ def environment() -> dict[str, dict[str, Any]]:
 
 
 def _versions() -> dict[str, str]:
-    found: dict[str, str] = {}
+    versions: dict[str, str] = {}
     for name in (*NEEDED, *OPTIONAL):
         try:
-            found[name] = importlib.metadata.version(name)
+            versions[name] = importlib.metadata.version(name)
         except importlib.metadata.PackageNotFoundError:
-            found[name] = "MISSING" if name in NEEDED else "not installed"
-    return found
+            versions[name] = "MISSING" if name in NEEDED else "not installed"
+    return versions
 
 
 def _devices() -> list[str]:
@@ -81,13 +81,13 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    found = environment()
+    sections = environment()
     if arguments.json:
-        json.dump(found, sys.stdout, indent=2)
+        json.dump(sections, sys.stdout, indent=2)
         print()
         return 0
-    width = max(len(name) for section in found.values() for name in section)
-    for title, section in found.items():
+    width = max(len(name) for section in sections.values() for name in section)
+    for title, section in sections.items():
         print(title)
         for name, value in section.items():
             text = "\n".join(value) if isinstance(value, list) else str(value)

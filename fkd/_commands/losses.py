@@ -22,19 +22,19 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     words = [word for text in arguments.words for word in text.split()]
-    found = search(words)
-    if not found:
+    matching = search(words)
+    if not matching:
         names = [entry.name for entry in entries()]
         print(f"Nothing has {' and '.join(map(repr, words))}. {nearest(words[0], names)}".rstrip())
         return 1
     if arguments.names:
-        print("\n".join(entry.name for entry in found))
-    elif words == [found[0].name]:
-        print(_whole(found[0]))
-        _and_others(found[1:])
+        print("\n".join(entry.name for entry in matching))
+    elif words == [matching[0].name]:
+        print(_whole(matching[0]))
+        _and_others(matching[1:])
     else:
         family = ""
-        for entry in sorted(found, key=lambda e: e.order) if not words else found:
+        for entry in sorted(matching, key=lambda e: e.order) if not words else matching:
             if not words and entry.family != family:
                 family = entry.family
                 print(f"\n{family}")

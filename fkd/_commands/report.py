@@ -19,10 +19,10 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _run(arguments: argparse.Namespace) -> int:
     better = arguments.higher
-    found = report(
+    page = report(
         arguments.folder, out=arguments.out, metric=arguments.metric, higher_is_better=better
     )
-    print(found)
+    print(page)
     return 0
 
 

@@ -219,8 +219,8 @@ def _add_ref(
         names = _roots(ref, objective)
         tint = "plain" if len(names) != 1 else {"batch": "batch", **tints}[names[0]]
         shown = repr(original(ref)).replace("<lambda>", "lambda ctx: ...")
-        given = [(part.source, part.place) for part in origins(ref)]
-        texts = (text for name, place in given for text in (f"from {name}", place) if text)
+        pairs = [(part.source, part.place) for part in origins(ref)]
+        texts = (text for name, place in pairs for text in (f"from {name}", place) if text)
         lines = tuple(dict.fromkeys(texts))
         tooltip = " ".join([shown, *lines])
         drawing.boxes[box] = Box("value", shown, lines, tint=tint, tooltip=tooltip)

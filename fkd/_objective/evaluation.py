@@ -219,8 +219,8 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
             result, state = loss(*args, state=state, **kwargs)
         if takes_where:
             positions = of_values(positions, result)
-        made = Evaluated(result, positions, state)
-        return made if weight is None or weighs else made.weighted(weight)
+        evaluated = Evaluated(result, positions, state)
+        return evaluated if weight is None or weighs else evaluated.weighted(weight)
 
     return evaluate
 

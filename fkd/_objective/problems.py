@@ -36,8 +36,8 @@ def read_problems(
     known = {name: model for name, model in models.items() if isinstance(model, Model)}
     problems: list[str] = []
     for name, term in terms.items():
-        own = (*_signature(term), *_knobs(term), *reach_problems(term, models))
-        problems += [f"term {name!r}: {p}" for p in own]
+        mistakes = (*_signature(term), *_knobs(term), *reach_problems(term, models))
+        problems += [f"term {name!r}: {p}" for p in mistakes]
     for ref in dict.fromkeys(refs):
         where = first_reader(terms, ref)
         problems += [where + p for p in _ref(ref, models, known)]

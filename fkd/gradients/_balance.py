@@ -23,7 +23,7 @@ class GradNorm:
 
     def init(self, parameters: Gradient, groups: Sequence[str]) -> dict[str, Tensor]:
         """Weights of 1; the losses are those of the first step, and 0 before it."""
-        like = next(p for held in parameters.values() for p in held.values())
+        like = next(p for params in parameters.values() for p in params.values())
         ones = torch.ones(len(groups), device=like.device)
         return {"weights": ones, "losses": torch.zeros_like(ones)}
 

@@ -95,8 +95,8 @@ def together(
 def weighted_sum(gradients: Sequence[Gradient], weights: Sequence[Tensor] | Tensor) -> Gradient:
     """The sum of gradients, each times its weight."""
     return {
-        model: {name: sum_of([g[model][name] for g in gradients], weights) for name in held}
-        for model, held in gradients[0].items()
+        model: {name: sum_of([g[model][name] for g in gradients], weights) for name in params}
+        for model, params in gradients[0].items()
     }
 
 
@@ -137,7 +137,7 @@ def _inner(x: Tensor, y: Tensor) -> Tensor:
 
 
 def _under(gradient: Gradient, prefix: str) -> list[Tensor]:
-    named = [(f"{m}.{n}", x) for m, held in gradient.items() for n, x in held.items()]
+    named = [(f"{m}.{n}", x) for m, params in gradient.items() for n, x in params.items()]
     chosen = [x for n, x in named if not prefix or n == prefix or n.startswith(prefix + ".")]
     if not chosen:
         raise ValueError(

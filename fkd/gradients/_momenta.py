@@ -22,8 +22,8 @@ class Momenta:
     def init(self, parameters: Gradient, groups: Sequence[str]) -> dict[str, Any]:
         """Velocities of 0."""
         return {
-            group: {m: {n: torch.zeros_like(p) for n, p in held.items()}
-                    for m, held in parameters.items()}
+            group: {m: {n: torch.zeros_like(p) for n, p in tensors.items()}
+                    for m, tensors in parameters.items()}
             for group in groups
         }  # fmt: skip
 
@@ -32,16 +32,16 @@ class Momenta:
     ) -> tuple[Gradient, Any]:
         new = {
             group: {
-                m: {n: self.momentum[group] * state[group][m][n] + g for n, g in held.items()}
-                for m, held in gradient.items()
+                m: {n: self.momentum[group] * state[group][m][n] + g for n, g in tensors.items()}
+                for m, tensors in gradient.items()
             }
             for group, gradient in gradients.items()
         }
         first = next(iter(new.values()))
         ones = [torch.ones(())] * len(new)
         total = {
-            m: {n: sum_of([velocity[m][n] for velocity in new.values()], ones) for n in held}
-            for m, held in first.items()
+            m: {n: sum_of([velocity[m][n] for velocity in new.values()], ones) for n in tensors}
+            for m, tensors in first.items()
         }
         return total, {group: {**state[group], **new[group]} for group in new}
 

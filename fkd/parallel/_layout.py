@@ -134,8 +134,8 @@ def reading(copied: nn.Module, layouts: Mapping[str, Layout]) -> nn.Module:
     """A skeleton that gathers its cut parameters where it reads them."""
     by_id = {id(p): layouts[n] for n, p in copied.named_parameters() if n in layouts}
     for module in list(copied.modules()):
-        held = module._parameters  # pyright: ignore[reportPrivateUsage]
-        cut = {n: by_id[id(p)] for n, p in held.items() if id(p) in by_id}
+        params = module._parameters  # pyright: ignore[reportPrivateUsage]
+        cut = {n: by_id[id(p)] for n, p in params.items() if id(p) in by_id}
         if cut:
             fields: dict[str, Any] = {n: _property(n, layout) for n, layout in cut.items()}
             own = type(module)

@@ -28,9 +28,9 @@ def over_ranks(copied: nn.Module, ranks: Ranks) -> nn.Module:
     """
     for module in batch_norms(copied).values():
         module.register_buffer(PRESENT, torch.ones(()), persistent=False)
-        own = type(module)
-        fields: dict[str, Any] = {"forward": _forward, "alone": own.forward, "ranks": ranks}
-        module.__class__ = type(own.__name__, (own,), {**fields, "__module__": own.__module__})
+        kind = type(module)
+        fields: dict[str, Any] = {"forward": _forward, "alone": kind.forward, "ranks": ranks}
+        module.__class__ = type(kind.__name__, (kind,), {**fields, "__module__": kind.__module__})
     return copied
 
 

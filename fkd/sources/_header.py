@@ -110,8 +110,8 @@ def write_header(path: Path, header: Header) -> None:
 
 def part_files(folder: Path) -> list[Path]:
     """The headers of the parts that are not joined yet, by rank."""
-    found = folder.glob(f"part-*/{PART}")
-    return sorted(found, key=lambda path: (len(path.parent.name), path.parent.name))
+    files = folder.glob(f"part-*/{PART}")
+    return sorted(files, key=lambda path: (len(path.parent.name), path.parent.name))
 
 
 def read_header(folder: Path) -> Header | None:

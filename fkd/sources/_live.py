@@ -67,7 +67,7 @@ class Teacher:
         if device is not None:
             parts = map_tensors(lambda x: x.to(device), parts)
         self._parts = parts._replace(frozen=_inference(parts.frozen, self.autocast))
-        tensors = [x for tree in parts[:2] for held in tree.values() for x in held.values()]
+        tensors = [x for tree in parts[:2] for params in tree.values() for x in params.values()]
         self.device = next((x.device for x in tensors), torch.device("cpu"))
         options = options_of(compile)
         self._forward = compiled(self._of_a_batch, options)

@@ -263,10 +263,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 def is_loopback(host: str) -> bool:
     """Whether only processes of this machine reach a host."""
     try:
-        found = {str(info[4][0]) for info in socket.getaddrinfo(host or "0.0.0.0", None)}
+        addresses = {str(info[4][0]) for info in socket.getaddrinfo(host or "0.0.0.0", None)}
     except OSError:
         return False
-    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in found)
+    return all(ipaddress.ip_address(address.partition("%")[0]).is_loopback for address in addresses)
 
 
 def serve(

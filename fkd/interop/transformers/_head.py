@@ -83,8 +83,8 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
     inner = _with_head(module)
     layer = inner.get_output_embeddings()
     place = next((n for n, m in module.named_modules() if m is layer), None)
-    own = dict(layer.named_parameters(recurse=False))
-    if place is None or type(own.get("weight")) is not nn.Parameter:
+    params = dict(layer.named_parameters(recurse=False))
+    if place is None or type(params.get("weight")) is not nn.Parameter:
         raise ValueError(
             f"head: the output layer of {type(inner).__name__} is a {type(layer).__name__}, which "
             "has no weight of its own (adapters on the head, or a quantised one). Compare the "
@@ -95,7 +95,7 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
     return Head(
         hidden=root.tap(place, "input"),
         weight=root.param(f"{place}.weight"),
-        bias=root.param(f"{place}.bias") if "bias" in own else None,
+        bias=root.param(f"{place}.bias") if "bias" in params else None,
         logit_scale=scale,
         softcap=softcap,
     )
@@ -148,9 +148,9 @@ def _with_head(module: nn.Module) -> Any:
 def _stated(model: Any) -> Iterator[tuple[float | None, float | None]]:
     """Scale and bound as the config may mean them, the likeliest first."""
     configs = [model.config, model.config.get_text_config(decoder=True)]
-    found = [v for n in _SCALES for c in configs if (v := getattr(c, n, None)) is not None]
+    factors = [v for n in _SCALES for c in configs if (v := getattr(c, n, None)) is not None]
     divides = any(getattr(c, "logits_scaling", None) is not None for c in configs)
-    scales: list[float | None] = [1 / v if divides else v for v in found] + [*found, None]
+    scales: list[float | None] = [1 / v if divides else v for v in factors] + [*factors, None]
     bounds = [getattr(c, "final_logit_softcapping", None) for c in configs]
     caps = [c for c in bounds if c is not None] + [None]
     yield from dict.fromkeys(itertools.product(scales, caps))

@@ -121,16 +121,16 @@ def report_card(
     """
     _refuse(students, examples=examples, repeats=repeats)
     large = _model("teacher", teacher)
-    listed = {name: _seeds(name, given) for name, given in students.items()}
-    held = list(epoch_batches(loader, 0, -1))
-    if not held:
+    listed = {name: _seeds(name, models) for name, models in students.items()}
+    batches = list(epoch_batches(loader, 0, -1))
+    if not batches:
         raise ValueError(
             "report_card: the loader gave no batch. It is empty, or an iterator that can be used "
             "only once: pass a DataLoader, a list, or a function that makes the batches."
         )
     device = next((p.device for p in _module(large).parameters()), torch.device("cpu"))
     asked = _Asked(
-        held,
+        batches,
         metrics or {},
         compare,
         distance,
@@ -160,20 +160,20 @@ def _refuse(students: Mapping[str, Any], **counts: int) -> None:
             raise ValueError(f"report_card: {name} is {value}; at least 1 is expected.")
 
 
-def _seeds(name: str, given: AnyModel | Sequence[AnyModel]) -> list[Model]:
-    many = list(given) if isinstance(given, list | tuple) else [given]
+def _seeds(name: str, models: AnyModel | Sequence[AnyModel]) -> list[Model]:
+    many = list(models) if isinstance(models, list | tuple) else [models]
     if not many:
         raise ValueError(f"report_card: student {name!r} is an empty list; a module is expected.")
     return [_model(name, one) for one in many]
 
 
-def _model(name: str, given: Any) -> Model:
-    if isinstance(given, nn.Module):
-        return frozen(given)
-    if isinstance(given, Model) and given.module is not None:
-        return frozen(given.module, inputs=given.inputs, outputs=given.outputs)
+def _model(name: str, model: Any) -> Model:
+    if isinstance(model, nn.Module):
+        return frozen(model)
+    if isinstance(model, Model) and model.module is not None:
+        return frozen(model.module, inputs=model.inputs, outputs=model.outputs)
     raise ValueError(
-        f"report_card: {name} is a {type(given).__name__}; a torch.nn.Module, or "
+        f"report_card: {name} is a {type(model).__name__}; a torch.nn.Module, or "
         "fkd.frozen(module, inputs=...), is expected. A trained student is "
         "fkd.loops.export(objective, state, 'student')."
     )
@@ -240,23 +240,23 @@ class _Pair:
 
     def metrics(self, batches: list[Batch] | None = None) -> dict[str, float]:
         """The value of every metric over all batches."""
-        given = self.asked.metrics
+        metrics = self.asked.metrics
         data = self.asked.loader if batches is None else batches
-        found = evaluate(self.objective, self.state, data, metrics=given) if given else {}
-        return {n: v for n, v in found.items() if n.split("/")[0] != "loss"}
+        values = evaluate(self.objective, self.state, data, metrics=metrics) if metrics else {}
+        return {n: v for n, v in values.items() if n.split("/")[0] != "loss"}
 
     def by_batch(self) -> dict[str, list[tuple[float, int]]]:
         """Every metric that is a mean, for every batch, with its examples."""
         if len(self.asked.loader) < FEWEST_BATCHES:
             return {}
         whole = [n for n, m in self.asked.metrics.items() if isinstance(m, Collect)]
-        found: dict[str, list[tuple[float, int]]] = {}
+        means: dict[str, list[tuple[float, int]]] = {}
         for one in self.asked.loader:
             count = examples_in(normalised(one))
             for name, value in self.metrics([one]).items():
                 if name not in whole and name.split("/")[0] not in whole:
-                    found.setdefault(name, []).append((value, count))
-        return found
+                    means.setdefault(name, []).append((value, count))
+        return means
 
     def compared(self) -> Compared:
         """Both models' values at the positions that count, and how far they are apart."""
@@ -288,7 +288,7 @@ class _Pair:
             count, positions = len(values["student"]), positions + int(keep.sum())
             if positions >= _MOST_POSITIONS:
                 break
-        stacks = [torch.cat(found) for found in zip(*kept, strict=True)]
+        stacks = [torch.cat(layer) for layer in zip(*kept, strict=True)]
         return tuple(tuple(row) for row in linear_cka(stacks[:count], stacks[count:]).tolist())
 
 
@@ -298,7 +298,7 @@ def _itself(value: Tensor) -> Tensor:
 
 def _methods(asked: _Asked, students: Mapping[str, list[Model]]) -> dict[str, str]:
     examples = sum(examples_in(normalised(one)) for one in asked.loader)
-    seeds = ", ".join(f"{name}: {len(found)}" for name, found in students.items())
+    seeds = ", ".join(f"{name}: {len(models)}" for name, models in students.items())
     compared = {"distance": _name(asked.distance)} if asked.distance else {}
     return compared | {
         "data": f"{examples} examples in {len(asked.loader)} batches",

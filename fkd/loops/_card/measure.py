@@ -123,11 +123,11 @@ def _peak(run: Callable[[], object], device: torch.device) -> int:
     with _quiet(), torch.profiler.profile(activities=activities, profile_memory=True) as profile:
         run()
     recorded: Any = profile.profiler  # torch does not say of what type
-    held = peak = 0
+    allocated = peak = 0
     for event in recorded.kineto_results.events():
         if event.name() == "[memory]":
-            held += event.nbytes()
-            peak = max(peak, held)
+            allocated += event.nbytes()
+            peak = max(peak, allocated)
     return peak
 
 

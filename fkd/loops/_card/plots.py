@@ -49,23 +49,23 @@ def _tiles(card: Record) -> list[str]:
 
 def _tiles_of(row: ModelCard, teacher: ModelCard) -> list[str]:
     small, large = row.cost, teacher.cost
-    found: list[str] = []
+    tiles: list[str] = []
     kept = [n for n, q in row.quality.items() if q.kept is not None and higher_is_better(n)]
     for name in kept[:1]:
         note = f"of the teacher's {number(teacher.quality[name].mean)}"
         value = percent(row.quality[name].kept)
-        found.append(tile(f"{row.name}: {name} kept", value, note, kind="lead"))
+        tiles.append(tile(f"{row.name}: {name} kept", value, note, kind="lead"))
     if small.parameters:
         ratio = f"{large.parameters / small.parameters:.1f} x"
         note = f"{number(small.parameters)} parameters"
-        found.append(tile(f"{row.name}: smaller", ratio, note))
+        tiles.append(tile(f"{row.name}: smaller", ratio, note))
     faster = f"{large.latency_ms / max(small.latency_ms, 1e-9):.1f} x"
     note = f"{number(small.latency_ms)} ms an example"
-    found.append(tile(f"{row.name}: faster", faster, note))
+    tiles.append(tile(f"{row.name}: faster", faster, note))
     if row.agreement is not None:
         note = "first choice is the teacher's"
-        found.append(tile(f"{row.name}: agreement", percent(row.agreement), note))
-    return found
+        tiles.append(tile(f"{row.name}: agreement", percent(row.agreement), note))
+    return tiles
 
 
 def _table(card: Record) -> str:
@@ -114,21 +114,25 @@ def _scatter(card: Record, name: str, of: Callable[[ModelCard], float]) -> str:
 
 def _reliability(card: Record) -> list[str]:
     known = [(row, row.calibration) for row in card.rows if row.calibration is not None]
-    return [box(row.name, _bins(found), note=f"ECE {percent(found.error)}") for row, found in known]
+    return [
+        box(row.name, _bins(calibration), note=f"ECE {percent(calibration.error)}")
+        for row, calibration in known
+    ]
 
 
-def _bins(found: Calibration) -> str:
+def _bins(calibration: Calibration) -> str:
     """Accuracy over confidence; the diagonal is a calibrated model."""
     plot = Plot.around([0.0, 1.0], [0.0, 1.0], log=False, room=0.0)
     diagonal = f"M{plot.at(0.0, 0.0)}L{plot.at(1.0, 1.0)}"
     parts = [plot.grid(), f'<path class="axis" stroke-dasharray="4 4" d="{diagonal}"/>']
-    most, bins = max(found.count, default=1), len(found.count)
-    for i, count in enumerate(found.count):
+    most, bins = max(calibration.count, default=1), len(calibration.count)
+    for i, count in enumerate(calibration.count):
         if not count:
             continue
         shade = 0.25 + 0.75 * count / most
-        title = f"{count} of confidence {found.confidence[i]:.2f}: {found.accuracy[i]:.2f} right"
-        parts.append(plot.column(i / bins, (i + 1) / bins, found.accuracy[i], shade, title))
+        confidence, accuracy = calibration.confidence[i], calibration.accuracy[i]
+        title = f"{count} of confidence {confidence:.2f}: {accuracy:.2f} right"
+        parts.append(plot.column(i / bins, (i + 1) / bins, accuracy, shade, title))
     return plot.drawn("".join(parts), "accuracy over confidence")
 
 

@@ -27,8 +27,8 @@ def cells(card: Record) -> list[list[str]]:
         ("examples/s", lambda row: number(row.cost.throughput)),
         ("peak MB", lambda row: number(row.cost.peak_megabytes)),
     ]
-    made = [(title, [cell(row) for row in card.rows]) for title, cell in columns]
-    kept = [(title, column) for title, column in made if any(column)]
+    filled = [(title, [cell(row) for row in card.rows]) for title, cell in columns]
+    kept = [(title, column) for title, column in filled if any(column)]
     head = [title for title, _ in kept]
     return [head, *([column[i] for _, column in kept] for i in range(len(card.rows)))]
 
@@ -41,13 +41,13 @@ def distance(card: Record) -> str:
 def disagreements(card: Record, row: ModelCard) -> list[list[str]]:
     """Head and rows of the worst examples; without columns that are empty."""
     head = ["example", "teacher", row.name, "label", distance(card)]
-    made = [
+    rows = [
         [d.example or f"number {d.index}", *(_plain(x) for x in (d.teacher, d.student, d.label)),
          number(d.divergence)]
         for d in row.disagreements
     ]  # fmt: skip
-    kept = [i for i in range(len(head)) if any(line[i] for line in made)]
-    return [[line[i] for i in kept] for line in [head, *made]]
+    kept = [i for i in range(len(head)) if any(line[i] for line in rows)]
+    return [[line[i] for i in kept] for line in [head, *rows]]
 
 
 def _plain(choice: int | None) -> str:

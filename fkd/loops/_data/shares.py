@@ -40,14 +40,14 @@ def _share(batch: TensorBatch, ranks: Ranks) -> Share:
     count = batch_size(batch)
     _refuse_packed(batch, count, ranks)
     rows = tuple(count // ranks.size + (r < count % ranks.size) for r in range(ranks.size))
-    own = max(rows[ranks.rank], 1)
+    length = max(rows[ranks.rank], 1)
     begin = sum(rows[: ranks.rank]) if rows[ranks.rank] else 0
 
     def of_rank(x: Tensor) -> Tensor:
         if not x.ndim:
             return x
         if x.shape[0] == count:
-            return x[begin : begin + own].clone()
+            return x[begin : begin + length].clone()
         return x.tensor_split(ranks.size)[ranks.rank].clone()  # the positions of a packed batch
 
     return Share(map_tensors(of_rank, batch), rows)

@@ -138,18 +138,18 @@ class Evaluator:
 
     def _measured(self, state: State, loader: Iterable[Batch], world: World) -> Measured:
         """What this process has measured."""
-        own = Measured({}, {}, {}, {name: [] for name in self.collected}, -1)
+        measured = Measured({}, {}, {}, {name: [] for name in self.collected}, -1)
         for batch, index in self._forward.dealt(state, loader, world.rank, world.size):
-            own = own._replace(
-                losses=_merged(own.losses, batch.losses),
-                metrics=_merged(own.metrics, batch.metrics),
+            measured = measured._replace(
+                losses=_merged(measured.losses, batch.losses),
+                metrics=_merged(measured.metrics, batch.metrics),
                 weights=batch.weights,  # one that a ref computes is that of the last batch
                 last=index,
             )
             for name, values in batch.collected.items():
                 kept = map_tensors(lambda x: x.detach().cpu(), values)
-                own.collected[name].append((index, kept))
-        return own
+                measured.collected[name].append((index, kept))
+        return measured
 
     def _scalars(self, step: int, device: torch.device) -> tuple[Scalars, Scalars]:
         """The knobs of the losses, and those of the metrics."""

@@ -92,10 +92,10 @@ def _on_host(x: Tensor) -> Tensor:
 
 def _content(batch: TensorBatch) -> bytes:
     """A digest of a batch: its structure and the bits of its tensors."""
-    made = hashlib.blake2b(digest_size=16)
+    digest = hashlib.blake2b(digest_size=16)
     for place, x in leaves(batch):
-        made.update(f"{place} {x.dtype} {list(x.shape)}".encode())
+        digest.update(f"{place} {x.dtype} {list(x.shape)}".encode())
         flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
         raw: Any = flat.numpy()
-        made.update(memoryview(raw))
-    return made.digest()
+        digest.update(memoryview(raw))
+    return digest.digest()

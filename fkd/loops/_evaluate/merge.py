@@ -35,14 +35,16 @@ Summary = Callable[[Measured], dict[str, float]]
 """The numbers of what was measured."""
 
 
-def merged_over(world: World, own: Measured, summary: Summary) -> dict[str, float]:
+def merged_over(world: World, measured: Measured, summary: Summary) -> dict[str, float]:
     """The summary of what all processes have measured, which the first one makes.
 
     Totals and counts are added in the order of the ranks: all get the same bits.
     """
     if world.size == 1:
-        return summary(own)
-    every = [_from_tree(unpacked(content)) for content in world.gathered(packed(_to_tree(own)))]
+        return summary(measured)
+    every = [
+        _from_tree(unpacked(content)) for content in world.gathered(packed(_to_tree(measured)))
+    ]
     whole = world.shared(lambda: list(summary(_merged(every)).items()))
     return {name: _number(value) for name, value in whole}
 

@@ -80,13 +80,13 @@ class Forward(Generic[Knobs]):
             with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
                 tensors = copy(batch)
                 fixed = self.fixed
-                given = [] if fixed is None else fixed(state.parts, tensors, device)
-                kept = self._forward(state.parts, knobs, tensors, given)
+                known = [] if fixed is None else fixed(state.parts, tensors, device)
+                kept = self._forward(state.parts, knobs, tensors, known)
             yield kept, index
 
-    def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch, given: list[Any]) -> Any:
+    def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch, known: list[Any]) -> Any:
         forward = self.program.context(parts, batch, autocast=self.autocast)
-        by_place = dict(zip(self._places, given, strict=True))
+        by_place = dict(zip(self._places, known, strict=True))
         return self.read(self.program.values(forward.context, by_place), knobs, parts.loss_state)
 
 

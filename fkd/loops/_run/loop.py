@@ -160,7 +160,7 @@ def _advance(run: Run, batch: Batch, move: Move) -> bool:
             run.first = now
             describe(run, tensors)
         with _compiling(run, now):
-            run.state, metrics = run.step.advance(run.state, run.step.own(tensors, move))
+            run.state, metrics = run.step.advance(run.state, run.step.local(tensors, move))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:

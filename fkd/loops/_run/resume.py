@@ -179,9 +179,9 @@ def _how(step: TrainStep, trainable: Params) -> dict[str, Any]:
     choices = step.choices
     models = {m: params for m, params in trainable.items() if m in choices.models}
     names = {id(p): f"{m}.{n}" for m, params in models.items() for n, p in params.items()}
-    made = Updaters(choices.optimizers, models, {}).optimizers if choices.optimizers else {}
-    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in made.items()}
-    alone = list(made) == [choices.models]
+    built = Updaters(choices.optimizers, models, {}).optimizers if choices.optimizers else {}
+    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in built.items()}
+    alone = list(built) == [choices.models]
     when = {label(n): _words(_shown(f), f) for n, f in choices.when.items()}
     rates = {n: _words(_shown(f), f) for n, f in choices.rates.items()}
     return {

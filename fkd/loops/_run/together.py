@@ -24,7 +24,7 @@ class Says(enum.IntEnum):
     EPOCH_ENDS = 3
 
 
-def together(run: Run, own: Says, batch: TensorBatch = None) -> bool:
+def together(run: Run, says: Says, batch: TensorBatch = None) -> bool:
     """Whether the processes go on to the next step, or have all come to the end of an epoch.
 
     All of them do the same: where a signal has reached one, all end after the same step.
@@ -35,9 +35,9 @@ def together(run: Run, own: Says, batch: TensorBatch = None) -> bool:
     """
     if run.world.size == 1:
         return True
-    if own is Says.HAS_A_BATCH and run.stop.signal is not None:
-        own = Says.STOPS
-    said = run.world.numbers(own, _digest(batch))
+    if says is Says.HAS_A_BATCH and run.stop.signal is not None:
+        says = Says.STOPS
+    said = run.world.numbers(says, _digest(batch))
     kinds = {kind for kind, _ in said}
     if kinds & {Says.STOPS, Says.LEAVES}:
         run.told_to_stop = run.stop.signal or "SIGTERM"

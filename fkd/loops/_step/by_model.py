@@ -29,20 +29,20 @@ ByModel: TypeAlias = Mapping[str | Names, T]
 
 
 def by_models(
-    option: str, given: ByModel[T], trainable: Sequence[str], *, all_of_them: bool = False
+    option: str, options: ByModel[T], trainable: Sequence[str], *, all_of_them: bool = False
 ) -> dict[Names, T]:
     """An option by the models for which it holds.
 
     Args:
       option: its name, for messages.
-      given: by the name of a model, or by a tuple of names.
+      options: by the name of a model, or by a tuple of names.
       trainable: the models that there are.
       all_of_them: each has to be named.
 
     Raises:
       ValueError: a name is unknown or given twice, or a model is missing.
     """
-    chosen = {(k,) if isinstance(k, str) else tuple(k): value for k, value in given.items()}
+    chosen = {(k,) if isinstance(k, str) else tuple(k): value for k, value in options.items()}
     named = [name for names in chosen for name in names]
     for name in named:
         if name not in trainable:
@@ -144,7 +144,7 @@ def trainable_models(objective: Objective) -> Names:
 
 
 def optimizers_of(
-    given: MakeOptimizer | ByModel[MakeOptimizer], trainable: Names
+    optimizer: MakeOptimizer | ByModel[MakeOptimizer], trainable: Names
 ) -> dict[Names, MakeOptimizer]:
     """What makes an optimizer, by the models that it updates.
 
@@ -152,13 +152,13 @@ def optimizers_of(
       ValueError: a name is unknown, given twice, or missing.
       TypeError: what is given cannot be called.
     """
-    if isinstance(given, Mapping):
-        makers = by_models("optimizer", given, trainable, all_of_them=True)
+    if isinstance(optimizer, Mapping):
+        makers = by_models("optimizer", optimizer, trainable, all_of_them=True)
     else:
-        makers = {trainable: given}
+        makers = {trainable: optimizer}
     for names, maker in makers.items():
         if not callable(maker):
-            whose = f" of {label(names)!r}" if isinstance(given, Mapping) else ""
+            whose = f" of {label(names)!r}" if isinstance(optimizer, Mapping) else ""
             raise TypeError(
                 f"train_step: optimizer{whose} is a {type(maker).__name__}; a function of the "
                 "parameters is expected: lambda params: torch.optim.AdamW(params, lr=1e-4)."
@@ -166,11 +166,11 @@ def optimizers_of(
     return makers
 
 
-def clips_of(given: float | ByModel[float] | None, trainable: Names) -> dict[Names, float]:
+def clips_of(norms: float | ByModel[float] | None, trainable: Names) -> dict[Names, float]:
     """The greatest norms of gradients, by the models that are clipped together."""
-    clips = by_models("clip", given, trainable) if isinstance(given, Mapping) else {}
-    if given is not None and not isinstance(given, Mapping):
-        clips[trainable] = given
+    clips = by_models("clip", norms, trainable) if isinstance(norms, Mapping) else {}
+    if norms is not None and not isinstance(norms, Mapping):
+        clips[trainable] = norms
     for clip in clips.values():
         if not clip > 0:
             raise ValueError(f"train_step: clip is {clip}; a positive norm or None is expected.")
@@ -178,19 +178,21 @@ def clips_of(given: float | ByModel[float] | None, trainable: Names) -> dict[Nam
 
 
 def rates_of(
-    given: Schedule | ByModel[Schedule] | None, optimizers: Mapping[Names, object], trainable: Names
+    schedules: Schedule | ByModel[Schedule] | None,
+    optimizers: Mapping[Names, object],
+    trainable: Names,
 ) -> dict[Names, Schedule]:
     """The schedules of learning rates, by the models of an optimizer.
 
     Raises:
       ValueError: a schedule is for models that no single optimizer updates alone.
     """
-    if given is None:
+    if schedules is None:
         return {}
-    if not isinstance(given, Mapping):
-        return dict.fromkeys(optimizers, given)
+    if not isinstance(schedules, Mapping):
+        return dict.fromkeys(optimizers, schedules)
     rates: dict[Names, Schedule] = {}
-    for names, schedule in by_models("lr", given, trainable).items():
+    for names, schedule in by_models("lr", schedules, trainable).items():
         owner = next((key for key in optimizers if set(key) == set(names)), None)
         if owner is None:
             raise ValueError(

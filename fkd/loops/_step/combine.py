@@ -57,9 +57,15 @@ class Combined:
         gradients = {group: by_names(rest, trainable) for group in self.groups}
         losses = {group: self._loss(names, new) for group, names in self.groups.items()}
         combined, state = self.combination(gradients, losses, state)
-        flat = [_entry(combined, m, n, p) for m, held in trainable.items() for n, p in held.items()]
+        flat = [
+            _entry(combined, m, n, p)
+            for m, tensors in trainable.items()
+            for n, p in tensors.items()
+        ]
         norms = {
-            f"term_grad_norm/{group}": plain_norm([x for held in g.values() for x in held.values()])
+            f"term_grad_norm/{group}": plain_norm(
+                [x for tensors in g.values() for x in tensors.values()]
+            )
             for group, g in gradients.items()
         }
         return flat, state, norms
@@ -69,24 +75,24 @@ class Combined:
 
 
 def _entry(combined: Gradient, model: str, name: str, parameter: Tensor) -> Tensor:
-    held = combined.get(model, {})
-    if name not in held or held[name].shape != parameter.shape:
-        got = tuple(held[name].shape) if name in held else "nothing"
+    tensors = combined.get(model, {})
+    if name not in tensors or tensors[name].shape != parameter.shape:
+        got = tuple(tensors[name].shape) if name in tensors else "nothing"
         raise ValueError(
             f"train_step: combine gave {got} for {model}.{name}; {tuple(parameter.shape)} is "
             "expected: a tree like the gradients that it is given, {model: {parameter: tensor}}."
         )
-    return held[name].to(parameter.dtype)
+    return tensors[name].to(parameter.dtype)
 
 
 def _groups(
-    given: Mapping[str, Sequence[str]] | None, terms: Sequence[str]
+    asked: Mapping[str, Sequence[str]] | None, terms: Sequence[str]
 ) -> dict[str, tuple[str, ...]]:
     """The terms of each group; terms that no group names are one of their own."""
-    if given is None:
+    if asked is None:
         return {name: (name,) for name in terms}
     groups: dict[str, tuple[str, ...]] = {}
-    for group, names in given.items():
+    for group, names in asked.items():
         groups[group] = tuple(n for n in terms if any(_below(n, prefix) for prefix in names))
         for prefix in names:
             if not any(_below(n, prefix) for n in terms):

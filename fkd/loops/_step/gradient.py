@@ -93,10 +93,10 @@ def of_group(total: Total, passes: Sequence[Backward], trainable: Params) -> lis
         leaves = [p for model in models for p in trainable[model].values()]
         # Graphs are kept for other passes; the last reference to the loss frees them.
         end, scale = _end(total, terms), total.scale
-        found = gradients(end if scale is None else end * scale, leaves, keep=bool(total.shares))
-        found = iter(found if scale is None else [grad / scale for grad in found])
+        flat = gradients(end if scale is None else end * scale, leaves, keep=bool(total.shares))
+        flat = iter(flat if scale is None else [grad / scale for grad in flat])
         for model in models:
-            by_model[model] = [next(found) for _ in trainable[model]]
+            by_model[model] = [next(flat) for _ in trainable[model]]
     return [grad for model in trainable if model in by_model for grad in by_model[model]]
 
 
@@ -131,7 +131,7 @@ def gradients(loss: Tensor, leaves: Sequence[Tensor], *, keep: bool = False) -> 
 
 def by_names(grads: Iterator[Tensor], trainable: Params) -> dict[str, dict[str, Tensor]]:
     """The next gradients as a tree like the parameters."""
-    return {m: {name: next(grads) for name in held} for m, held in trainable.items()}
+    return {m: {name: next(grads) for name in params} for m, params in trainable.items()}
 
 
 def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[str, Tensor]:

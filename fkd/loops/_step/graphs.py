@@ -238,9 +238,9 @@ class Graphs:
         if self.over is None:
             return None
         shares = cast(Sequence[Share], batches)
-        own = sum(share.rows[self.over.ranks.rank] for share in shares)
+        rows = sum(share.rows[self.over.ranks.rank] for share in shares)
         every = sum(sum(share.rows) for share in shares)
-        return torch.full_like(like, own / every)
+        return torch.full_like(like, rows / every)
 
 
 def _summed(

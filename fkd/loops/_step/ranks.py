@@ -47,11 +47,11 @@ class Together:
 
     def objective(self, objective: Objective, batch: TensorBatch) -> OverRanks:
         """The objective on the examples of a rank; the ranks agree on what they gather."""
-        own = relations(objective, batch)
+        relating = relations(objective, batch)
         if self.related is None:
-            every = self.world.exchanged(sorted(own.terms))
+            every = self.world.exchanged(sorted(relating.terms))
             self.related = frozenset(name for names in every for name in names)
-        agreed = own._replace(terms=self.related)
+        agreed = relating._replace(terms=self.related)
         return OverRanks(objective, self.ranks, agreed, self.cutting)
 
     def cut(self, state: State) -> State:
@@ -73,7 +73,7 @@ class Together:
             every = whole(x, like)
             return every if self.world.first else x
 
-        places = {f"{m}.{n}": p for m, held in state.trainable.items() for n, p in held.items()}
+        places = {f"{m}.{n}": p for m, params in state.trainable.items() for n, p in params.items()}
         return state._replace(
             trainable={
                 m: {n: of_first(x) for n, x in t.items()} for m, t in state.trainable.items()
@@ -87,7 +87,7 @@ class Together:
 
     def in_parts(self, state: State) -> State:
         """The state in which also what an optimizer remembers are parts of wholes."""
-        places = {f"{m}.{n}": p for m, held in state.trainable.items() for n, p in held.items()}
+        places = {f"{m}.{n}": p for m, params in state.trainable.items() for n, p in params.items()}
         return state._replace(
             optimizer={
                 name: {k: moments_like(v, places[name]) for k, v in values.items()}

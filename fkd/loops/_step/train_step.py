@@ -147,9 +147,9 @@ class TrainStep:
         device = device_of(state.trainable)
         if self.together is None:
             return self.advance(state, normalised(batch, device))
-        return self.advance(state, self.own(normalised(batch), mover(device)))
+        return self.advance(state, self.local(normalised(batch), mover(device)))
 
-    def own(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
+    def local(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
         """What this process needs of a batch, on the device: all of it, or its examples."""
         if self.together is None:
             return move(batch)
@@ -158,7 +158,7 @@ class TrainStep:
         return moved(shares_of(batch, self.together.ranks, parts=self.accumulate), move)
 
     def advance(self, state: State, batch: TensorBatch | list[Share]) -> tuple[State, Metrics]:
-        """The same for what `own` gives, as in `fit`."""
+        """The same for what `local` gives, as in `fit`."""
         device = device_of(state.trainable)
         scalars = self.objective.scalars(state.step, device)
         factors = self.choices.factors(state.step)

@@ -41,8 +41,8 @@ class Updaters:
         for names, maker in makers.items():
             members = {name: trainable[name] for name in names if name in trainable}
             if members:
-                own = {n: tree[n] for n in _names(members) if n in tree}
-                self._by_models[names] = Updater(maker, members, own)
+                remembered = {n: tree[n] for n in _names(members) if n in tree}
+                self._by_models[names] = Updater(maker, members, remembered)
         self._sizes = {model: len(params) for model, params in trainable.items()}
         self._turns: dict[Names, list[Turn]] = {}
         self._trees: list[Mapping[str, Any]] = []
@@ -56,7 +56,7 @@ class Updaters:
             return trees[0]
         if not _same(trees, self._trees):
             self._trees = [*trees]
-            self._tree = {name: held for tree in trees for name, held in tree.items()}
+            self._tree = {name: memory for tree in trees for name, memory in tree.items()}
         return self._tree
 
     @property
@@ -112,7 +112,7 @@ class Updaters:
 
 
 def _names(trainable: Mapping[str, Mapping[str, Tensor]]) -> list[str]:
-    return [f"{model}.{name}" for model, held in trainable.items() for name in held]
+    return [f"{model}.{name}" for model, params in trainable.items() for name in params]
 
 
 def _same(trees: Sequence[object], before: Sequence[object]) -> bool:

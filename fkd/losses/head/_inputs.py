@@ -121,11 +121,11 @@ def _expect_known(problem: Problem, teacher: Side, known: SparseDistribution) ->
     same_temperature(loss, known, problem.temperature)
     vocab = problem.student.weight.shape[0]
     if teacher.vocabulary is not None or known.vocab != vocab:
-        given = "" if teacher.vocabulary is None else " and teacher_vocabulary is given"
+        restricted = "" if teacher.vocabulary is None else " and teacher_vocabulary is given"
         raise ValueError(
             f"{loss}: the teacher is known on {known.known} of {known.vocab} classes, the student "
-            f"has {vocab}{given}. One vocabulary with the same ids is expected: of a student with "
-            f"more rows than classes take student_vocabulary=slice(0, {known.vocab})."
+            f"has {vocab}{restricted}. One vocabulary with the same ids is expected: of a student "
+            f"with more rows than classes take student_vocabulary=slice(0, {known.vocab})."
         )
     if isinstance(known, SampledDistribution) and any(a.kind == "kl" for a in divergence.atoms):
         entropy_of(loss, known)
