@@ -71,7 +71,7 @@ def area(module: str) -> str:
         "sweeps",
         "stages",
     )
-    areas += ("_catalogue", "_commands")
+    areas += ("_blocks", "_catalogue", "_commands")
     if parts[1:] == ["__main__"]:
         return "_commands"
     return parts[1] if len(parts) > 1 and parts[1] in areas else "core"
@@ -80,10 +80,11 @@ def area(module: str) -> str:
 INWARD = {
     "losses": {"losses"},
     "adapters": {"adapters", "losses"},
-    "core": {"core"},
+    "_blocks": {"_blocks"},
+    "core": {"core", "_blocks"},
     "parallel": {"parallel", "core"},
     "gradients": {"gradients"},
-    "loops": {"loops", "parallel", "gradients", "core"},
+    "loops": {"loops", "parallel", "gradients", "core", "_blocks"},
     "sources": {"sources", "loops", "parallel", "core"},
     "sweeps": {"sweeps", "sources", "loops", "core"},
     "stages": {"stages", "loops", "core"},
@@ -100,6 +101,7 @@ OUTWARD = {
     "losses": {"torch", "jaxtyping"},
     "adapters": {"torch", "jaxtyping"},
     "gradients": {"torch"},
+    "_blocks": {"torch"},
     "core": {"torch", "jaxtyping", "optree"},
     "parallel": {"torch", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
@@ -213,7 +215,7 @@ def test_rooms_import_only_from_floors_below(area_name):
     here = ROOT / Path(*area_name.split(".")[1:])
     found = {p.stem for p in here.iterdir() if p.suffix == ".py" or (p / "__init__.py").exists()}
     areas = {"__init__", "__main__", "adapters", "interop", "loops", "losses", "sources"}
-    areas |= {"_catalogue", "_commands", "parallel", "gradients", "sweeps", "stages"}
+    areas |= {"_catalogue", "_commands", "parallel", "gradients", "sweeps", "stages", "_blocks"}
     assert {f"{area_name}.{name}" for name in found - areas} == set(level)
 
 

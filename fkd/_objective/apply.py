@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn.utils import stateless
 
 from .._base.types import Batch
+from .._blocks.sharing import Sharing
 from .._refs.refs import Capture, Tap
 from .lease import same_shapes, when_freed
 from .models import Model, modules_of, skeleton
@@ -48,7 +49,12 @@ class Apply(Protocol):
     ) -> Applied: ...
 
 
-def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence[Any]) -> Apply:
+def make_apply(
+    copied: nn.Module,
+    taps: Sequence[Tap | Capture],
+    paths: Sequence[Any],
+    sharing: Sharing | None = None,
+) -> Apply:
     """The pure function of a skeleton, which also returns what its taps saw.
 
     What a call uses belongs to the call: each has a skeleton of its own, with its own hooks,
@@ -58,16 +64,20 @@ def make_apply(copied: nn.Module, taps: Sequence[Tap | Capture], paths: Sequence
     Raises:
       ValueError: a capture cannot be installed; the message says why.
     """
-    return _Pure(copied, tuple(taps), tuple(paths))
+    return _Pure(copied, tuple(taps), tuple(paths), sharing)
 
 
 class _Pure:
     """See `make_apply`."""
 
     def __init__(
-        self, template: nn.Module, taps: tuple[Tap | Capture, ...], paths: tuple[Any, ...]
+        self,
+        template: nn.Module,
+        taps: tuple[Tap | Capture, ...],
+        paths: tuple[Any, ...],
+        sharing: Sharing | None,
     ) -> None:
-        self._parts = (template, taps, paths)
+        self._parts = (template, taps, paths, sharing)
         self._idle: list[_Instance] = []
         self._traced = self._instance(traced=True)
 
@@ -90,8 +100,13 @@ class _Pure:
         return instance.leased(tensors, buffers, args, kwargs, self._idle)
 
     def _instance(self, *, traced: bool) -> _Instance:
-        template, taps, paths = self._parts
-        return _Instance(skeleton(template, training=template.training), taps, paths, traced=traced)
+        template, taps, paths, sharing = self._parts
+        copied = skeleton(template, training=template.training)
+        instance = _Instance(copied, taps, paths, traced=traced)
+        if traced and sharing is not None:
+            prepared = instance.prepared
+            sharing(copied, instance.stores, prepared.idle if prepared else lambda hook: False)
+        return instance
 
     def __reduce__(self) -> tuple[Any, ...]:
         return _Pure, self._parts  # copies and pickles have skeletons of their own
@@ -130,6 +145,11 @@ class _Instance:
             for name, module in modules.items()
             for key in module._buffers  # pyright: ignore[reportPrivateUsage]
         }
+
+    @property
+    def stores(self) -> list[dict[Any, Any]]:
+        """Where hooks write."""
+        return [self.seen] if self.prepared is None else [self.seen, self.prepared.store]
 
     def functional(
         self,

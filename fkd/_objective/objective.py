@@ -13,6 +13,7 @@ from .._base.errors import ObjectiveError
 from .._base.mean import Mean
 from .._base.trees import map_tensors, sizes
 from .._base.types import Batch, Scalars
+from .._blocks.sharing import Sharing
 from .._refs.refs import Ref
 from .evaluation import BoundTerms, Evaluation
 from .knobs import decay_knobs, knob_values
@@ -137,6 +138,11 @@ class Objective:
         return self._over(
             make_program(before.plan, before.models, before.adapters, rewrite=rewrite)
         )
+
+    def sharing(self, sharing: Sharing) -> Objective:
+        """The same objective, whose models' equal blocks are compiled once."""
+        self.raise_problems()
+        return self._over(self.program.sharing(sharing))
 
     def _over(self, program: Program) -> Objective:
         other = copy.copy(self)

@@ -13,6 +13,7 @@ from torch import Tensor
 from .._base.errors import ObjectiveError
 from .._base.trees import sizes
 from .._base.types import Batch, Params
+from .._blocks.sharing import Sharing
 from .._refs.derived import Call, Function
 from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
 from .apply import Apply, call_arguments, make_apply, parameter_names
@@ -82,6 +83,12 @@ class Program:
     applies: Mapping[str, Apply]
     adapters: frozenset[str] = frozenset()
     rewrite: Rewrite | None = None
+
+    def sharing(self, sharing: Sharing) -> Program:
+        """The same program, whose equal blocks are compiled once."""
+        return make_program(
+            self.plan, self.models, self.adapters, rewrite=self.rewrite, sharing=sharing
+        )
 
     def __repr__(self) -> str:
         models = ", ".join(f"{name}={model}" for name, model in self.models.items())
@@ -245,6 +252,7 @@ def make_program(
     *,
     training: bool | None = None,
     rewrite: Rewrite | None = None,
+    sharing: Sharing | None = None,
 ) -> Program:
     """A program, with its models as pure functions.
 
@@ -254,6 +262,7 @@ def make_program(
       adapters: models known to be called by refs only, besides those that this plan calls.
       training: train mode for all models; None: as each model says.
       rewrite: changes every skeleton before it is used.
+      sharing: how equal blocks of a skeleton share what is compiled; None: not.
 
     Raises:
       ObjectiveError: a module that cannot be copied.
@@ -270,7 +279,7 @@ def make_program(
         try:
             copied = skeleton(model.module, training=mode)
             copied = copied if rewrite is None else rewrite.skeleton(name, copied)
-            applies[name] = make_apply(copied, taps, _output_paths(plan, name, model))
+            applies[name] = make_apply(copied, taps, _output_paths(plan, name, model), sharing)
         except Exception as error:
             problems.append(f"model {name!r}: {type(error).__name__}: {error}")
     if problems:

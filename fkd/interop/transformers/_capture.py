@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ._attend import Key, Store, attach, numbered
-from ._collect import install_output_hooks, return_all_maps
+from ._collect import collects_nothing, install_output_hooks, return_all_maps
 from ._fallback import hook_projection, output_map
 from ._forward import flags as output_flags
 from ._forward import outputs as plain_outputs
@@ -33,9 +33,19 @@ class Prepared:
     """
 
     flags: Mapping[str, Any]
+    _model: nn.Module
     captures: tuple[Capture, ...]
     _store: Store
     _maps: Mapping[Capture, tuple[str, int]]
+
+    def idle(self, hook: object) -> bool:
+        """Whether a hook is one by which transformers collects what nobody has asked for."""
+        return collects_nothing(hook, self._model, self.flags)
+
+    @property
+    def store(self) -> Store:
+        """Where the layers write what is captured."""
+        return self._store
 
     def outputs(self, raw: Any) -> Any:
         """The output as a plain tree."""
@@ -102,7 +112,7 @@ def prepare(
     settle_checkpointing(model, traced=traced)
     if chosen:
         model.register_forward_pre_hook(lambda *_: store.clear())
-    return Prepared(flags, chosen, store, maps)
+    return Prepared(flags, model, chosen, store, maps)
 
 
 def _plan(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -46,3 +48,21 @@ def install_output_hooks(model: nn.Module) -> None:
         vars(module).pop("_output_capturing_hooks_installed", None)
     if is_transformers(model):
         output_capturing.maybe_install_capturing_hooks(model)  # pyright: ignore[reportArgumentType]
+
+
+def collects_nothing(hook: Any, model: nn.Module, flags: Mapping[str, Any]) -> bool:
+    """Whether a hook is one of transformers' own, for an output that is not asked for.
+
+    Args:
+      hook: of some module.
+      model: of which the module is a part.
+      flags: with which the model is called.
+    """
+    if getattr(hook, "__module__", "") != "transformers.utils.output_capturing":
+        return False
+    key = inspect.getclosurevars(hook).nonlocals.get("key")
+    if key is None:
+        return False
+    flag = f"output_{key}"
+    configs: list[Any] = [getattr(module, "config", None) for module in model.modules()]
+    return not flags.get(flag) and not any(getattr(config, flag, False) for config in configs)

@@ -18,11 +18,16 @@ import torch._inductor.config as inductor_config
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 
+from fkd._blocks.sharing import Sharing
+
 from .cannot_compile import compile_error
 from .errors import CompileError
 
 CompileOptions: TypeAlias = Mapping[str, object]
-"""The keyword arguments of `torch.compile`."""
+"""The keyword arguments of `torch.compile`, and `blocks`: see `sharing_of`."""
+
+LEAST_BLOCKS = 8
+"""From how many equal blocks on these are compiled once, if nothing else is said."""
 
 _LOG = logging.getLogger(__name__)
 _KNOWN = contextlib.nullcontext(False)
@@ -168,7 +173,40 @@ def _arguments(options: CompileOptions) -> dict[str, Any]:
     if chosen["fullgraph"]:  # else modules have frames of their own, whose guards are on `self`
         inner["guard_filter_fn"] = arguments_alone
     inner.update(chosen.pop("options", None) or {})
+    chosen.pop("blocks", None)
     return {**chosen, "options": inner}
+
+
+def sharing_of(options: CompileOptions | None) -> Sharing | None:
+    """How equal blocks of a model share what is compiled.
+
+    Args:
+      options: `"blocks"` is the least number of blocks of one class in a list from which on they
+        are compiled once, True for the default, or False. Not by default where shapes are dynamic,
+        graphs are broken, or another backend than Inductor compiles.
+
+    Raises:
+      ValueError: `blocks` is something else.
+    """
+    if options is None:
+        return None
+    arguments = _arguments(options)
+    inductor = arguments.get("backend", "inductor") == "inductor"
+    usual = inductor and arguments["fullgraph"] and not arguments["dynamic"]
+    blocks = options.get("blocks", usual)
+    if blocks is False:
+        return None
+    least = LEAST_BLOCKS if blocks is True else blocks
+    if not isinstance(least, int) or least < 2:
+        raise ValueError(
+            f'compile: "blocks" is {blocks!r}; the least number of equal blocks that are compiled '
+            "once (2 or more), True or False is expected."
+        )
+    without = ("triton.cudagraphs", "guard_filter_fn")
+    inner = {k: v for k, v in arguments["options"].items() if k.replace("-", "_") not in without}
+    if not all(isinstance(v, Hashable) for v in inner.values()):
+        return None
+    return Sharing(least, tuple(sorted(inner.items())) if inductor else None)
 
 
 def arguments_alone(guards: Sequence[Any]) -> list[bool]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from fkd._base.mean import Mean
 from fkd._base.trees import map_pairs
 from fkd._base.types import Params, Scalars, TensorBatch
+from fkd._blocks.sharing import repeated
 from fkd._objective.apply import not_traceable
 from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
@@ -19,7 +20,7 @@ from fkd._objective.program import Parts
 from fkd._objective.reach import backward_passes
 from fkd.parallel._objective import OverRanks, Share
 
-from .._base.compile import CompileOptions, compiled, refuse_to_compile
+from .._base.compile import CompileOptions, compiled, refuse_to_compile, sharing_of
 from .by_model import Names
 from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm
@@ -75,7 +76,9 @@ class Graphs:
         combined: Combined | None = None,
         over: OverRanks | None = None,
     ) -> None:
-        self.objective: Objective | OverRanks = objective if over is None else over
+        self.objective: Objective | OverRanks = (
+            _sharing(objective, options) if over is None else over
+        )
         self.over = over
         self.autocast = autocast
         self.clips = {names: clip for names, clip in clips.items() if set(names) & set(models)}
@@ -241,6 +244,16 @@ class Graphs:
         rows = sum(share.rows[self.over.ranks.rank] for share in shares)
         every = sum(sum(share.rows) for share in shares)
         return torch.full_like(like, rows / every)
+
+
+def _sharing(objective: Objective, options: CompileOptions | None) -> Objective:
+    """The objective with equal blocks compiled once, if a model has so many."""
+    sharing = sharing_of(options)
+    if sharing is None or objective.problems or objective.program.rewrite is not None:
+        return objective
+    modules = modules_of(objective.models).values()
+    deep = any(repeated(module, sharing.least) for module in modules)
+    return objective.sharing(sharing) if deep else objective
 
 
 def _summed(
