@@ -68,7 +68,7 @@ def fkd_gradients(
     parts = objective.init()
     params = {n: p.requires_grad_() for n, p in parts.trainable["student"].items()}
     autocast = torch.bfloat16 if bf16 else None
-    loss, _ = objective({"student": params}, *parts[1:3], data, autocast=autocast)
+    loss, _ = objective(parts._replace(trainable={"student": params}), data, autocast=autocast)
     return _named(loss, params)
 
 

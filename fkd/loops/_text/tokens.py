@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
@@ -123,9 +124,21 @@ def _by_prefix(
             list(messages[:count]), tokenize=False, add_generation_prompt=prompt, **options
         )
 
+    def opening(begun: str) -> str:
+        """What stands before the words of a first message: templates refuse none at all."""
+        other = {**messages[0], "content": "\ufff0"}
+        rendered = tokenizer.apply_chat_template(
+            [other], tokenize=False, add_generation_prompt=False, **options
+        )
+        same = itertools.takewhile(
+            lambda pair: pair[0] == pair[1], zip(begun, rendered, strict=False)
+        )
+        return "".join(character for character, _ in same)
+
     whole, spans = text(len(messages), prompt=False), list[tuple[int, int]]()
     for i in answers:
-        before, after = text(i, prompt=True), text(i + 1, prompt=False)
+        after = text(i + 1, prompt=False)
+        before = text(i, prompt=True) if i else opening(after)
         if not (after.startswith(before) and whole.startswith(after)):
             raise ValueError(
                 f"chat_tokens: the template does not leave turn {i} as it was when later ones "

@@ -91,3 +91,19 @@ def test_documents_are_packed_whole_and_once():
     kept = sorted((d.ids[0], len(d.ids)) for row in rows for d in row)
     assert kept == [(0, 5), (1, 3), (2, 7), (3, 2), (4, 2), (5, 8), (7, 1), (8, 8)]  # 11 are cut
     assert len(rows) == 5
+
+
+@pytest.mark.parametrize("words", ["assistant", "end", "Hello 🙂", ""])
+def test_a_conversation_may_begin_with_the_assistant(words):
+    tokenizer = with_template(CHATML)
+    first = {"role": "assistant", "content": words}
+    tokens = chat_tokens(tokenizer, [first, *CHAT[1:3]])
+    assert said(tokenizer, tokens) == [f"{words}<|im_end|>", "The student. <|im_end|>"]
+
+
+def test_tools_and_answers_without_words():
+    tokenizer = with_template(CHATML)
+    tool = {"role": "tool", "content": "42"}
+    answers = [{"role": "assistant", "content": words} for words in ("", "It is 42")]
+    tokens = chat_tokens(tokenizer, [*CHAT[:2], answers[0], tool, answers[1]])
+    assert said(tokenizer, tokens) == ["<|im_end|>", "It is 42<|im_end|>"]
