@@ -31,7 +31,7 @@ from ._identity import describe_model, identity
 from ._kept import refuse_difference
 from ._server import ABOUT, FORMAT, VALUES, VERSION
 from ._source import AttachedCollate, attach
-from ._wire import CONTENT, Malformed, packed, size_of, unpacked
+from ._wire import CONTENT, Malformed, can_be_sent, form_of, packed, size_of, told, unpacked
 from ._workers import Workers
 
 _MOST_ABOUT = 1 << 26
@@ -71,6 +71,7 @@ class Served:
         self.name: str = self.about["name"]
         self._fields: dict[frozenset[str], list[str]] = {}
         self._forms: dict[Signature, Signature] = {}
+        self._seen_again: set[Signature] = set()
         self._keys: dict[Ref, str | None] = {}
 
     @property
@@ -149,7 +150,9 @@ class Served:
             )
         tensors: Any = normalised({k: v for k, v in batch.items() if not str(k).startswith(FIELD)})
         have = frozenset(tensors)
-        read = self._fields.get(have, list(tensors))
+        read = self._fields.get(have)
+        if read is None:  # all that can be sent, of which the server says what it reads
+            read = [name for name, x in tensors.items() if can_be_sent(x)]
         sent = {name: tensors[name] for name in read}
         # Copied, since a loader may use the memory of a batch again.
         pieces: list[bytes | memoryview] = [bytes(piece) for piece in packed(sent, {})]
@@ -174,7 +177,12 @@ class Served:
             answer = self._request("POST", VALUES, pieces, headers, timeout)
             return self._read(answer, question, sent, have)
 
-        return attempted(ask, self.address, self._patience, self._stopped)
+        try:
+            return attempted(ask, self.address, self._patience, self._stopped)
+        except ServedError:
+            # The one before may have been the wrong one: whoever asks again begins anew.
+            self._forms = {form: x for form, x in self._forms.items() if form in self._seen_again}
+            raise
 
     def _request(
         self,
@@ -218,35 +226,41 @@ class Served:
           Refused: another teacher answers than the one that was connected to.
         """
         try:
-            values, told = unpacked(answer.body)
+            values, said = unpacked(answer.body)
         except Malformed as error:
             raise Failed(f"the answer is damaged: {error}") from None
-        if told.get("name") != self.name:
+        if said.get("name") != self.name:
             raise Refused(
-                f"it serves {told.get('name')!r} now, and {self.name!r} when this source was made: "
+                f"it serves {said.get('name')!r} now, and {self.name!r} when this source was made: "
                 "another teacher, or other refs. Make the source again"
             )
-        if told.get("question") != question:
+        if said.get("question") != question:
             raise Failed("the answer is to another question")
         keys = [f"v{i}" for i in range(len(self.codes))]
         if not isinstance(values, dict) or sorted(values) != sorted(keys):
             raise Failed("the answer has not the values that are served")
         if not self._options.nonfinite:
             self._expect_finite(values)
+        form = form_of(values)
+        if said.get("form", form) != form:
+            raise Failed(f"the values are {form}, and were {said['form']} at the server")
         self._expect_form(signature(values), sent)
-        read = told.get("fields")
+        read = said.get("fields")
         if isinstance(read, list) and have.issuperset(read):
             self._fields.setdefault(have, read)
         return values
 
     def _expect_form(self, now: Signature, sent: Signature) -> None:
         """Refuse values of another form than before, or of another number of samples."""
+        again = sent in self._forms
         before = self._forms.setdefault(sent, now)
         if before.shapes != now.shapes or before.dtypes != now.dtypes:
-            raise Failed(f"the values are {_told(now)}, and were {_told(before)} for such a batch")
+            raise Failed(f"the values are {told(now)}, and were {told(before)} for such a batch")
+        if again:
+            self._seen_again.add(sent)
         first_sent, first = next(iter(self._forms.items()))
         if (now.tree, now.dtypes) != (first.tree, first.dtypes):
-            raise Failed(f"the values are {_told(now)}, and were {_told(first)} before")
+            raise Failed(f"the values are {told(now)}, and were {told(first)} before")
         rows, first_rows = _rows(sent), _rows(first_sent)
         for one, other in zip(now.shapes, first.shapes, strict=True):
             by_row = bool(other) and other[0] == first_rows
@@ -277,12 +291,6 @@ def _leaves(value: Any) -> list[tuple[Tensor, float]]:
         for part in whole
         for x in optree.tree_leaves(part)
     ]
-
-
-def _told(form: Signature) -> str:
-    names = (str(dtype).removeprefix("torch.") for dtype in form.dtypes)
-    pairs = zip(names, form.shapes, strict=True)
-    return ", ".join(f"{name}{list(shape)}" for name, shape in pairs)
 
 
 def _rows(form: Signature) -> int:

@@ -26,7 +26,7 @@ from ._errors import SourceError
 from ._identity import describe_model, identity, short
 from ._live import Live, Precision
 from ._probe import fields_read
-from ._wire import CONTENT, Malformed, packed, size_of, unpacked
+from ._wire import CONTENT, Malformed, form_of, packed, size_of, unpacked
 from ._workers import Workers
 
 FORMAT, VERSION = "fkd served", 1
@@ -222,7 +222,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         question = hashlib.blake2b(raw, digest_size=16).hexdigest()
         try:
             values, fields = self.ours.values(unpacked(raw).tree)
-            told = {"name": self.ours.about["name"], "fields": fields, "question": question}
+            name, form = self.ours.about["name"], form_of(values)
+            told = {"name": name, "fields": fields, "question": question, "form": form}
             self._answer(200, CONTENT, packed(values, told))
         except _OURS as error:
             _LOG.warning("serve: %s: %s", type(error).__name__, error)

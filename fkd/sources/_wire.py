@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
 from fkd.loops._checkpoint.tensors import NAMES, chunks, describe, is_dense
+from fkd.loops._data.batch import Signature, signature
+from fkd.loops._data.packing import Packed
 
 from ._errors import SourceError
 
@@ -39,7 +41,8 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     """The bytes of a message, in pieces.
 
     Args:
-      tree: tensors and sparse distributions in nested dicts, lists and tuples, on any device.
+      tree: tensors, sparse distributions and `Packed` positions in nested dicts, lists and tuples,
+        on any device.
       about: JSON.
 
     Raises:
@@ -63,6 +66,28 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     text = json.dumps({"structure": structure, "strides": strides, "about": dict(about)})
     tensors = {str(i): x.detach() for i, x in enumerate(leaves)}
     return list(chunks(tensors, {"fkd": text}))
+
+
+def can_be_sent(tree: Any) -> bool:
+    """Whether a tree has a form in which it can be sent."""
+    leaves: list[Tensor] = []
+    try:
+        _structure(tree, leaves)
+    except TypeError:
+        return False
+    return all(x.dtype in NAMES for x in leaves)
+
+
+def form_of(tree: Any) -> str:
+    """The dtypes and shapes of the tensors of a tree, in words."""
+    return told(signature(tree))
+
+
+def told(form: Signature) -> str:
+    """Dtypes and shapes in words."""
+    names = (str(dtype).removeprefix("torch.") for dtype in form.dtypes)
+    pairs = zip(names, form.shapes, strict=True)
+    return ", ".join(f"{name}{list(shape)}" for name, shape in pairs)
 
 
 def size_of(pieces: list[bytes | memoryview]) -> int:
@@ -147,6 +172,8 @@ def _structure(tree: Any, leaves: list[Tensor]) -> Any:
         fields = {name: getattr(tree, name) for name in tree.LEAVES}
         inside = {n: _structure(x, leaves) for n, x in fields.items() if x is not None}
         return [type(tree).__name__, tree.vocab, tree.temperature, inside]
+    if isinstance(tree, Packed):
+        return ["packed", *(_structure(x, leaves) for x in tree)]
     if type(tree) in (list, tuple):
         return [type(tree).__name__, *(_structure(x, leaves) for x in tree)]
     if isinstance(tree, dict) and all(isinstance(k, str) for k in tree):
@@ -170,6 +197,8 @@ def _tree(structure: Any, tensors: dict[int, Tensor], depth: int) -> Any:
             vocab, temperature, fields = inside
             made = {n: _tree(x, tensors, depth + 1) for n, x in fields.items()}
             return _SPARSE[kind](vocab=_count(vocab), temperature=float(temperature), **made)
+        if kind == "packed":
+            return Packed(*(_tree(x, tensors, depth + 1) for x in inside))
         if kind in ("list", "tuple"):
             items = [_tree(x, tensors, depth + 1) for x in inside]
             return items if kind == "list" else tuple(items)

@@ -20,12 +20,12 @@ import torch
 from torch.utils.data import DataLoader
 
 import fkd
-from fkd import batch, frozen, student, teacher, term, trainable
+from fkd import batch, call, frozen, student, teacher, term, trainable
 from fkd.loops import LoopError, prefetch, run, train_step
 from fkd.losses import kl, mse
 from fkd.sources import ServedError, SourceError, ahead, bind, live, routed, serve, served
 from fkd.sources._wire import CONTENT, Malformed, packed, unpacked
-from tests.models import CNN, MLP
+from tests.models import CNN, FEATURES, MLP
 
 from . import faulty
 from .test_ahead import Noisy, assert_same_state, padded
@@ -476,3 +476,32 @@ class _Hello(http.server.BaseHTTPRequestHandler):
 
     def log_message(self, format, *args):
         pass
+
+
+def test_packed_positions_are_sent():
+    from fkd.loops import pack, take
+
+    def taken(x):
+        return call(take, x, batch.packed)
+
+    torch.manual_seed(0)
+    objective = fkd.Objective(
+        {"a": term(kl, taken(student.logits), taken(teacher.logits), where=batch.packed.kept)},
+        student=trainable(MLP(8)),
+        teacher=frozen(MLP(8)),
+    )
+    made = {"x": torch.randn(4, 3, FEATURES), "packed": pack(torch.rand(4, 3) > 0.4, multiple=4)}
+    with serve(objective) as server, served(server.url) as source:
+        [attached] = source.attach([made])
+        assert_same(objective, bind(objective, source), made, attached)
+
+
+@pytest.mark.parametrize("fault", ["rows", "width", "axis", "dtype"])
+def test_a_first_answer_that_is_wrong_does_not_make_the_others_wrong(server, fault):
+    made = list(loader(rows()))
+    with faulty.Faulty(server.url, [LASTING[fault][0]]) as before:
+        with served(before.url, retries=3) as source:
+            live = fkd.sources.live(goal()).values(made[0])
+            values = source.values(made[0])
+            assert all(torch.equal(values[k], live[k]) for k in live)
+            assert before.posts == 2
