@@ -117,6 +117,73 @@ def save(
       ...     path.name, load(path).tree
       ('step-00000100', {'w': tensor([1., 1.]), 'epoch': 1})
     """
+    return to_save(
+        directory,
+        tree,
+        step=step,
+        fingerprint=fingerprint,
+        metric=metric,
+        keep_last=keep_last,
+        keep_best=keep_best,
+        higher_is_better=higher_is_better,
+        finite=finite,
+        others=others,
+    ).write()
+
+
+class Saving(NamedTuple):
+    """A checkpoint that is ready to be written.
+
+    Attributes:
+      path: its folder.
+      manifest: without the checksums of its files.
+      tensors: by name.
+      superseded: checkpoints of the same step.
+      there: all that are whole.
+      kept: which of its own folder and theirs are kept.
+      others: see `save`.
+    """
+
+    path: Path
+    manifest: Manifest
+    tensors: dict[str, Tensor]
+    superseded: list[Path]
+    there: dict[Path, Manifest]
+    kept: set[Path]
+    others: Others | None
+
+    def write(self) -> Path:
+        """Write it, and delete the checkpoints that need not be kept; see `save`."""
+        try:
+            _write(self.path, self.manifest, self.tensors, self.others)
+        except OSError as error:
+            raise CheckpointError(_unwritable(self.path, error, self.there)) from error
+        older = [p for p in self.there if p not in self.superseded and p not in self.kept]
+        _remove([*self.superseded, *older])
+        return self.path
+
+
+def to_save(
+    directory: str | os.PathLike[str],
+    tree: Tree,
+    *,
+    step: int,
+    fingerprint: Any = None,
+    metric: int | float | None = None,
+    keep_last: int = 3,
+    keep_best: int = 1,
+    higher_is_better: bool = True,
+    finite: bool | None = None,
+    others: Others | None = None,
+    copies: bool = False,
+) -> Saving:
+    """What `save` writes, ready to be written.
+
+    Args:
+      directory, tree, step, fingerprint, metric: see `save`.
+      keep_last, keep_best, higher_is_better, finite, others: see `save`.
+      copies: of all tensors, on the host: the tree may change before they are written.
+    """
     if keep_last < 1 or keep_best < 0 or step < 0:
         raise ValueError(
             f"save: step {step}, keep_last {keep_last}, keep_best {keep_best}; "
@@ -124,6 +191,8 @@ def save(
         )
     folder = Path(directory)
     data, tensors = encode(tree)
+    if copies:
+        tensors = {n: x.clone() if x.device.type == "cpu" else x.cpu() for n, x in tensors.items()}
     about = {name: _tensors.describe(x) for name, x in tensors.items()}
     there = survey(folder)
     good = there.good
@@ -135,14 +204,9 @@ def save(
     described = plain(fingerprint), data, about
     manifest = Manifest(step, serial, metric, time.time(), *described, files={}, finite=finite)
     path = folder / free_name(folder, step)
-    try:
-        _write(path, manifest, tensors, others)
-    except OSError as error:
-        raise CheckpointError(_unwritable(path, error, good)) from error
-    good = {p: m for p, m in good.items() if p not in superseded}
-    keep = kept({**good, path: manifest}, keep_last, keep_best, higher_is_better)
-    _remove([*superseded, *(p for p in good if p not in keep)])
-    return path
+    left = {p: m for p, m in good.items() if p not in superseded}
+    keep = kept({**left, path: manifest}, keep_last, keep_best, higher_is_better)
+    return Saving(path, manifest, tensors, superseded, good, set(keep), others)
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:

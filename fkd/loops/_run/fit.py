@@ -73,6 +73,10 @@ def fit(arguments: Arguments) -> Iterator[Event]:
       checkpoint_dir: folder of the checkpoints.
       save_every: steps between checkpoints; None: after every evaluation, and at the end of
         every epoch. An evaluation that is the best so far is always saved, and so is the end.
+      save_async: the copy of the state is taken between two steps, as ever, and the writing goes on
+        in a thread beside the next ones. At most one checkpoint is under way. An error in writing
+        is raised at the next one, or at the end; a run does not end before all is on the disk. It
+        needs memory for one more state on the host.
       keep_last, keep_best: how many checkpoints are kept.
       export_best: folder that has the student of the best evaluation, as `export` writes it: at
         every moment one that is whole, and also after a kill and a resume the best one. The file

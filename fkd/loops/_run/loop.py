@@ -81,6 +81,7 @@ def _events(arguments: Arguments) -> Generator[Event]:
         run, where = start(arguments, stack)
         del arguments  # and with it the state that the steps use up
         run.stop = stack.enter_context(listening())
+        stack.enter_context(run.writer)  # what is under way is written, whatever happens
         try:
             yield run.event("start", message=where)
             yield from _epochs(run, mover(device_of(run.state.trainable)))
@@ -231,4 +232,5 @@ def _leave(run: Run) -> Iterator[Event]:
     """Save, and end with the exit code of a run that was told to."""
     yield from log_point(run)
     yield from save_point(run)
+    run.writer.wait()
     raise Interrupted(run.signal or "a signal")

@@ -45,6 +45,7 @@ class Options:
     progress: bool = True
     checkpoint_dir: PathLike | None = None
     save_every: int | None = None
+    save_async: bool = False
     keep_last: int = 3
     keep_best: int = 1
     export_best: PathLike | None = None
@@ -157,6 +158,7 @@ def _needed_together(options: Options) -> None:
             "the folder of the checkpoints",
             {
                 "save_every": options.save_every is not None,
+                "save_async": options.save_async,
                 "export_best": options.export_best is not None,
             },
         ),

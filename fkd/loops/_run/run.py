@@ -11,6 +11,7 @@ from typing import Any, Literal, NamedTuple
 from fkd.parallel._world import World
 
 from .._base.state import State
+from .._checkpoint.behind import Writer
 from .._data.batch import Signature
 from .._data.epochs import Epochs
 from .._evaluate.evaluate import Evaluator
@@ -69,6 +70,7 @@ class Run:
     dev: Epochs | None = None
     place: dict[str, Any] | None = None
     can_keep_place: bool = True
+    writer: Writer = field(default_factory=Writer)
     display: Display = field(default_factory=Display)
     shapes: set[Signature] = field(default_factory=set[Signature])
     saved_at: int | None = None

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.state import State
-from .._checkpoint.checkpoint import Others, save
+from .._checkpoint.checkpoint import Others, to_save
 from .._checkpoint.lock import ensure_held
 from .._checkpoint.parts import save_in_parts
 from .._checkpoint.tree import encode
@@ -59,12 +59,14 @@ def _save(
     finite: bool,
     others: Others | None = None,
 ) -> Path:
-    """Write a checkpoint, in the process that writes."""
-    options = run.options
-    assert options.checkpoints is not None
-    ensure_held(options.checkpoints)
-    return save(
-        options.checkpoints,
+    """Write a checkpoint, in the process that writes; at once, or in a thread."""
+    options, folder = run.options, run.options.checkpoints
+    assert folder is not None
+    run.writer.wait()
+    ensure_held(folder)
+    beside = options.save_async and others is None
+    saving = to_save(
+        folder,
         tree,
         step=run.state.step,
         fingerprint=run.fingerprint,
@@ -74,7 +76,17 @@ def _save(
         higher_is_better=options.higher,
         finite=finite,
         others=others,
+        copies=beside,
     )
+    if not beside:
+        return saving.write()
+
+    def write() -> None:
+        ensure_held(folder)
+        saving.write()
+
+    run.writer.start(write)
+    return saving.path
 
 
 def _place(run: Run) -> dict[str, Any] | None:

@@ -166,7 +166,8 @@ def save_point(run: Run, *, metric: float | None = None) -> Iterator[Event]:
     with _paused(run):
         path = saved(run, metric=metric, finite=not _poisoned(run))
     run.saved_at = step
-    yield run.event("save", message=f"saved {path.name}", path=path)
+    what = "saving" if run.options.save_async else "saved"
+    yield run.event("save", message=f"{what} {path.name}", path=path)
 
 
 def save_after(run: Run, error: BaseException) -> None:
@@ -186,6 +187,7 @@ def finish(run: Run) -> Iterator[Event]:
     yield from log_point(run)
     yield from evaluation(run)
     yield from save_point(run)
+    run.writer.wait()
     logs, dev = run.options.logs, run.options.dev
     if logs is not None and dev is not None:
         try:
