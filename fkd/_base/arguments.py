@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
+
+from .errors import nearest
 
 P = ParamSpec("P")
 A = TypeVar("A")
@@ -35,11 +37,24 @@ def called_with(make: Callable[P, A]) -> Callable[[Callable[[A], T]], Callable[P
     def decorate(function: Callable[[A], T]) -> Callable[P, T]:
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
+            try:
+                bound.bind(*args, **kwargs)
+            except TypeError as error:
+                raise TypeError(f"{function.__name__}: {error}. {_meant(bound, kwargs)}") from None
             return function(make(*args, **kwargs))
 
+        bound = inspect.signature(make)
         result = inspect.signature(function).return_annotation
-        signature = inspect.signature(make).replace(return_annotation=result)
+        signature = bound.replace(return_annotation=result)
         setattr(call, "__signature__", signature)  # noqa: B010  a function has no such field
         return call
 
     return decorate
+
+
+def _meant(signature: inspect.Signature, kwargs: Iterable[str]) -> str:
+    """What may have been meant by a name that there is not, and how the call looks."""
+    known = signature.parameters
+    wrong = next((name for name in kwargs if name not in known), None)
+    first = [n for n, p in known.items() if p.kind is not p.KEYWORD_ONLY]
+    return f"{nearest(wrong, known) if wrong else ''}The first arguments are {', '.join(first)}."

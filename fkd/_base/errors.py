@@ -25,6 +25,31 @@ class RefError(ValueError):
     """A ref that does not resolve: the name is unknown or the index is out of range."""
 
 
+def expect(
+    function: str, name: str, value: object, kind: type | tuple[type, ...], what: str, fix: str = ""
+) -> None:
+    """Refuse an argument of another type, before it is used.
+
+    Args:
+      function: whose argument it is.
+      name: of the argument.
+      value: what was given.
+      kind: the types that are meant. True and False are no numbers.
+      what: these in words.
+      fix: what to write instead.
+
+    Raises:
+      TypeError: it is of another type.
+    """
+    kinds = kind if isinstance(kind, tuple) else (kind,)
+    if isinstance(value, kinds) and not (isinstance(value, bool) and bool not in kinds):
+        return
+    got = "None" if value is None else f"a {type(value).__name__}"
+    got = f"the class {value.__name__}" if isinstance(value, type) else got
+    shown = f" ({value!r})" if isinstance(value, bool | int | float | str) else ""
+    raise TypeError(f"{function}: {name} is {got}{shown}; {what} is expected. {fix}".rstrip())
+
+
 def nearest(name: str, names: Iterable[str], *, limit: int = 3) -> str:
     """`"Did you mean 'a' or 'b'? "`, or nothing if no name is near."""
     names = list(names)

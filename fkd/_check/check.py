@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
     FakeTensorMode,
 )
 
-from .._base.errors import ObjectiveError, RefError, listing
+from .._base.errors import ObjectiveError, RefError, expect, listing
 from .._base.mean import Mean, MeanWithParts
 from .._base.trees import map_tensors
 from .._base.types import Batch
@@ -69,6 +69,7 @@ def check(objective: Objective, batch: Batch) -> CheckReport:
       >>> check(objective, torch.randn(2, 4)).rows[0].positions
       '2'
     """
+    expect("check", "objective", objective, Objective, "an fkd.Objective")
     objective.raise_problems()
     try:
         return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))

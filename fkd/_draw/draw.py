@@ -6,6 +6,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from .._base.errors import expect
 from .._objective.objective import Objective
 from .picture import Box, Picture, picture
 from .svg import COLOURS, render
@@ -77,6 +78,7 @@ def draw(objective: Objective) -> Drawing:
       >>> print(draw(objective).mermaid.splitlines()[0])
       flowchart LR
     """
+    expect("draw", "objective", objective, Objective, "an fkd.Objective")
     objective.raise_problems()
     return Drawing(picture(objective))
 

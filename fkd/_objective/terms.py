@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeGuard
 
 from torch import Tensor
 
+from .._base.errors import expect
 from .._base.types import Loss
 from .._refs.derived import as_ref
 from .._refs.paths import name_of, show
@@ -266,6 +267,8 @@ def layer_map(
       >>> layer_map(student=2, teacher=12, strategy=[6, 12])
       ((1, 6), (2, 12))
     """
+    for name, count in (("student", student), ("teacher", teacher)):
+        expect("layer_map", name, count, int, "a number of layers")
     if student < 1 or teacher < 1:
         raise ValueError(f"layer_map: student={student}, teacher={teacher}; both must be >= 1.")
     strategies: dict[str, Callable[[int], int]] = {

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import inspect
 import logging
 import re
 import time
@@ -18,6 +19,7 @@ import torch._inductor.config as inductor_config
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
 from torch._inductor import list_mode_options
 
+from fkd._base.errors import expect, listing, nearest
 from fkd._blocks.sharing import Sharing
 
 from .cannot_compile import compile_error
@@ -84,7 +86,18 @@ def compiled(
 def options_of(compile: bool | CompileOptions) -> dict[str, Any] | None:
     """The argument `compile=` of the public functions as options for `torch.compile`; None if
     nothing is compiled."""
-    return None if compile is False else {} if compile is True else dict(compile)
+    what = "True, False, or a dict of the keyword arguments of torch.compile"
+    fix = "{'mode': 'max-autotune'}, for example."
+    expect("compile", "compile", compile, (bool, Mapping), what, fix)
+    options = {} if isinstance(compile, bool) else dict(compile)
+    known = inspect.signature(torch.compile).parameters
+    for name in options:
+        if name not in known or name == "model":
+            raise ValueError(
+                f"compile: torch.compile has no argument {name!r}. {nearest(name, known)}"
+                f"Arguments: {listing(known)}."
+            )
+    return None if compile is False else options
 
 
 class Shapes:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from fkd._base.errors import listing, nearest
+from fkd._base.errors import expect, listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
 from fkd.parallel._shards import whole
@@ -68,6 +68,8 @@ def export(
       >>> export(objective, state)
       Linear(in_features=4, out_features=3, bias=True)
     """
+    expect("export", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    expect("export", "state", state, State, "a state of a step", "A run's: result.state.")
     for wanted in (name, *adapters):
         if wanted not in objective.models:
             raise ValueError(

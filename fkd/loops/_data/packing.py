@@ -173,5 +173,12 @@ def next_tokens(
       >>> next_tokens(torch.tensor([[-100, 7, 8, 9]]))
       tensor([[   7,    8,    9, -100]])
     """
+    tokens: object = labels
+    wrong = isinstance(tokens, Tensor) and tokens.ndim != 2
+    if wrong or not hasattr(tokens, "__torch_function__"):  # which refs have, too
+        raise ValueError(
+            f"next_tokens: labels is {tokens!r:.60}; a tensor [rows, length] is expected. In "
+            "a term: fkd.call(fkd.loops.next_tokens, batch.labels)."
+        )
     last = torch.full_like(labels[:, :1], ignore_index)
     return torch.cat([labels[:, 1:], last], dim=1)

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from fkd._base.errors import listing, nearest
+from fkd._base.errors import expect, listing, nearest
 from fkd._base.mean import Mean
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, Scalars
@@ -83,6 +83,7 @@ class Evaluator:
         autocast: torch.dtype | None = None,
         again: bool = False,
     ) -> None:
+        expect("evaluate", "metrics", metrics, (Mapping, type(None)), "{name: metric}")
         metrics = dict(metrics or {})
         refuse_reserved("evaluate", metrics)
         self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
@@ -236,6 +237,8 @@ def evaluate(
       `{"loss/total": ..., "loss/<term>": ..., "<metric>": ...}`; `"agreement"`, how often
       student and teacher have the same first choice, is there if a term compares logits.
     """
+    expect("evaluate", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    expect("evaluate", "state", state, State, "a state of a step", "step.init() is one.")
     batches = epoch_batches(loader, state.seed, -1)
     evaluator = Evaluator(
         readable(objective, state),

@@ -7,7 +7,7 @@ from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
 
-from fkd._base.errors import ObjectiveError
+from fkd._base.errors import ObjectiveError, expect
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, Scalars
 from fkd._objective.evaluation import BoundTerms
@@ -158,6 +158,9 @@ def score(
       >>> [one["kl"].shape for one in made]
       [torch.Size([2])]
     """
+    expect("score", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    expect("score", "state", state, (State, type(None)), "a state of a step, or None")
+    expect("score", "values", values, Mapping, "{name: ref}", "{'logits': student.logits}.")
     if not values:
         raise ValueError("score: values is empty. Give at least one: {'logits': teacher.logits}.")
     terms = {name: value for name, value in values.items() if isinstance(value, Term)}

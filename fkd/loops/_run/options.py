@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import torch
+
+from fkd._base.errors import expect
 from fkd._base.types import Batch
 from fkd.metrics import higher_is_better, refuse_reserved
 
@@ -72,6 +75,14 @@ class Options:
                 "fit: export_best needs keep_best of at least 1: a resumed run reads the best "
                 "checkpoint to write its student again."
             )
+        for name in ("log_every", "keep_last", "keep_best", "max_nonfinite"):
+            expect("fit", name, getattr(self, name), int, "a whole number")
+        for name in ("log_dir", "checkpoint_dir", "export_best"):
+            kinds = (str, os.PathLike, type(None))
+            expect("fit", name, getattr(self, name), kinds, "the path of a folder")
+        for name in ("metrics", "config"):
+            kinds = (Mapping, type(None))
+            expect("fit", name, getattr(self, name), kinds, "a dict, by name")
         _needed_together(self)
         _functions(self)
         refuse_reserved("fit", self.metrics or ())
@@ -117,6 +128,23 @@ class Arguments(Options):
     state: State
     loader: Loader
 
+    def __post_init__(self) -> None:
+        """Refuse what is no step, no state or no loader."""
+        made, batches = "from train_step", "Put it into a list: [batch]."
+        expect("fit", "step", self.step, TrainStep, f"a step {made}")
+        expect("fit", "state", self.state, State, "a state from step.init(seed=0)")
+        for name, loader in (("loader", self.loader), ("dev", self.dev)):
+            if isinstance(loader, (Mapping, torch.Tensor)):
+                raise TypeError(
+                    f"fit: {name} is a {type(loader).__name__}, which looks like one batch; an "
+                    f"iterable of batches is expected. {batches}"
+                )
+            if not callable(loader) and not hasattr(loader, "__iter__"):
+                if loader is not None or name == "loader":
+                    kind = (Iterable, Callable)
+                    expect("fit", name, loader, kind, "an iterable of batches", batches)
+        super().__post_init__()
+
     @property
     def options(self) -> Options:
         """The options alone: a run must not keep the state that it began with."""
@@ -127,7 +155,7 @@ def _whole_numbers(least: int, options: Mapping[str, Any]) -> None:
     for name, value in options.items():
         if value is None:
             continue
-        if not isinstance(value, int):
+        if not isinstance(value, int) or isinstance(value, bool):
             raise ValueError(f"fit: {name} is {value!r}; a whole number is expected.")
         if value < least:
             raise ValueError(f"fit: {name} is {value}; at least {least} is expected.")
@@ -175,6 +203,7 @@ def _functions(options: Options) -> None:
         listed = getattr(options, name)
         if callable(listed):
             raise ValueError(f"fit: {name} is one function; a list is expected: {name}=[function].")
+        expect("fit", name, listed, (list, tuple), "a list of functions")
         functions |= {f"{name}[{i}]": f for i, f in enumerate(listed)}
     functions |= {} if options.prepare is None else {"prepare": options.prepare}
     for name, function in functions.items():

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
 
-from fkd._base.errors import listing, nearest
+from fkd._base.errors import expect, listing, nearest
 from fkd._objective.models import trainable_parameters
 from fkd._objective.objective import Objective
 
@@ -124,6 +124,9 @@ def choices_of(
       TypeError: an optimizer is no function.
     """
     models = trainable_models(objective)
+    expect("train_step", "when", when, Mapping, "{model: step -> bool}")
+    for function in when.values():
+        _is_function("when", function, _WHEN)
     optimizers = optimizers_of(optimizer, models)
     return Choices(
         models=models,
@@ -172,6 +175,7 @@ def clips_of(norms: float | ByModel[float] | None, trainable: Names) -> dict[Nam
     if norms is not None and not isinstance(norms, Mapping):
         clips[trainable] = norms
     for clip in clips.values():
+        expect("train_step", "clip", clip, (int, float), "a positive norm or None")
         if not clip > 0:
             raise ValueError(f"train_step: clip is {clip}; a positive norm or None is expected.")
     return clips
@@ -190,9 +194,11 @@ def rates_of(
     if schedules is None:
         return {}
     if not isinstance(schedules, Mapping):
+        _is_function("lr", schedules, _LR)
         return dict.fromkeys(optimizers, schedules)
     rates: dict[Names, Schedule] = {}
     for names, schedule in by_models("lr", schedules, trainable).items():
+        _is_function("lr", schedule, _LR)
         owner = next((key for key in optimizers if set(key) == set(names)), None)
         if owner is None:
             raise ValueError(
@@ -202,6 +208,18 @@ def rates_of(
             )
         rates[owner] = schedule
     return rates
+
+
+_LR = (
+    "a schedule of a factor on the learning rate, step -> float, is expected. The rate itself is "
+    "given to the optimizer: lambda params: torch.optim.AdamW(params, lr=1e-4)"
+)
+_WHEN = "a function step -> bool is expected, as fkd.schedules.turns makes them"
+
+
+def _is_function(option: str, given: object, expected: str) -> None:
+    if not callable(given):
+        raise TypeError(f"train_step: {option} is {given!r}; {expected}.")
 
 
 def label(names: Names) -> str:

@@ -29,6 +29,11 @@ class Combined:
     """
 
     def __init__(self, objective: Objective, combine: Combine) -> None:
+        if not isinstance(combine, Combination) and not callable(combine):
+            raise TypeError(
+                f"train_step: combine is {combine!r}; a combination of fkd.gradients, or a "
+                "function {term: gradient} -> gradient, is expected: fkd.gradients.pcgrad()."
+            )
         self.combination = combine if isinstance(combine, Combination) else together(combine)
         self.groups = _groups(self.combination.groups, objective.weighted)
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
+from fkd._base.errors import expect, listing, nearest
 from fkd._base.trees import map_tensors
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
@@ -49,7 +50,14 @@ def initial(
 
 def _replaced(objective: Objective, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:
     """With the tensors of other modules, also in the EMA models that follow them."""
+    expect("init", "modules", modules, Mapping, "{model: module}")
     for name, module in modules.items():
+        if name not in objective.models:
+            raise ValueError(
+                f"init: modules names {name!r}, and there is no such model. "
+                f"{nearest(name, objective.models)}Models: {listing(objective.models)}."
+            )
+        expect("init", f"modules[{name!r}]", module, nn.Module, "a module")
         tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
         followers = [n for n, m in objective.models.items() if m.of == name]
         for tree in parts[:3]:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
+from fkd._base.errors import expect
 from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
 from fkd._objective.objective import Objective
@@ -75,6 +76,8 @@ class TrainStep:
         # One graph draws nothing from the host's generators.
         self._host = self.options is None or not self.options.get("fullgraph", True)
         self.together: Together | None = None
+        fix = "fkd.parallel.torchrun_mesh() makes one; a device is given to init(device=...)."
+        expect("train_step", "mesh", mesh, (DeviceMesh, type(None)), "a DeviceMesh", fix)
         if mesh is not None and mesh.size() > 1:
             self.together = Together(mesh, objective, self.autocast)
         if self.together is not None and self.together.cutting is not None and combine is not None:
@@ -103,6 +106,7 @@ class TrainStep:
           modules: by name, modules of the same structure whose parameters and buffers to begin
             with instead. A sweep over initialisations compiles once that way.
         """
+        expect("init", "seed", seed, int, "a whole number")
         state = initial(
             self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
         )
@@ -144,6 +148,7 @@ class TrainStep:
           ObjectiveError: at the first batch of a structure, for mistakes that show on it.
           ValueError: the schedule of the learning rate gives a number that is not finite.
         """
+        expect("step", "state", state, State, "a state", "Write step(state, batch).")
         device = device_of(state.trainable)
         if self.together is None:
             return self.advance(state, normalised(batch, device))
@@ -363,6 +368,8 @@ def train_step(
     Raises:
       ValueError: an option is out of range, or names what is not a trainable model.
     """
+    expect("train_step", "objective", objective, Objective, "an fkd.Objective")
+    expect("train_step", "accumulate", accumulate, int, "a whole number")
     if accumulate < 1:
         raise ValueError(f"train_step: accumulate is {accumulate}; at least 1 is expected.")
     return TrainStep(

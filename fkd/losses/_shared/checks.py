@@ -113,6 +113,7 @@ def covers(loss: str, where: Tensor | None, shape: tuple[int, ...], *, name: str
     """
     if where is None:
         return
+    is_tensor(loss, name, where)
     if where.shape != shape:
         raise ValueError(
             f"{loss}: {name} has shape {tuple(where.shape)}; {tuple(shape)} is expected, "
@@ -162,6 +163,8 @@ def classes_last(loss: str, where: Tensor | None, /, **logits: Tensor) -> None:
     They do where a mask (or labels) covers the batch and the space, and where the last two axes or
     more are equal and the one before them is not, as of a square picture.
     """
+    if where is not None:
+        is_tensor(loss, "where", where)
     for name, x in logits.items():
         masked = where is not None and fits_classes_first(x, where.shape)
         square = x.ndim > 3 and x.shape[1] != x.shape[2] and len(set(x.shape[2:])) == 1
@@ -190,6 +193,7 @@ def floating(loss: str, **tensors: Tensor) -> None:
     or hidden states are meant."""
     for name, x in tensors.items():
         refuse_sparse(loss, name, x)
+        is_tensor(loss, name, x)
         if x.ndim == 0:
             raise ValueError(
                 f"{loss}: {name} () has no axes; a last axis for the classes or the features is "
@@ -200,6 +204,21 @@ def floating(loss: str, **tensors: Tensor) -> None:
                 f"{loss}: {name} has dtype {x.dtype}; floating point is expected. "
                 "Were labels or token ids passed instead of logits?"
             )
+
+
+def is_tensor(loss: str, name: str, x: object) -> None:
+    """Refuse what is no dense tensor: an array, a list, the whole output of a model."""
+    if isinstance(x, Tensor):
+        if x.layout != torch.strided:
+            raise TypeError(f"{loss}: {name} has layout {x.layout}; call to_dense() on it first.")
+        return
+    if hasattr(x, "__torch_function__"):  # a ref, which says for itself how it is written
+        return
+    inside = "logits" if (isinstance(x, dict) and "logits" in x) or hasattr(x, "logits") else ""
+    fix = f"Pass its {inside}." if inside else "torch.as_tensor(...) makes one."
+    fix = "" if x is None else fix
+    what = "None" if x is None else f"a {type(x).__name__}"
+    raise TypeError(f"{loss}: {name} is {what}; a tensor is expected. {fix}".rstrip())
 
 
 def refuse_sparse(loss: str, name: str, x: object) -> None:
@@ -216,6 +235,13 @@ def positive(loss: str, **numbers: float | Tensor | None) -> None:
     """Refuse temperatures and bounds of 0 or less, as far as it shows without a device: tensors
     are taken as they are."""
     for name, x in numbers.items():
+        if not (
+            x is None or isinstance(x, (int, float, Tensor)) or hasattr(x, "__torch_function__")
+        ):
+            raise TypeError(
+                f"{loss}: {name} is a {type(x).__name__} ({x!r:.40}); a number above 0, or a "
+                "tensor of them, is expected."
+            )
         if isinstance(x, (int, float)) and not x > 0:
             raise ValueError(f"{loss}: {name} {x}; a number above 0 is expected.")
 
@@ -232,7 +258,7 @@ def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | Non
       temperature: T.
       dtype: in which it is computed; None: with all digits, up to the range of float32.
     """
-    if isinstance(temperature, Tensor):
+    if not isinstance(temperature, (int, float)):
         return
     most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else HOT
     if not temperature <= most:

@@ -78,7 +78,7 @@ def compared(
     has left. It is that of the logits, less a constant of the position: `log sum_v q_v e^(t - s)`.
     None: that difference as it is, which has digits enough.
     """
-    if isinstance(temperature, Tensor) or temperature <= HOT:
+    if not isinstance(temperature, (int, float)) or temperature <= HOT:
         log_q, log_p = log_probabilities(loss, student_logits, teacher_logits, temperature, where)
         return log_q, log_p, None
     positive(loss, temperature=temperature)
