@@ -365,7 +365,9 @@ def _compare(path: Path, manifest: Manifest, fingerprint: Any) -> None:
         raise MismatchError(
             f"load: {path} was saved by a run with another objective or optimizer:\n  "
             + "\n  ".join([*lines[:20], *more])
-            + "\nUse another folder for this run, or the settings of that one."
+            + "\nUse another folder for this run, or the settings of that one. To go on from its "
+            "parameters with other settings (a longer schedule): state = restore(step, folder) "
+            "with a step of the old settings, then fit(new_step, state, ...) in another folder."
         )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import json
+import logging
 import os
 import socket
 import stat
@@ -33,6 +34,14 @@ class _Hold(NamedTuple):
     identity: tuple[int, int]
     descriptors: list[int]
 
+
+_LOG = logging.getLogger("fkd")
+_NO_LOCKS = {
+    getattr(errno, name)
+    for name in ("ENOLCK", "ENOTSUP", "EOPNOTSUPP", "ENOSYS")
+    if hasattr(errno, name)
+}
+"""What network and FUSE file systems say that know no locks."""
 
 _holds: dict[Path, _Hold] = {}
 
@@ -153,7 +162,14 @@ def _acquire(descriptor: int, path: Path) -> None:
     try:
         free = lock_descriptor(descriptor, blocking=False)
     except OSError as error:
-        raise CheckpointError(f"lock: {path}: {error.strerror}.") from error
+        if error.errno not in _NO_LOCKS:
+            raise CheckpointError(f"lock: {path}: {error.strerror}.") from error
+        _LOG.warning(
+            "%s: this file system has no locks (%s), so that nothing keeps a second run out of the "
+            "folder. Give every run a folder of its own.",
+            *(path.parent, error.strerror),
+        )
+        return
     if not free:
         raise _in_use(descriptor, path)
 

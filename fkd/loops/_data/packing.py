@@ -173,9 +173,10 @@ def next_tokens(
       >>> next_tokens(torch.tensor([[-100, 7, 8, 9]]))
       tensor([[   7,    8,    9, -100]])
     """
-    tokens: object = labels
-    wrong = isinstance(tokens, Tensor) and tokens.ndim != 2
-    if wrong or not hasattr(tokens, "__torch_function__"):  # which refs have, too
+    tokens: Any = labels
+    # Refs have it, too, and no number of axes before a step runs.
+    tensor = hasattr(tokens, "__torch_function__")
+    if not tensor or (isinstance(tokens, Tensor) and tokens.ndim != 2):
         raise ValueError(
             f"next_tokens: labels is {tokens!r:.60}; a tensor [rows, length] is expected. In "
             "a term: fkd.call(fkd.loops.next_tokens, batch.labels)."

@@ -141,8 +141,7 @@ class Arguments(Options):
                 )
             if not callable(loader) and not hasattr(loader, "__iter__"):
                 if loader is not None or name == "loader":
-                    kind = (Iterable, Callable)
-                    expect("fit", name, loader, kind, "an iterable of batches", batches)
+                    expect("fit", name, loader, Iterable, "an iterable of batches", batches)
         super().__post_init__()
 
     @property

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -234,7 +236,8 @@ def refuse_sparse(loss: str, name: str, x: object) -> None:
 def positive(loss: str, **numbers: float | Tensor | None) -> None:
     """Refuse temperatures and bounds of 0 or less, as far as it shows without a device: tensors
     are taken as they are."""
-    for name, x in numbers.items():
+    given: dict[str, Any] = dict(numbers)
+    for name, x in given.items():
         if not (
             x is None or isinstance(x, (int, float, Tensor)) or hasattr(x, "__torch_function__")
         ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import multiprocessing
 import os
 import signal
@@ -162,3 +163,25 @@ def test_a_folder_that_was_deleted_or_replaced_is_not_held(tmp_path: Path):
             pass
     with pytest.raises(CheckpointError, match="deleted or replaced"):
         ensure_held(run)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS])
+def test_a_file_system_without_locks_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, number: int
+) -> None:
+    def no_locks(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fkd.loops._checkpoint.lock.lock_descriptor", no_locks)
+    with lock(tmp_path):
+        ensure_held(tmp_path)
+    assert "has no locks" in caplog.text and "folder of its own" in caplog.text
+
+
+def test_any_other_error_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(descriptor: int, *, blocking: bool) -> bool:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr("fkd.loops._checkpoint.lock.lock_descriptor", broken)
+    with pytest.raises(CheckpointError, match="Input/output error"), lock(tmp_path):
+        pass
