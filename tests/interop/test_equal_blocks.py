@@ -26,7 +26,9 @@ def llama() -> torch.nn.Module:
 
 
 def bert() -> torch.nn.Module:
-    return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES))
+    # Without dropout: fused attention draws other numbers with the decompositions of Inductor.
+    none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, **none))
 
 
 def measured(make, compile, *, checkpointing: bool = False) -> tuple[torch.Tensor, int]:
@@ -59,16 +61,12 @@ def measured(make, compile, *, checkpointing: bool = False) -> tuple[torch.Tenso
 
 
 @pytest.mark.compile
-@pytest.mark.parametrize(
-    ("make", "checkpointing"), [(llama, False), (llama, True), (bert, False), (bert, True)]
-)
+@pytest.mark.parametrize(("make", "checkpointing"), [(llama, False), (llama, True), (bert, False)])
 def test_layers_that_are_read_inside(make, checkpointing, monkeypatch):
     monkeypatch.setattr(op, "_REGIONS", {})
     options = {"backend": "aot_eager"}
     plain, none = measured(make, {**options, "blocks": False}, checkpointing=checkpointing)
     shared, regions = measured(make, {**options, "blocks": 2}, checkpointing=checkpointing)
     assert none == 0
-    # With and without a captured map, with and without a gradient; what drops out and is
-    # recomputed stays in the graph of the step.
-    assert regions == (2 if checkpointing and make is bert else 4)
+    assert regions == 4  # with and without a captured map, with and without a gradient
     torch.testing.assert_close(shared, plain, rtol=1e-5, atol=1e-6)
