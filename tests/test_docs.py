@@ -58,6 +58,15 @@ for name in sys.argv[1:]:
     assert done.stdout == ""
 
 
+def test_prose_is_plain_english() -> None:
+    pages = [*PAGES, *sorted((ROOT.parent / "docs").rglob("*.md"))]
+    texts = [(str(page), page.read_text(encoding="utf-8")) for page in pages] + [*docstrings()]
+    odd = re.compile(
+        r"\b((is|are|returns) no tensors?|anew|in\s+the\s+place\s+of|what\s+fills\s+up)\b"
+    )
+    assert not [(where, match.group()) for where, text in texts for match in odd.finditer(text)]
+
+
 def words() -> dict[str, Any]:
     """What the short names in the README's tables stand for."""
     net = functools.partial(torch.nn.Linear, 4, 3)

@@ -212,7 +212,7 @@ RECIPES = [
     Recipe("ALP-KD", "arXiv:2012.14022", layer_attention, texts(project=LINEAR), words,
            "Every student layer learns from an attention-weighted mix of teacher layers."),
     Recipe("RAIL-KD", "arXiv:2109.10164", random_layers, texts(project=LINEAR), words,
-           "The teacher's layers are drawn anew for every step, from the step's own seed."),
+           "The teacher's layers are drawn again for every step, from the step's own seed."),
     Recipe("Contextual knowledge distillation", "arXiv:2109.08359", linguistic_context,
            texts(), words, "Relations of words, and of the layers of a word; no projection."),
     Recipe("MGSKD", "ACL 2022 (Liu et al.)", granularities, texts(), words,

@@ -1,6 +1,6 @@
 """A distribution over classes that is known on some of them, as a teacher's value.
 
-`kl`, `soft_cross_entropy` and `head_divergence` take one in the place of the teacher's logits (or
+`kl`, `soft_cross_entropy` and `head_divergence` take one instead of the teacher's logits (or
 hidden states), so that a term reads the same whether its teacher is whole or sparse.
 """
 

@@ -186,7 +186,7 @@ def top_k(
         term(kl, student.logits, fkd.call(top_k(64), teacher.logits))          # in the step
 
     The value is a `TopKDistribution`, which `kl`, `soft_cross_entropy` and `head_divergence` take
-    in the place of the teacher. With `tail` all other classes are one class of both models: the
+    instead of the teacher. With `tail` all other classes are one class of both models: the
     loss is a lower bound of that of the whole teacher, 0 if the two agree on the k classes, and
     its gradient is biased, in that it does not say which of the other classes is right. The bias
     is at most that of losing p_r, the teacher's probability of all others together:
@@ -229,7 +229,7 @@ def sampled(
         term(kl, student.logits, fkd.call(sampled(50), teacher.logits))        # drawn in each step
 
     The value is a `SampledDistribution`, which `kl`, `soft_cross_entropy` and `head_divergence`
-    take in the place of the teacher. Value and gradient are unbiased: their mean over draws is
+    take instead of the teacher. Value and gradient are unbiased: their mean over draws is
     that of the whole teacher, softened by the temperature as the loss is. One draw is from each
     of n equal parts of the distribution, which scatters less than independent draws.
 

@@ -19,7 +19,7 @@ _LAST_WORD = 5.0
 class Workers:
     """A few threads and the queue before them.
 
-    They begin with the first job, anew in every process, and end when the object is closed or
+    They begin with the first job, again in every process, and end when the object is closed or
     forgotten, or the process ends. What then still stands in the queue is cancelled.
     """
 

@@ -100,7 +100,7 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
                     where=batch.attention_mask)}, TOKENS, {},
         ["term 'kd'", "(6, 7)", "(6, 7, 5)", "must have the shape"],
     ),
-    "a mask that is no tensor": (
+    "a mask that is not a tensor": (
         {"kd": logits(where=student.hidden_states)}, TOKENS, {},
         ["term 'kd'", "a tuple of 3", "a mask is expected"],
     ),
@@ -193,7 +193,7 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
         lambda: {"kd": term("kl", student.logits, teacher.logits)}, TOKENS, {},
         ["term 'kd'", "'kl'", "a function is expected", "from fkd.losses import"],
     ),
-    "a loss that returns no tensor": (
+    "a loss that does not return a tensor": (
         {"kd": term(lambda a, b: 3.0, student.logits, teacher.logits)}, TOKENS, {},
         ["term 'kd'", "returned a float", "one value for each position"],
     ),
