@@ -22,8 +22,9 @@ from .._blocks.sharing import Sharing
 from .._refs.refs import Capture, Tap
 from .lease import same_shapes, when_freed
 from .models import Model, modules_of, skeleton
-from .taps import install
+from .taps import install, install_patches
 
+NOTHING: Mapping[str, Any] = {}
 _MOST_IDLE = 4
 """Skeletons of a model that are kept for later calls."""
 
@@ -38,7 +39,10 @@ class Applied(NamedTuple):
 
 @runtime_checkable
 class Apply(Protocol):
-    """A module as a pure function: `apply(tensors, buffers, args, kwargs)`."""
+    """A module as a pure function: `apply(tensors, buffers, args, kwargs)`.
+
+    `patches` are what some submodules return instead of what they compute.
+    """
 
     def __call__(
         self,
@@ -46,6 +50,7 @@ class Apply(Protocol):
         buffers: Mapping[str, Tensor],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        patches: Mapping[str, Any] = NOTHING,
     ) -> Applied: ...
 
 
@@ -54,6 +59,7 @@ def make_apply(
     taps: Sequence[Tap | Capture],
     paths: Sequence[Any],
     sharing: Sharing | None = None,
+    patchable: Sequence[str] = (),
 ) -> Apply:
     """The pure function of a skeleton, which also returns what its taps saw.
 
@@ -64,7 +70,7 @@ def make_apply(
     Raises:
       ValueError: a capture cannot be installed; the message says why.
     """
-    return _Pure(copied, tuple(taps), tuple(paths), sharing)
+    return _Pure(copied, tuple(taps), tuple(paths), sharing, tuple(patchable))
 
 
 class _Pure:
@@ -76,8 +82,9 @@ class _Pure:
         taps: tuple[Tap | Capture, ...],
         paths: tuple[Any, ...],
         sharing: Sharing | None,
+        patchable: tuple[str, ...] = (),
     ) -> None:
-        self._parts = (template, taps, paths, sharing)
+        self._parts = (template, taps, paths, sharing, patchable)
         self._idle: list[_Instance] = []
         self._traced = self._instance(traced=True)
 
@@ -87,23 +94,24 @@ class _Pure:
         buffers: Mapping[str, Tensor],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        patches: Mapping[str, Any] = NOTHING,
     ) -> Applied:
         # Cloned, since modules update buffers in place; what they assign is written back
         # into the dict by functional_call itself.
         tensors = {**params, **{name: b.clone() for name, b in buffers.items()}}
         if torch.compiler.is_compiling():
-            return self._traced.functional(tensors, buffers, args, kwargs)
+            return self._traced.functional(tensors, buffers, args, kwargs, patches)
         try:
             instance = self._idle.pop()
         except IndexError:
             instance = self._instance(traced=False)
-        return instance.leased(tensors, buffers, args, kwargs, self._idle)
+        return instance.leased(tensors, buffers, args, kwargs, patches, self._idle)
 
     def _instance(self, *, traced: bool) -> _Instance:
-        template, taps, paths, sharing = self._parts
+        template, taps, paths, sharing, patchable = self._parts
         copied = skeleton(template, training=template.training)
-        instance = _Instance(copied, taps, paths, traced=traced)
-        if traced and sharing is not None:
+        instance = _Instance(copied, taps, paths, patchable, traced=traced)
+        if traced and sharing is not None and not patchable:  # a patched block is like no other
             prepared = instance.prepared
             sharing(copied, instance.stores, prepared.idle if prepared else lambda hook: False)
         return instance
@@ -122,12 +130,14 @@ class _Instance:
         copied: nn.Module,
         taps: Sequence[Tap | Capture],
         paths: Sequence[Any],
+        patchable: Sequence[str] = (),
         *,
         traced: bool,
     ) -> None:
-        self.module, self.seen = copied, dict[Any, Any]()
+        self.module, self.seen, self.patches = copied, dict[Any, Any](), dict[str, Any]()
         self.flags: Mapping[str, Any] = {}
         modules = dict(copied.named_modules(remove_duplicate=False))
+        install_patches(modules, patchable, self.patches)
         install(modules, [t for t in taps if isinstance(t, Tap)], self.seen)
         captures = [t for t in taps if isinstance(t, Capture)]
         library, inner, self.direct = _host(copied)
@@ -157,13 +167,17 @@ class _Instance:
         buffers: Mapping[str, Tensor],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        patches: Mapping[str, Any] = NOTHING,
     ) -> Applied:
         """A call that leaves nothing behind: for what is traced, backward pass and all."""
         self.seen.clear()
+        self.patches.clear()
+        self.patches.update(patches)
         output = torch.func.functional_call(
             self.module, tensors, tuple(args), {**kwargs, **self.flags}
         )
         output, seen = self._read(output)
+        self.patches.clear()  # nothing of a traced call may outlive it
         now = {name: tensors[name] for name in buffers}
         return Applied(output, seen, same_shapes(buffers, now))
 
@@ -173,6 +187,7 @@ class _Instance:
         buffers: Mapping[str, Tensor],
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
+        patches: Mapping[str, Any],
         idle: list[_Instance],
     ) -> Applied:
         """A call whose tensors stay in place until its backward pass is over, or cannot come.
@@ -185,6 +200,8 @@ class _Instance:
         stack.enter_context(swap)
         try:
             self.seen.clear()
+            self.patches.clear()
+            self.patches.update(patches)
             output, seen = self._read(self.module(*args, **{**kwargs, **self.flags}))
             now = {n: getattr(*self.buffers[n]) for n in buffers}
             applied = Applied(output, seen, same_shapes(buffers, now))
@@ -200,6 +217,7 @@ class _Instance:
 
     def _returned(self, idle: list[_Instance]) -> None:
         self.seen.clear()
+        self.patches.clear()
         if len(idle) < _MOST_IDLE:
             idle.append(self)
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
-from .._refs.derived import Call, Function
-from .._refs.refs import Capture, Param, Ref, Root, Tap, children, node, roots, walk
+from .._refs.derived import AsFunction, Call, Function
+from .._refs.refs import Capture, Param, Patched, Ref, Root, Tap, children, node, roots, walk
 from .objective import Objective
 from .terms import Term
 
@@ -72,7 +72,7 @@ def opaque(refs: Iterable[Ref]) -> list[Ref]:
 def parts_to_keep(ref: Ref, frozen: set[str]) -> tuple[Ref, ...]:
     """The next smaller refs that have to be known to compute a ref without a forward pass; empty
     if it is itself one of a model."""
-    if isinstance(called := node(ref), Call) and called.fn is None:
+    if not children(ref) or _runs_itself(node(ref)):
         return ()  # of a frozen module, which would have to run
     below = (part for child in children(ref) for part in _largest(child, frozen))
     return tuple(dict.fromkeys(below))
@@ -100,9 +100,10 @@ def _largest(ref: Ref, frozen: set[str]) -> Iterator[Ref]:
 
 def named_by(part: Any) -> frozenset[str]:
     """The model that a node itself names, apart from what it is computed from."""
-    if isinstance(part, Tap | Capture | Param):
+    if isinstance(part, Tap | Capture | Param | Patched):
         return frozenset([part.root])
-    named = isinstance(part, Root) or (isinstance(part, Call) and part.fn is None)
+    called = isinstance(part, AsFunction) or (isinstance(part, Call) and part.fn is None)
+    named = isinstance(part, Root) or called
     return frozenset([part.name]) if named else frozenset()
 
 
@@ -117,6 +118,11 @@ def _follows(ref: Ref, known: set[Ref], frozen: set[str]) -> bool:
     if not needs_forward(ref, frozen):
         return True
     part = node(ref)
-    if not children(ref) or (isinstance(part, Call) and part.fn is None):
+    if not children(ref) or _runs_itself(part):
         return False
     return all(_follows(child, known, frozen) for child in children(ref))
+
+
+def _runs_itself(part: Any) -> bool:
+    """Whether a node with children runs a model for its own value."""
+    return isinstance(part, Patched) or (isinstance(part, Call) and part.fn is None)

@@ -11,9 +11,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from .._base.errors import listing, nearest
-from .._refs.derived import Call
+from .._refs.derived import AsFunction, Call
 from .._refs.paths import name_of
-from .._refs.refs import Capture, Node, Param, Ref, Root, Tap, node, output_path, walk
+from .._refs.refs import Capture, Node, Param, Patched, Ref, Root, Tap, node, output_path, walk
 from .apply import has_attention_captures, layer_drop
 from .models import Model, trainable_parameters
 from .reach import reach_problems
@@ -254,7 +254,7 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         return
     if name not in models:
         hint = nearest(name, models)
-        kind = "trainable" if isinstance(part, Call) else "frozen"
+        kind = "trainable" if isinstance(part, Call | AsFunction) else "frozen"
         yield (
             f"{ref!r} refers to {name!r}, and the objective has no such model. {hint}"
             f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.{kind}(module))."
@@ -269,6 +269,10 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         names = [n for n, _ in model.module.named_modules(remove_duplicate=False)]
         if part.module not in names:
             yield _unknown(ref, name, "submodule", part.module, names)
+    elif isinstance(part, Patched):
+        names = [n for n, _ in model.module.named_modules(remove_duplicate=False)]
+        unknown = (path for path, _ in part.outputs if path not in names)
+        yield from (_unknown(ref, name, "submodule", path, names) for path in unknown)
     elif isinstance(part, Param):
         names = [n for n, _ in model.module.named_parameters(remove_duplicate=False)]
         if part.parameter not in names:
@@ -300,8 +304,10 @@ def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
 def _root_of(part: Node) -> str | None:
     if isinstance(part, Root):
         return part.name
-    if isinstance(part, Tap | Capture | Param):
+    if isinstance(part, Tap | Capture | Param | Patched):
         return part.root
+    if isinstance(part, AsFunction):
+        return part.name
     return part.name if isinstance(part, Call) and part.fn is None else None
 
 

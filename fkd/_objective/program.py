@@ -14,11 +14,12 @@ from .._base.errors import ObjectiveError
 from .._base.trees import sizes
 from .._base.types import Batch, Params
 from .._blocks.sharing import Sharing
-from .._refs.derived import Call, Function
-from .._refs.refs import Capture, Context, Node, Param, Ref, Root, Tap, node, output_path
-from .apply import Apply, call_arguments, make_apply, parameter_names
+from .._refs.derived import Function
+from .._refs.refs import Capture, Context, Param, Ref, Root, Tap, node, output_path, patched_path
+from .apply import NOTHING, Applied, Apply, call_arguments, make_apply, parameter_names
 from .models import Model, frozen_parameters, skeleton, trainable_parameters
 from .plan import Attempt, Given, Plan, value_of
+from .reads import called_by, patchable, run_by
 
 
 @runtime_checkable
@@ -99,7 +100,7 @@ class Program:
         """The models whose forward pass is needed; frozen ones first, so that what they
         computed on the way is freed before the student runs."""
         nodes = list(map(node, self.plan.computed))
-        wanted = _run_by(nodes)
+        wanted = run_by(nodes)
         if any(isinstance(part, Function) for part in nodes):  # which may read any model
             wanted |= set(self.models) - self.adapters
         names = [name for name in self.models if name in wanted]
@@ -220,9 +221,12 @@ class Pass:
         self.buffers = {name: dict(tensors) for name, tensors in parts.buffers.items()}
         self._outputs: dict[str, Any] = {"batch": batch}
         self._taps: dict[str, dict[Any, Any]] = {}
-        modules = {name: self._as_function(name) for name in program.models}
+        modules, functions, patched = (
+            {name: make(name) for name in program.models}
+            for make in (self._as_module, self._as_function, self._as_patched)
+        )
         params = _with_aliases(program, self._params)
-        self.context = Context(self._outputs, self._taps, params, modules)
+        self.context = Context(self._outputs, self._taps, params, modules, functions, patched)
 
     def run(self, name: str) -> None:
         """Run a model on the batch."""
@@ -232,17 +236,40 @@ class Pass:
             output = self._apply(name, args, kwargs)
         self._outputs[name] = output if model.outputs is None else model.outputs(output)
 
-    def _apply(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        buffers = self.buffers.get(name, {})
+    def _call(
+        self,
+        name: str,
+        args: Sequence[Any],
+        kwargs: Mapping[str, Any],
+        patches: Mapping[str, Any] = NOTHING,
+    ) -> Applied:
         with _autocast(self._params[name], self._autocast):
-            applied = self._program.applies[name](self._params[name], buffers, args, kwargs)
+            apply = self._program.applies[name]
+            return apply(self._params[name], self.buffers.get(name, {}), args, kwargs, patches)
+
+    def _apply(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+        applied = self._call(name, args, kwargs)
         self._taps[name] = applied.taps
         if applied.buffers and self._program.models[name].kind == "trainable":
             self.buffers[name] = applied.buffers
         return applied.output
 
-    def _as_function(self, name: str) -> Callable[..., Any]:
+    def _as_module(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._apply(name, args, kwargs)
+
+    def _as_function(self, name: str) -> Callable[..., Any]:
+        return lambda *args, **kwargs: self._call(name, args, kwargs).output
+
+    def _as_patched(self, name: str) -> Callable[[Mapping[str, Any]], Any]:
+        """The model on the batch once more."""
+
+        def run(patches: Mapping[str, Any]) -> Any:
+            model = self._program.model(name)
+            args, kwargs = call_arguments(model, self._batch)
+            output = self._call(name, args, kwargs, patches).output
+            return output if model.outputs is None else model.outputs(output)
+
+        return run
 
 
 def make_program(
@@ -268,7 +295,7 @@ def make_program(
       ObjectiveError: a module that cannot be copied.
     """
     nodes = list(map(node, plan.computed))
-    called = {part.name for part in nodes if isinstance(part, Call) and part.fn is None}
+    called = {name for part in nodes if (name := called_by(part)) is not None}
     applies: dict[str, Apply] = {}
     problems: list[str] = []
     for name in models:
@@ -279,12 +306,14 @@ def make_program(
         try:
             copied = skeleton(model.module, training=mode)
             copied = copied if rewrite is None else rewrite.skeleton(name, copied)
-            applies[name] = make_apply(copied, taps, _output_paths(plan, name, model), sharing)
+            paths = _output_paths(plan, name, model)
+            places = tuple(patchable(nodes, name))
+            applies[name] = make_apply(copied, taps, paths, sharing, places)
         except Exception as error:
             problems.append(f"model {name!r}: {type(error).__name__}: {error}")
     if problems:
         raise ObjectiveError(problems)
-    called_only = adapters | frozenset(called - _run_by(nodes))
+    called_only = adapters | frozenset(called - run_by(nodes))
     return Program(plan, models, applies, called_only, rewrite)
 
 
@@ -306,22 +335,18 @@ def read_models(plan: Plan, models: Mapping[str, Model]) -> dict[str, Model]:
         names |= set(models) if isinstance(part, Function) else set()
         names |= {part.name} if isinstance(part, Root) else set()
         names |= {part.root} if isinstance(part, Tap | Capture | Param) else set()
-        names |= {part.name} if isinstance(part, Call) and part.fn is None else set()
+        names |= {name} if (name := called_by(part)) is not None else set()
     names |= {models[name].of for name in names & set(models)}
     return {name: model for name, model in models.items() if name in names}
-
-
-def _run_by(nodes: Iterable[Node]) -> set[str]:
-    """The models whose output or inside is read, so that they run on the batch."""
-    nodes = list(nodes)
-    roots = {part.name for part in nodes if isinstance(part, Root)}
-    return roots | {part.root for part in nodes if isinstance(part, Tap | Capture)}
 
 
 def _output_paths(plan: Plan, name: str, model: Model) -> list[tuple[Any, ...]]:
     """The paths that refs take through a model's output. A plain function may take any,
     so that with one the cheap optional outputs (hidden states) are asked for as well."""
-    every = [path for path in map(output_path, plan.computed) if path is not None]
+    refs = plan.computed
+    every = [
+        path for of in (output_path, patched_path) for path in map(of, refs) if path is not None
+    ]
     paths = [keys for root, keys in every if root == name and keys]
     functions = any(isinstance(node(ref), Function) for ref in plan.computed)
     if functions or model.outputs is not None:

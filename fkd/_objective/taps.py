@@ -1,4 +1,5 @@
-"""Hooks that write what a submodule returned, or was given, into a dict."""
+"""Hooks that write what a submodule returned, or was given, into a dict; and that return what a
+dict says instead."""
 
 from __future__ import annotations
 
@@ -26,6 +27,32 @@ def install(modules: Mapping[str, Any], taps: Sequence[Tap], seen: dict[Any, Any
             modules[tap.module].register_forward_hook(_output_hook(seen, key))
         else:
             modules[tap.module].register_forward_pre_hook(_input_hook(seen, key), with_kwargs=True)
+
+
+def install_patches(
+    modules: Mapping[str, Any], names: Sequence[str], patches: Mapping[str, Any]
+) -> None:
+    """Let submodules return what `patches` has under their name, if it has anything.
+
+    Args:
+      modules: by dotted name; a name that is none is left to `check` to report.
+      names: of the submodules that may be patched.
+      patches: what they return in the next forward pass.
+    """
+    for name in names:
+        if name in modules:
+            modules[name].register_forward_hook(_patch_hook(patches, name))
+
+
+def _patch_hook(patches: Mapping[str, Any], name: str) -> Callable[..., Any]:
+    def hook(module: Any, args: Any, output: Any) -> Any:
+        del module, args
+        if name not in patches:
+            return output
+        whole = type(output) is tuple
+        return (patches[name], *output[1:]) if whole else patches[name]
+
+    return hook
 
 
 def _output_hook(seen: dict[Any, Any], key: Any) -> Callable[..., None]:

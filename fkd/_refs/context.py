@@ -22,13 +22,18 @@ class Context:
       values: outputs by model name, and the batch under `"batch"`.
       taps: by model name, what its taps and attention captures saw.
       params: by model name, its parameters (trainable and frozen ones).
-      modules: by model name, the module as a function of values.
+      modules: by model name, the module as a function of values; taps and buffers are kept.
+      functions: the same, of which neither taps nor buffers are kept.
+      patched: by model name, the model on its own inputs, as a function of what some of its
+        submodules return instead; likewise.
     """
 
     values: Mapping[str, Any]
     taps: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     modules: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    patched: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> Any:
         try:

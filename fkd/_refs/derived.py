@@ -48,6 +48,23 @@ class Function(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
+class AsFunction(Node):
+    """A named model as a pure function of its inputs, handed to another function."""
+
+    name: str
+
+    def __repr__(self) -> str:
+        return f"module({self.name!r})"
+
+    @property
+    def roots(self) -> frozenset[str]:
+        return frozenset([self.name])
+
+    def compute(self, ctx: Context, *values: Any) -> Any:
+        return ctx.functions[self.name]
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Nested(Node):
     """A list, tuple or dict with refs in it."""
 
@@ -100,6 +117,8 @@ def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Ref:
     Args:
       fn: a pure function; what it does to its arguments in place is seen by other terms.
       args, kwargs: its arguments; refs among them, and in lists, tuples and dicts, are filled in.
+        `fkd.module("student")` among the positional ones is that model as a pure function, with
+        the parameters of the step: `torch.func` differentiates it by its inputs.
 
     Example:
       >>> call(torch.softmax, student.logits, dim=-1)
@@ -173,7 +192,9 @@ def _operands(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def _operand(value: Any) -> Any:
     """An argument as it is kept: functions of the context are refs, constants are themselves."""
-    if isinstance(value, Module | nn.Module):
+    if isinstance(value, Module):
+        return Ref(AsFunction(value.name))
+    if isinstance(value, nn.Module):
         return as_ref(value)  # which refuses it, and says what to write
     function = callable(value) and not isinstance(value, Ref | type)
     return Ref(Function(value)) if function else value

@@ -4,6 +4,7 @@
     student.tap("encoder.layer.2")    what a submodule returned (or was given: side="input")
     student.attention(3)              the attention map of one layer (transformers)
     student.param("lm_head.weight")   a parameter
+    teacher.patched({"layer2": ref})  what a model returns if a submodule returned this instead
     batch.labels != -100              an operation; also student.logits / 2, x[:, 1:], ~mask
     student.logits.mean(-1)           a method, or a torch function: torch.softmax(ref, -1)
     call(fn, ref, ...)                any function of other refs
@@ -16,7 +17,7 @@ A ref is immutable, prints as the code that made it, and compares and hashes by 
 from __future__ import annotations
 
 import types
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, overload
 
@@ -112,6 +113,37 @@ class ModelRef(Ref):
     def param(self, name: str) -> Ref:
         """A parameter by its dotted name, as in `named_parameters()`; needs no forward pass."""
         return Ref(Param(self._name, name))
+
+    @offered
+    def patched(self, outputs: Mapping[str, Ref]) -> Ref:
+        """What the model returns on its own inputs if some submodules returned other values.
+
+        The model runs once more; gradients pass through it to these values, also if it is frozen:
+        a student's features in its teacher's later layers (FCFD), or the states of one text in the
+        computation of another (interchange interventions).
+
+            teacher.patched({"layer2": module("bridge")(student.tap("layer2"))}).logits
+
+        Batch statistics that this run would leave behind are dropped. Layers before a patch run
+        for nothing, unless the step is compiled, which leaves them out.
+
+        Args:
+          outputs: `{dotted name: ref}`, as in `named_modules()`. Of a module that returns a tuple
+            the first element is replaced.
+        """
+        if not isinstance(outputs, Mapping) or not outputs:  # pyright: ignore[reportUnnecessaryIsInstance]
+            raise TypeError(
+                f"{self!r}.patched: outputs is {show(outputs)}; a dict of a submodule's name and "
+                f"a ref is expected: {self!r}.patched({{'layer2': ref}})."
+            )
+        given: dict[str, object] = {**outputs}
+        wrong = [name for name, value in given.items() if not isinstance(value, Ref)]
+        if wrong:
+            raise TypeError(
+                f"{self!r}.patched: of {wrong[0]!r} a {type(given[wrong[0]]).__name__} is given; "
+                "a ref is expected."
+            )
+        return Ref(Patched(self._name, tuple(outputs.items())))
 
     @offered
     def attention(self, layer: int, *, part: str | None = None) -> Ref:
@@ -212,6 +244,27 @@ class Param(Node):
         return ctx.params[self.root][self.parameter]
 
 
+@dataclass(frozen=True, eq=False, repr=False)
+class Patched(Node):
+    """What a model returns on its own inputs where submodules return other values."""
+
+    root: str
+    outputs: tuple[tuple[str, Ref], ...]
+
+    def __repr__(self) -> str:
+        listed = ", ".join(f"{name!r}: {value!r}" for name, value in self.outputs)
+        return f"{Root(self.root)!r}.patched({{{listed}}})"
+
+    @property
+    def roots(self) -> frozenset[str] | None:
+        below = super().roots
+        return None if below is None else below | {self.root, "batch"}
+
+    def compute(self, ctx: Context, *values: Any) -> Any:
+        names = (name for name, _ in self.outputs)
+        return ctx.patched[self.root](dict(zip(names, values, strict=True)))
+
+
 @overload
 def ref(name: Literal["batch"]) -> Ref: ...  # pyright: ignore[reportOverlappingOverload]
 
@@ -236,15 +289,30 @@ def ref(name: str) -> Ref:
 
 
 def output_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
-    """`(root, keys)` of an output path such as `student.hidden_states[3]`, else None."""
+    """`(root, keys)` of an output path such as `student.hidden_states[3]`, else None.
+
+    A path through `student.patched(...)` is none: it has `patched_path`.
+    """
+    part, keys = _path(value)
+    return (part.name, keys) if isinstance(part, Root) and keys is not None else None
+
+
+def patched_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
+    """The same of what a model returns where it is patched."""
+    part, keys = _path(value)
+    return (part.root, keys) if isinstance(part, Patched) and keys is not None else None
+
+
+def _path(value: Ref) -> tuple[Node, tuple[Any, ...] | None]:
+    """What a path begins with, and its keys; None if refs are among them."""
     keys: list[Any] = []
     part = node(value)
     while isinstance(part, Item):
         if any(True for _ in refs_in(part.key)):
-            return None
+            return part, None
         keys.append(part.key)
         part = node(part.parent)
-    return (part.name, tuple(reversed(keys))) if isinstance(part, Root) else None
+    return part, tuple(reversed(keys))
 
 
 student = ModelRef(Root("student"))

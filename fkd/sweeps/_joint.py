@@ -12,8 +12,8 @@ from fkd._base.errors import listing
 from fkd._objective.models import Model
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
-from fkd._refs.derived import Call, Function
-from fkd._refs.refs import Capture, Param, Ref, Root, Tap, node, ref, walk
+from fkd._refs.derived import AsFunction, Call, Function
+from fkd._refs.refs import Capture, Param, Patched, Ref, Root, Tap, node, ref, walk
 from fkd._refs.sourced import replaced
 from fkd._refs.trees import mapped
 
@@ -85,6 +85,11 @@ def renamed(value: Ref, names: Mapping[str, str]) -> Ref:
             return ref(names[part.name])
         if isinstance(part, Tap | Capture | Param) and part.root in names:
             return Ref(replace(part, root=names[part.root]))
+        if isinstance(part, Patched) and part.root in names:
+            outputs = tuple((path, renamed(value, names)) for path, value in part.outputs)
+            return Ref(replace(part, root=names[part.root], outputs=outputs))
+        if isinstance(part, AsFunction) and part.name in names:
+            return Ref(replace(part, name=names[part.name]))
         if isinstance(part, Call) and part.fn is None and part.name in names:
             args, kwargs = mapped(inside, part.args), mapped(inside, part.kwargs)
             return Ref(replace(part, name=names[part.name], args=args, kwargs=kwargs))
