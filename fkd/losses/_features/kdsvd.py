@@ -37,7 +37,7 @@ def kdsvd(
 
     The gradient of a singular vector has the factor 1 / (S_i^2 - S_j^2); a gap g is replaced by
     g + (1e-6 S_1^2)^2 / g, so that equal singular values give a finite gradient. Values are
-    exact; second derivatives are not.
+    exact; the second derivative has such factors, too.
 
     Args:
       student_first: `[batch, first, *space]`, the student's map of an early layer.
@@ -101,10 +101,17 @@ def _leading(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     values, v = torch.linalg.eigh(g0)
     values, v = values.flip(-1), v.flip(-1)
     n = min(count, values.shape[-1])
-    # First-order perturbation around g0: the value is v, the derivative that of an eigenvector.
+    # Second-order perturbation around g0: the value is v, the derivatives, of the first order and
+    # of the second, are those of an eigenvector.
     gap = values[..., None, :n] - values[..., :, None]
     width = (1e-6 * values[..., :1, None]).square().clamp(min=1e-30)
-    change = product(product(v.mT, g - g0), v[..., :n])
-    vectors = v[..., :n] + product(v, change * gap / (gap.square() + width))
-    squares = values[..., :n].clamp(min=0.0) + change.diagonal(dim1=-2, dim2=-1)
+    inverse = gap / (gap.square() + width)
+    every = product(product(v.mT, g - g0), v)  # in the basis of v; 0, with a derivative
+    change = every[..., :n]
+    own = change.diagonal(dim1=-2, dim2=-1)
+    first = change * inverse
+    second = inverse * (product(every, first) - first * own.unsqueeze(-2))
+    length = 1 - 0.5 * first.square().sum(-2, keepdim=True)
+    vectors = v[..., :n] * length + product(v, first + second)
+    squares = values[..., :n].clamp(min=0.0) + own + (change * first).sum(-2)
     return vectors, root(squares)
