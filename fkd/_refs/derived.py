@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import numbers
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -133,7 +134,14 @@ def call(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Ref:
         )
     if isinstance(fn, nn.Module) and any(map(is_trained, fn.parameters())):
         raise TypeError(f"call: fn is a {type(fn).__name__} with parameters. {NEVER_TRAINED}")
+    if not _computes_tensors(fn):
+        args = tuple(Ref(AsFunction(x.name)) if isinstance(x, Module) else x for x in args)
     return Ref(Call(fn, "", *arguments(name_of(fn), _operands(args), kwargs)))
+
+
+def _computes_tensors(fn: Callable[..., Any]) -> bool:
+    """Whether a function is one of torch's own on tensors, which can do nothing with a model."""
+    return inspect.isbuiltin(fn) or (getattr(fn, "__module__", "") or "").startswith("torch.nn.")
 
 
 def stop_gradient(value: Ref | Callable[[Context], Any]) -> Ref:
@@ -192,9 +200,7 @@ def _operands(values: Iterable[Any]) -> tuple[Any, ...]:
 
 def _operand(value: Any) -> Any:
     """An argument as it is kept: functions of the context are refs, constants are themselves."""
-    if isinstance(value, Module):
-        return Ref(AsFunction(value.name))
-    if isinstance(value, nn.Module):
+    if isinstance(value, Module | nn.Module):
         return as_ref(value)  # which refuses it, and says what to write
     function = callable(value) and not isinstance(value, Ref | type)
     return Ref(Function(value)) if function else value

@@ -122,14 +122,16 @@ class ModelRef(Ref):
         a student's features in its teacher's later layers (FCFD), or the states of one text in the
         computation of another (interchange interventions).
 
-            teacher.patched({"layer2": module("bridge")(student.tap("layer2"))}).logits
-
         Batch statistics that this run would leave behind are dropped. Layers before a patch run
         for nothing, unless the step is compiled, which leaves them out.
 
         Args:
           outputs: `{dotted name: ref}`, as in `named_modules()`. Of a module that returns a tuple
             the first element is replaced.
+
+        Example:
+          >>> teacher.patched({"layer2": module("bridge")(student.tap("layer2"))}).logits
+          teacher.patched({'layer2': bridge(student.tap('layer2'))}).logits
         """
         if not isinstance(outputs, Mapping) or not outputs:  # pyright: ignore[reportUnnecessaryIsInstance]
             raise TypeError(

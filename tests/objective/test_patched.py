@@ -111,7 +111,7 @@ def test_a_patched_ref_is_code():
     assert repr(ref) == "teacher.patched({'first': student.tap('first')}).logits"
     assert ref == teacher.patched({"first": student.tap("first")}).logits
     assert ref != teacher.patched({"second": student.tap("first")}).logits
-    assert repr(call(torch.vmap, module("student"))) == "call(vmap, module('student'))"
+    assert repr(call(slope, module("student"), batch)) == "call(slope, module('student'), batch)"
 
 
 def test_mistakes_are_named():
