@@ -90,9 +90,9 @@ def options_of(compile: bool | CompileOptions) -> dict[str, Any] | None:
     fix = "{'mode': 'max-autotune'}, for example."
     expect("compile", "compile", compile, (bool, Mapping), what, fix)
     options = {} if isinstance(compile, bool) else dict(compile)
-    known = inspect.signature(torch.compile).parameters
+    known = [n for n in inspect.signature(torch.compile).parameters if n != "model"] + ["blocks"]
     for name in options:
-        if name not in known or name == "model":
+        if name not in known:
             raise ValueError(
                 f"compile: torch.compile has no argument {name!r}. {nearest(name, known)}"
                 f"Arguments: {listing(known)}."
