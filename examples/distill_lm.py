@@ -126,8 +126,7 @@ def rows_of(files: Sequence[str], tokenizer: Any, length: int) -> list[lm.Tokens
     plain: list[str] = []
     for record in records(files):
         if "messages" in record:
-            chat = lm.chat_tokens(tokenizer, record["messages"], turns="last", max_length=length)
-            rows.append(chat)
+            rows.append(lm.chat_tokens(tokenizer, record["messages"], turns="last"))
         elif "completion" in record:
             rows.append(lm.completion_tokens(tokenizer, record["prompt"], record["completion"]))
         else:
@@ -135,9 +134,13 @@ def rows_of(files: Sequence[str], tokenizer: Any, length: int) -> list[lm.Tokens
     if plain:
         ids = tokenizer("".join(plain), add_special_tokens=False, verbose=False)["input_ids"]
         rows += lm.token_blocks([ids], length)
-    if not rows:
+    cut = [lm.Tokens(row.ids[:length], row.labels[:length]) for row in rows]
+    kept = [row for row in cut if any(label != -100 for label in row.labels[1:])]
+    if len(kept) < len(cut):
+        print(f"{len(cut) - len(kept)} of {len(cut)} rows left out: no answer in {length} tokens")
+    if not kept:
         raise SystemExit(f"error: {', '.join(files)}: not one row of {length} tokens.")
-    return [lm.Tokens(row.ids[:length], row.labels[:length]) for row in rows]
+    return kept
 
 
 def collate(args: argparse.Namespace, pad: int) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
+
+from fkd._base.errors import expect
 
 IGNORE = -100
 
@@ -45,12 +48,13 @@ def chat_tokens(
       tokenizer: a fast one of transformers, with a chat template.
       messages: in order, each with a "role" and a "content".
       turns: which turns of the assistant count.
-      max_length: leave out what is beyond, from the right.
+      max_length: leave out what is beyond, from the right; at least 2.
       options: for `apply_chat_template`, such as `tools` or `enable_thinking`.
 
     Raises:
-      ValueError: nobody is the assistant; the tokenizer has no template, or is not a fast one; or
-        the template rewrites earlier turns when later ones come.
+      ValueError: nobody is the assistant; nothing of what it says is within `max_length`; the
+        tokenizer has no template, or is not a fast one; or the template rewrites earlier turns
+        when later ones come.
 
     Example:
       >>> class Words:  # stands for a tokenizer of transformers
@@ -71,6 +75,10 @@ def chat_tokens(
             f"chat_tokens: the {type(tokenizer).__name__} has no chat template. Give it that of "
             "the model: tokenizer.chat_template = ...; or use completion_tokens."
         )
+    if max_length is not None:
+        expect("chat_tokens", "max_length", max_length, int, "a whole number of tokens")
+        if max_length < 2:
+            raise ValueError(f"chat_tokens: max_length is {max_length}; at least 2 is expected.")
     answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
     if not answers:
         raise ValueError(
@@ -84,6 +92,24 @@ def chat_tokens(
             tokens = _last_run(tokens)
     else:
         tokens = _by_prefix(tokenizer, messages, chosen, options)
+    return _shortened(tokens, max_length)
+
+
+def _shortened(tokens: Tokens, max_length: int | None) -> Tokens:
+    """The first tokens of a conversation, of which at least one is to be predicted."""
+    counted = _counted(tokens)
+    size = len(tokens.ids)
+    if not counted:
+        raise ValueError(
+            f"chat_tokens: none of the {size} tokens is what the assistant says, so that nothing "
+            "would count. Its words are empty, or the template marks something else."
+        )
+    if max_length is not None and counted[0] >= max_length:
+        raise ValueError(
+            f"chat_tokens: max_length={max_length} leaves nothing of what the assistant says, "
+            f"which begins behind {counted[0]} of the {size} tokens, so that nothing would count. "
+            f"Give at least max_length={counted[0] + 1}, or leave this conversation out."
+        )
     return Tokens(tokens.ids[:max_length], tokens.labels[:max_length])
 
 
@@ -225,9 +251,13 @@ def pack_documents(documents: Iterable[Tokens], length: int, *, open_rows: int =
     of a row apart.
 
     Args:
-      documents: in the order in which they come; one that is too long is cut to the row.
+      documents: in the order in which they come; one that is too long is cut to the row, and
+        left out if nothing counts in what remains.
       length: of a row.
       open_rows: how many rows wait to be filled.
+
+    Warns:
+      UserWarning: at the end, how many documents were left out.
 
     Example:
       >>> documents = [Tokens(ids, ids) for ids in ([1, 2, 3], [4, 5, 6, 7], [8])]
@@ -240,9 +270,13 @@ def pack_documents(documents: Iterable[Tokens], length: int, *, open_rows: int =
             "at least one row are expected."
         )
     rows: list[list[Tokens]] = []
-    for document in documents:
-        document = Tokens(document.ids[:length], document.labels[:length])
+    lost = 0
+    for whole in documents:
+        document = Tokens(whole.ids[:length], whole.labels[:length])
         size = len(document.ids)
+        if _counted(whole) and not _counted(document):
+            lost += 1
+            continue
         fitting = [row for row in rows if _size(row) + size <= length]
         if not size:
             continue
@@ -253,7 +287,18 @@ def pack_documents(documents: Iterable[Tokens], length: int, *, open_rows: int =
                 fullest = max(range(len(rows)), key=lambda i: _size(rows[i]))
                 yield rows.pop(fullest)
             rows.append([document])
+    if lost:
+        warnings.warn(
+            f"pack_documents: left out {lost} of the documents: nothing that counts is within "
+            f"their first {length} tokens. Shorten their prompts, or take longer rows.",
+            stacklevel=2,
+        )
     yield from rows
+
+
+def _counted(tokens: Tokens) -> list[int]:
+    """The places of the tokens that are predicted: the first one never is."""
+    return [i for i, label in enumerate(tokens.labels) if i and label != IGNORE]
 
 
 def _size(row: Sequence[Tokens]) -> int:

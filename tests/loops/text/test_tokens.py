@@ -42,9 +42,31 @@ def test_what_the_assistant_says_counts_with_its_end(template):
     last = chat_tokens(tokenizer, CHAT, turns="last")
     assert last.ids == tokens.ids
     assert said(tokenizer, last) == ["A good one 🙂<|im_end|>"]
-    cut = chat_tokens(tokenizer, CHAT, max_length=30)
-    assert len(cut.ids) == len(cut.labels) == 30 and cut.ids == tokens.ids[:30]
+    cut = chat_tokens(tokenizer, CHAT, max_length=50)
+    assert len(cut.ids) == len(cut.labels) == 50 and cut.ids == tokens.ids[:50]
     assert tokens.ids == tokenizer.apply_chat_template(CHAT)["input_ids"]
+
+
+def test_a_conversation_in_which_nothing_counts_is_refused():
+    tokenizer = with_template(CHATML)
+    labels = chat_tokens(tokenizer, CHAT).labels
+    first = next(i for i, label in enumerate(labels) if label != -100)
+    cut = chat_tokens(tokenizer, CHAT, max_length=first + 1)
+    assert cut.labels == labels[: first + 1] and cut.labels[-1] != -100
+    with pytest.raises(ValueError, match=f"max_length={first} leaves nothing.*={first + 1}, or"):
+        chat_tokens(tokenizer, CHAT, max_length=first)
+    with pytest.raises(ValueError, match="max_length is -3; at least 2"):
+        chat_tokens(tokenizer, CHAT, max_length=-3)
+    with pytest.raises(ValueError, match="Its words are empty"):
+        chat_tokens(with_template("Hello"), CHAT)
+
+
+def test_documents_that_are_cut_before_they_count_are_left_out_and_counted():
+    late = Tokens([1, 2, 3, 4, 5], [-100, -100, -100, 4, 5])
+    fine = Tokens([6, 7, 8], [-100, 7, 8])
+    with pytest.warns(UserWarning, match="left out 2 of the documents.*first 3"):
+        rows = list(pack_documents([late, fine, late], 3))
+    assert rows == [[fine]]
 
 
 def test_an_open_conversation_counts_what_was_said():
