@@ -13,7 +13,7 @@ from torch import nn
 
 import fkd
 from fkd import batch, student, teacher, term
-from fkd.loops import evaluate, export, fit, next_tokens, score, train_step
+from fkd.loops import BucketBatchSampler, evaluate, export, fit, next_tokens, score, train_step
 from fkd.losses import cross_entropy, kl, mse
 
 ROW = {"x": torch.zeros(6, 4), "y": torch.zeros(6, dtype=torch.long)}
@@ -43,6 +43,20 @@ def fitted(*args: Any, **options: Any) -> Any:
 
 
 X = torch.zeros(2, 3)
+
+
+def swept(members: Any) -> Any:
+    return fkd.sweeps.sweep(goal(), adam, members, compile=False)
+
+
+def labelled(y: list[int]) -> Any:
+    """A check of a classifier of three classes."""
+    one = fkd.Objective(
+        {"ce": term(cross_entropy, student.logits, batch.y)},
+        student=fkd.trainable(nn.Linear(4, 3), inputs=lambda row: row["x"]),
+    )
+    return fkd.check(one, {"x": torch.zeros(len(y), 4), "y": torch.tensor(y)})
+
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "lr, a number": (lambda: step(lr=0.1), "lr is 0.1; a schedule .* given to the optimizer"),
@@ -96,6 +110,37 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "mask, a list": (lambda: kl(X, X, where=[True, False]), "where is a list; a tensor"),  # type: ignore[arg-type]
     "temperature, a string": (lambda: kl(X, X, temperature="2"), "temperature is a str"),  # type: ignore[arg-type]
     "temperature, a list": (lambda: kl(X, X, temperature=[1.0]), "temperature is a list"),  # type: ignore[arg-type]
+    "objective, the other way round": (
+        lambda: goal()(ROW, goal().init()), r"parts is a dict.*objective\(parts, batch\)"),  # type: ignore[arg-type]
+    "cache, a step": (lambda: fkd.sources.cache(step(), [ROW], "x"), "TrainStep.*step.objective"),
+    "cache, no loader": (lambda: fkd.sources.cache(goal(), None, "x"), "cache: loader is None"),  # type: ignore[arg-type]
+    "cache, one batch": (lambda: fkd.sources.cache(goal(), ROW, "x"), "looks like one batch"),
+    "cache, no folder": (lambda: fkd.sources.cache(goal(), [ROW], None), "folder is None"),  # type: ignore[arg-type]
+    "cache, keep": (lambda: fkd.sources.cache(goal(), [ROW], "x", keep=[1]), "keep is a list"),  # type: ignore[arg-type]
+    "bind, a path": (lambda: fkd.sources.bind(goal(), "path"), r"source is a str.*sources.open"),  # type: ignore[arg-type]
+    "bind, a step": (lambda: fkd.sources.bind(step(), None), "TrainStep.*step.objective"),  # type: ignore[arg-type]
+    "live, a step": (lambda: fkd.sources.live(step()), "live: objective is a TrainStep"),
+    "open, nothing": (lambda: fkd.sources.open(None), "open: folder is None; a path"),  # type: ignore[arg-type]
+    "stages, a list": (lambda: fkd.stages.stages([step()]), r"run is a list; \{name"),  # type: ignore[arg-type]
+    "stages, a step": (lambda: fkd.stages.stages({"a": step()}), r"run\['a'\] is a TrainStep"),
+    "stage, an objective": (lambda: fkd.stages.stage(goal()), "step is a Objective; a step from"),  # type: ignore[arg-type]
+    "sweep, a list": (lambda: swept([fkd.sweeps.member()]), r"members is a list; \{name"),
+    "sweep, knobs": (lambda: swept({"a": {"kd/temperature": 2}}), r"members\['a'\] is a dict"),
+    "sweep, a step": (
+        lambda: fkd.sweeps.sweep(step(), adam, {}), "sweep: objective is a TrainStep"),
+    "member, a list": (lambda: fkd.sweeps.member([1]), "knobs is a list"),  # type: ignore[arg-type]
+    "regressor, channels": (lambda: fkd.adapters.ConvRegressor(3, 5), r"_shape is 3; \(chan"),  # type: ignore[arg-type]
+    "regressor, no width": (
+        lambda: fkd.adapters.ConvRegressor((3, 4), (5, 4, 4)), r"student_shape is \(3, 4\)"),  # type: ignore[arg-type]
+    "buckets, nothing": (lambda: BucketBatchSampler(None, 4), "lengths is None.*len.row"),  # type: ignore[arg-type]
+    "buckets, rows": (lambda: BucketBatchSampler([[1, 2], [3, 4]], 4), "lengths is a list"),  # type: ignore[list-item]
+    "buckets, a string": (lambda: BucketBatchSampler([3], "4"), "batch_size is a str"),  # type: ignore[arg-type]
+    "evaluate, one batch": (lambda: evaluate(goal(), step().init(), ROW), "looks like one batch"),
+    "device, none such": (lambda: step().init(device="cuda:77"), "'cuda:77', and torch sees"),
+    "device, a typo": (lambda: step().init(device="gpu"), "device is 'gpu'; 'cpu', 'cuda'"),
+    "device, a list": (lambda: step().init(device=["cpu"]), "device is a list"),
+    "label, too high": (lambda: labelled([0, 3]), "batch.y has the label 3; 0 to 2 are expected"),
+    "label, negative": (lambda: labelled([0, -1]), "the label -1.*ignore_index=-100"),
 }  # fmt: skip
 
 
@@ -115,4 +160,6 @@ def test_what_is_meant_is_taken() -> None:
     assert step(accumulate=2, clip=1, lr=lambda s: 1.0, compile={}).accumulate == 2
     one = step()
     list(fit(one, one.init(), lambda seed: [ROW], steps=1, progress=False, callbacks=()))
+    assert list(BucketBatchSampler(np.array([3, 4]), np.int64(2)))  # type: ignore[arg-type]
+    assert labelled([0, 2, -100]) is not None
     assert cross_entropy(X, torch.tensor([0, 1])).shape == (2,)

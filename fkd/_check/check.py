@@ -37,6 +37,7 @@ from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, output_path, roots
 from .._refs.syntax import ATOM
+from .labels import labels_out_of_range
 from .rows import row, shape_of
 from .shifted import unshifted_labels
 from .table import CheckReport, model_lines
@@ -114,6 +115,7 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
             trial.problems += unreached(objective, parts, means)
     if not trial.problems:
         trial.problems += unshifted_labels(objective, batch)
+        trial.problems += labels_out_of_range(objective, batch, trial.values)
     if trial.problems:
         raise ObjectiveError(list(dict.fromkeys(trial.problems)))
     rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .._base.errors import ObjectiveError
+from .._base.errors import ObjectiveError, expect
 from .._base.mean import Mean
 from .._base.trees import map_tensors, sizes
 from .._base.types import Batch, Scalars
@@ -201,6 +201,9 @@ class Objective:
           `[]`, the loss, and an `Aux`.
         """
         self.raise_problems()
+        if not torch.compiler.is_compiling() and not hasattr(parts, "trainable"):
+            fix = "Call objective(parts, batch), with parts = objective.init()."
+            expect("objective", "parts", parts, Parts, "the parts of the models", fix)
         scalars = self.scalars(step) if scalars is None else scalars
         forward = self.program.context(parts, batch, autocast=autocast)
         values = self.program.values(forward.context, given)

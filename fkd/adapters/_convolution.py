@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import cast
+
 from jaxtyping import Float
 from torch import Tensor, nn
 
@@ -41,6 +44,8 @@ class ConvRegressor(nn.Module):
         norm: bool = True,
         relu: bool = True,
     ) -> None:
+        _expect_shape("student_shape", student_shape)
+        _expect_shape("teacher_shape", teacher_shape)
         super().__init__()
         self.student_shape = tuple(student_shape)
         channels = (student_shape[0], teacher_shape[0])
@@ -129,6 +134,16 @@ def block(inputs: int, outputs: int, kernel: int) -> nn.Sequential:
     """Convolution of the same space, batch norm, ReLU."""
     conv = nn.Conv2d(inputs, outputs, kernel, padding=kernel // 2, bias=False)
     return nn.Sequential(conv, nn.BatchNorm2d(outputs), nn.ReLU())
+
+
+def _expect_shape(name: str, shape: object) -> None:
+    """Refuse what is not channels, height and width."""
+    what = "(channels, height, width) of a feature map"
+    if not isinstance(shape, Sequence):
+        raise TypeError(f"ConvRegressor: {name} is {shape!r}; {what} is expected.")
+    sizes = tuple(cast(Sequence[object], shape))
+    if len(sizes) != 3 or not all(isinstance(n, int) and n > 0 for n in sizes):
+        raise ValueError(f"ConvRegressor: {name} is {sizes}; {what}, is expected.")
 
 
 def _resizing(

@@ -12,7 +12,7 @@ import optree
 import torch
 from torch import Tensor, nn
 
-from fkd._base.errors import listing
+from fkd._base.errors import expect, listing
 from fkd._base.sparse import Instead
 from fkd._base.types import Batch
 from fkd._objective.frontier import named_by, opaque, read_refs
@@ -58,6 +58,7 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
         objective says now.
 
     Raises:
+      TypeError: the objective is a step, or the source a path.
       SourceError: no term reads what the source has; the source is of another teacher than the
         one in the objective; or the two differ on the batch.
 
@@ -75,6 +76,10 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
       >>> list(cheap.models)
       ['student']
     """
+    expect("bind", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    if isinstance(source, type) or not callable(getattr(source, "key", None)):
+        fix = "Of a folder it is fkd.sources.open(folder)."
+        expect("bind", "source", source, Source, "a source of fkd.sources", fix)
     verify = getattr(source, "verify_models", None)
     if verify is not None:
         verify(objective)

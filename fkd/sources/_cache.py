@@ -13,13 +13,13 @@ from typing import Any, NamedTuple
 import torch
 from torch.utils.data.distributed import DistributedSampler
 
-from fkd._base.errors import listing
+from fkd._base.errors import expect, listing
 from fkd._base.types import Batch
 from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs, reduced
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd.loops._base.files import make_folder
-from fkd.loops._data.epochs import Loader, epoch_batches
+from fkd.loops._data.epochs import Loader, epoch_batches, expect_loader
 from fkd.loops._log.progress import open_progress
 
 from ._bind import bound_terms
@@ -107,6 +107,7 @@ def cache(
       The cache, as `open(folder)` gives it.
 
     Raises:
+      TypeError: an argument of another kind: a step, one batch.
       SourceError: nothing can be kept; a value is not by sample; the folder has a cache of
         another teacher or of other values; a term reads padding; a number does not fit its dtype;
         the other processes have not come, or have ended before their part was done.
@@ -125,6 +126,10 @@ def cache(
       ...     len(kept), kept.codes
       (6, ['teacher.logits'])
     """
+    expect("cache", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    expect_loader("cache", "loader", loader)
+    expect("cache", "folder", folder, (str, os.PathLike), "a path")
+    expect("cache", "keep", keep or {}, Mapping, "{ref: fkd.sources.top_k(k), ...}")
     share = share_of(rank, world)
     plan = _planned(objective, keep or {})
     told = dict(about or {})

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from fkd._base.errors import expect
 from fkd._base.sparse import TopKDistribution
 from fkd._base.types import Batch
 from fkd._objective.objective import Objective
@@ -328,4 +329,5 @@ def open(folder: str | os.PathLike[str]) -> Kept:
       fkd.sources._errors.SourceError: open: cache/that/is/not/there has no header.json. Make the \
 cache first: fkd.sources.cache(objective, loader, folder).
     """
+    expect("open", "folder", folder, (str, os.PathLike), "a path")
     return Kept(folder)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fkd._base.errors import ObjectiveError
+from fkd._base.errors import ObjectiveError, expect
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, TensorBatch
 from fkd._objective.frontier import frontier
@@ -30,6 +30,7 @@ from fkd.loops._base.compile import (
 from fkd.loops._base.precision import Precision as Precision
 from fkd.loops._base.precision import autocast_dtype
 from fkd.loops._base.random import fold_in, seeded
+from fkd.loops._base.state import expect_device
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.epochs import Loader
 
@@ -58,6 +59,7 @@ class Teacher:
         device: torch.device | str | None = None,
         seed: bool = True,
     ) -> None:
+        expect_device("teacher", device)
         self.refs = tuple(refs)
         self.seed = seed
         self.program = teacher_program(objective, self.refs)
@@ -199,4 +201,5 @@ def live(
       >>> fkd.sources.live(objective).codes
       ['teacher.logits']
     """
+    expect("live", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
     return Live(objective, compile=compile, precision=precision, device=device)

@@ -8,6 +8,7 @@ from typing import TypeAlias
 
 from torch import Tensor
 
+from fkd._base.errors import expect
 from fkd._base.types import Params
 from fkd._objective.models import Model, trainable_parameters
 from fkd._objective.objective import Objective
@@ -39,6 +40,7 @@ def stage(step: TrainStep, *, steps: int | None = None, start: Start | None = No
         small student that begins as layers of the one before it. Models that it does not name
         begin as the stages before have left them.
     """
+    expect("stage", "step", step, TrainStep, "a step from train_step")
     return Stage(step, steps, start)
 
 

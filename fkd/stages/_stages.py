@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fkd._base.errors import expect
 from fkd._base.types import TensorBatch
 from fkd._objective.terms import part_names
 from fkd.loops import State, TrainStep, fold_in
@@ -250,6 +251,7 @@ def stages(run: Mapping[str, Stage]) -> Stages:
       run: the stages by name, in their order; each but the last says how many `steps` it has.
 
     Raises:
+      TypeError: a list, or a stage that is no `fkd.stages.stage`.
       ValueError: a stage has no number of steps, or a name stands for two modules.
 
     Example:
@@ -265,8 +267,11 @@ def stages(run: Mapping[str, Stage]) -> Stages:
       >>> [both.stage_at(i) for i in range(4)], both
       (['first', 'first', 'then', 'then'], Stages(first from step 0, then from step 2))
     """
+    expect("stages", "run", run, Mapping, "{name: fkd.stages.stage(step)}", "Each has a name.")
     if not run:
         raise ValueError("stages: there are none; at least one is expected.")
+    for name, one in run.items():
+        expect("stages", f"run[{name!r}]", one, Stage, "fkd.stages.stage(step)")
     for name, one in list(run.items())[:-1]:
         if one.steps is None or one.steps < 1:
             raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fkd._base.errors import listing, nearest
+from fkd._base.errors import expect, listing, nearest
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Knob, Moving, Term, moves
 from fkd._refs.refs import Ref
@@ -46,6 +46,8 @@ def member(
       >>> member({"kd/temperature": 4.0}, lr=0.5).lr
       0.5
     """
+    expect("member", "knobs", knobs or {}, Mapping, "{'term/temperature': 2.0}")
+    expect("member", "modules", modules or {}, Mapping, "{model: module}")
     return Member(dict(knobs or {}), lr, seed, dict(modules or {}))
 
 

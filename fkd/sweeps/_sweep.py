@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fkd._base.errors import expect
 from fkd._base.types import Params, TensorBatch
 from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
@@ -280,6 +281,7 @@ def sweep(
       options: further arguments of `train_step`, without `mesh`.
 
     Raises:
+      TypeError: a list, or a member that is no `fkd.sweeps.member`.
       ValueError: there are no members, or one sets what is no knob.
 
     Example:
@@ -295,8 +297,12 @@ def sweep(
       >>> sorted(name for name in metrics if name.startswith("loss"))
       ['loss/cold/kd', 'loss/cold/total', 'loss/hot/kd', 'loss/hot/total', 'loss/total']
     """
+    expect("sweep", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
+    expect("sweep", "members", members, Mapping, "{name: fkd.sweeps.member()}", "Each has a name.")
     if not members:
         raise ValueError("sweep: members is empty; at least one is expected: fkd.sweeps.member().")
+    for name, one in members.items():
+        expect("sweep", f"members[{name!r}]", one, Member, "fkd.sweeps.member(knobs)")
     wrong = [name for name in members if "/" in name or not name]
     if wrong:
         raise ValueError(f"sweep: a member is called {wrong[0]!r}; a name without '/' is expected.")

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
 
+from fkd._base.errors import expect
 from fkd._base.notebook import html_paragraph, html_table
 from fkd._base.trees import size, sizes
 from fkd._base.types import Params
@@ -64,6 +65,31 @@ class State(NamedTuple):
         rows of this one."""
         trainable, frozen = locals_of(self.trainable), locals_of(self.frozen)
         return Parts(trainable, frozen, self.buffers, self.loss_state)
+
+
+def expect_device(function: str, device: object) -> None:
+    """Refuse a device that is none, or that this machine does not have.
+
+    Raises:
+      TypeError: it is no name of a device.
+      ValueError: torch does not know it, or sees fewer CUDA devices.
+    """
+    if device is None:
+        return
+    expect(function, "device", device, (str, int, torch.device), "'cpu', 'cuda' or 'cuda:1'")
+    try:
+        place = torch.device(cast(str, device))
+    except RuntimeError:
+        raise ValueError(
+            f"{function}: device is {device!r}; 'cpu', 'cuda' or 'cuda:1' is expected."
+        ) from None
+    if place.type == "cuda":
+        count = torch.cuda.device_count()
+        if (place.index or 0) >= count:
+            raise ValueError(
+                f"{function}: device is {str(place)!r}, and torch sees {count} CUDA devices here. "
+                "Give device='cpu', or one that there is (CUDA_VISIBLE_DEVICES may hide some)."
+            )
 
 
 def device_of(tree: Params) -> torch.device:

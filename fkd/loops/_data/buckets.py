@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -9,6 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import Sampler
+
+from fkd._base.errors import expect
 
 from .._base.random import fold_in
 
@@ -274,8 +277,17 @@ def _stacked(values: Sequence[Tensor], count: int, length: int, fill: int | floa
     return stacked
 
 
-def _lengths(name: str, lengths: Sequence[int]) -> Any:
-    array = np.asarray(lengths, dtype=np.int64)
+def _lengths(name: str, lengths: Any) -> Any:
+    try:
+        array = np.asarray(lengths, dtype=np.int64)
+    except (TypeError, ValueError):
+        array = np.zeros(())
+    if array.ndim != 1:
+        what = "None" if lengths is None else f"a {type(lengths).__name__}"
+        raise TypeError(
+            f"{name}: lengths is {what}; a list with the length of each example is expected: "
+            "[len(row) for row in rows]."
+        )
     if not array.size or int(array.min()) < 1:
         what = f"example {int(array.argmin())} has length {array.min()}" if array.size else "empty"
         raise ValueError(
@@ -286,5 +298,6 @@ def _lengths(name: str, lengths: Sequence[int]) -> Any:
 
 def _at_least_one(name: str, **options: int) -> None:
     for option, value in options.items():
+        expect(name, option, value, numbers.Integral, "a whole number")
         if value < 1:
             raise ValueError(f"{name}: {option} is {value}; at least 1 is expected.")

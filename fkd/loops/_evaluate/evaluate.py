@@ -27,7 +27,7 @@ from fkd.parallel._world import World
 
 from .._base.compile import options_of
 from .._base.state import State
-from .._data.epochs import Loader, epoch_batches
+from .._data.epochs import Loader, epoch_batches, expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, readable
@@ -239,6 +239,7 @@ def evaluate(
     """
     expect("evaluate", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
     expect("evaluate", "state", state, State, "a state of a step", "step.init() is one.")
+    expect_loader("evaluate", "loader", loader)
     batches = epoch_batches(loader, state.seed, -1)
     evaluator = Evaluator(
         readable(objective, state),

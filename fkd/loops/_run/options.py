@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import importlib.util
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, TypeAlias
-
-import torch
 
 from fkd._base.errors import expect
 from fkd._base.types import Batch
 from fkd.metrics import higher_is_better, refuse_reserved
 
 from .._base.state import State
-from .._data.epochs import Loader
+from .._data.epochs import Loader, expect_loader
 from .._evaluate.evaluate import Metric
 from .._log.loggers import Logger
 from .._step.train_step import TrainStep
@@ -130,18 +128,11 @@ class Arguments(Options):
 
     def __post_init__(self) -> None:
         """Refuse what is no step, no state or no loader."""
-        made, batches = "from train_step", "Put it into a list: [batch]."
-        expect("fit", "step", self.step, TrainStep, f"a step {made}")
+        expect("fit", "step", self.step, TrainStep, "a step from train_step")
         expect("fit", "state", self.state, State, "a state from step.init(seed=0)")
-        for name, loader in (("loader", self.loader), ("dev", self.dev)):
-            if isinstance(loader, (Mapping, torch.Tensor)):
-                raise TypeError(
-                    f"fit: {name} is a {type(loader).__name__}, which looks like one batch; an "
-                    f"iterable of batches is expected. {batches}"
-                )
-            if not callable(loader) and not hasattr(loader, "__iter__"):
-                if loader is not None or name == "loader":
-                    expect("fit", name, loader, Iterable, "an iterable of batches", batches)
+        expect_loader("fit", "loader", self.loader)
+        if self.dev is not None:
+            expect_loader("fit", "dev", self.dev)
         super().__post_init__()
 
     @property

@@ -12,7 +12,7 @@ from fkd._base.trees import map_tensors
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 
-from .._base.state import State, device_of
+from .._base.state import State, device_of, expect_device
 
 
 def initial(
@@ -32,6 +32,7 @@ def initial(
       modules: by name, others of the same structure to begin with.
       inference: dtype of the matrices of frozen models; None leaves it.
     """
+    expect_device("init", device)
     parts = _replaced(objective, objective.init(), modules)
     if device is not None:
         parts = map_tensors(lambda x: x.to(device), parts)
