@@ -27,7 +27,7 @@ from ._keep import DRAWS, seeds_of
 from ._kept import refuse_difference, replaced_padding
 from ._live import Teacher
 from ._parts import Meeting, Share, is_whole, keys_of, part_header
-from ._probe import Found
+from ._probe import Contents
 from ._rows import Form, Samples
 from ._store import Record, Shard, write_shard
 from ._structure import rebuilt, structure_of
@@ -61,12 +61,13 @@ class Build:
     def __init__(
         self,
         objective: Objective,
-        found: Found,
+        contents: Contents,
         teacher: Teacher,
         header: Header,
         place: Place,
     ) -> None:
-        self.objective, self.found, self.teacher, self.place = objective, found, teacher, place
+        self.objective, self.contents = objective, contents
+        self.teacher, self.place = teacher, place
         self.header, damaged = _resumed(place, header)
         self.meeting = Meeting(place.folder, place.share, damaged)
         self.pending: list[Record] = []
@@ -74,22 +75,22 @@ class Build:
         self.tried = self.padding_seen = False
         kept = [shard for shard in self.header.shards if shard not in damaged]
         self.done = keys_of(place.folder, self.header._replace(shards=kept))
-        own = [shard for shard in kept if shard.file.startswith(place.share.place)]
-        self.header = self.header._replace(shards=own)
+        shards = [shard for shard in kept if shard.file.startswith(place.share.place)]
+        self.header = self.header._replace(shards=shards)
         self.seen: set[bytes] = set()
         self._writer = Workers(1, "fkd cache")
         self._failed = False  # after which nothing more is written
         self._behind: collections.deque[Future[None]] = collections.deque()
-        if own:
+        if shards:
             self._write_header()
 
     def add(self, batch: Batch, index: int) -> None:
         """The samples of a batch that are not there yet; those of a whole batch end a shard."""
         share = self.place.share
         if not share.owns(index):
-            self.seen.update(k.tobytes() for k in self.found.reading.keys(batch))
+            self.seen.update(k.tobytes() for k in self.contents.reading.keys(batch))
             return
-        samples = self.found.reading.samples(batch)
+        samples = self.contents.reading.samples(batch)
         new: dict[bytes, int] = {}
         for r, one in enumerate(samples.keys):
             if one.tobytes() not in self.done and one.tobytes() not in self.seen:
@@ -99,15 +100,15 @@ class Build:
             return
         leaves: list[Tensor] = []
         values = self.teacher(self._with_draws(batch, samples), index)
-        for ref, value in zip(self.found.refs, values, strict=True):
+        for ref, value in zip(self.contents.refs, values, strict=True):
             structure_of(value, leaves)
             self._expect_forms(ref, leaves, samples)
         if not self.tried:
-            _expect_terms_take(self.objective, self.found, values, batch)
+            _expect_terms_take(self.objective, self.contents, values, batch)
             self.tried = True
         if samples.padded and not self.padding_seen and not self.objective.problems:
             self.padding_seen = True
-            _expect_unread_padding(self.objective, self.found, values, batch, samples)
+            _expect_unread_padding(self.objective, self.contents, values, batch, samples)
         leaves = [x.detach() for x in leaves]
         while len(self._behind) >= BEHIND:
             self._behind.popleft().result()
@@ -119,7 +120,7 @@ class Build:
         return {**batch, DRAWS: seeds_of(samples)}
 
     def _expect_forms(self, ref: Ref, leaves: Sequence[Tensor], samples: Samples) -> None:
-        for form, x in zip(self.found.forms, leaves, strict=False):
+        for form, x in zip(self.contents.forms, leaves, strict=False):
             expected = (len(samples.keys), *form.shape_of(samples.lengths))
             if tuple(x.shape) != expected or x.dtype != form.live:
                 raise SourceError(
@@ -145,7 +146,7 @@ class Build:
 
     def _record(self, samples: Samples, leaves: Sequence[Tensor], r: int) -> None:
         values: list[Tensor] = []
-        for form, x in zip(self.found.forms, leaves, strict=True):
+        for form, x in zip(self.contents.forms, leaves, strict=True):
             row = form.cut(x[r], samples.spans, r)
             stored = row.to(form.dtype).contiguous()
             if form.dtype != form.live and _lost(row, stored):
@@ -232,7 +233,7 @@ def _reading(header: Header) -> dict[str, Any]:
 
 
 def _expect_unread_padding(
-    objective: Objective, found: Found, values: Sequence[Any], batch: Batch, samples: Samples
+    objective: Objective, contents: Contents, values: Sequence[Any], batch: Batch, samples: Samples
 ) -> None:
     """Refuse terms whose value depends on what the teacher says of padding.
 
@@ -243,32 +244,33 @@ def _expect_unread_padding(
     structures = [structure_of(value, leaves) for value in values]
     placed = [
         replaced_padding(_own_dtype(form), x, samples)
-        for form, x in zip(found.forms, leaves, strict=True)
+        for form, x in zip(contents.forms, leaves, strict=True)
     ]
     kept = [rebuilt(structure, placed) for structure in structures]
-    means = [_means(objective, found, given, batch) for given in (_plain(values), kept)]
+    means = [_means(objective, contents, each, batch) for each in (_plain(values), kept)]
     for name, mean in means[0].items():
         a, b = float(mean.value), float(means[1][name].value)
         if abs(a - b) > 1e-4 * max(abs(a), abs(b)):
+            mask = contents.reading.masks[0]
             raise SourceError(
                 f"cache: term {name!r} reads what the teacher says of padding: it is {a:.6g} with "
-                f"it and {b:.6g} without. Give the term where=batch.{found.reading.masks[0]}; or, "
+                f"it and {b:.6g} without. Give the term where=batch.{mask}; or, "
                 "batches of one length, keep whole rows: cache(..., mask=None)."
             )
 
 
 def _expect_terms_take(
-    objective: Objective, found: Found, values: Sequence[Any], batch: Batch
+    objective: Objective, contents: Contents, values: Sequence[Any], batch: Batch
 ) -> None:
     """Refuse to keep less of a value than the terms can read, before anything is written.
 
     Raises:
       SourceError: a term cannot be computed from what would be kept.
     """
-    if found.refs == found.computed or objective.problems:
+    if contents.refs == contents.computed or objective.problems:
         return
     try:
-        _means(objective, found, _plain(values), batch)
+        _means(objective, contents, _plain(values), batch)
     except SourceError:
         raise
     except ValueError as error:
@@ -283,17 +285,17 @@ def _plain(values: Sequence[Any]) -> list[Any]:
 
 
 def _means(
-    objective: Objective, found: Found, values: Sequence[Any], batch: Batch
+    objective: Objective, contents: Contents, values: Sequence[Any], batch: Batch
 ) -> dict[str, Mean]:
     """Every term of the objective on a batch, with the kept values given."""
     goal = objective.evaluating()
     parts = goal.init()
     where = device_of(parts.trainable)
-    given = [map_tensors(lambda x: x.to(where), value) for value in values]
+    moved = [map_tensors(lambda x: x.to(where), value) for value in values]
     with torch.no_grad():
         ctx = goal.program.context(parts, normalised(batch, where)).context
         return goal.evaluate(
-            goal.program.values(ctx, dict(zip(found.refs, given, strict=True))),
+            goal.program.values(ctx, dict(zip(contents.refs, moved, strict=True))),
             goal.scalars(0, where),
             parts.loss_state,
         ).means

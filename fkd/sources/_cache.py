@@ -32,7 +32,7 @@ from ._kept import Kept
 from ._live import Precision, Teacher
 from ._parameters import Parameters, parameters_read, tensors_of, write_parameters
 from ._parts import Share, occupied, share_of
-from ._probe import Found, probe
+from ._probe import Contents, probe
 from ._structure import indices, is_sparse
 
 
@@ -146,12 +146,12 @@ def cache(
         build: Build | None = None
         for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if build is None:
-                found = _found(objective, plan, batch, key, mask, teacher)
-                tensors = _parameters(objective, found)
-                header = _header(objective, found, precision, told,
+                contents = _contents(objective, plan, batch, key, mask, teacher)
+                tensors = _parameters(objective, contents)
+                header = _header(objective, contents, precision, told,
                                  write_parameters(place.folder, tensors))  # fmt: skip
-                run = teacher(found.computed, compile=compile)
-                build = Build(objective, found, run, header, place)
+                run = teacher(contents.computed, compile=compile)
+                build = Build(objective, contents, run, header, place)
                 stack.enter_context(contextlib.closing(build))
             build.add(batch, index)
             shown.advance(index + 1)
@@ -203,23 +203,23 @@ def _planned(objective: Objective, keep: Mapping[Ref, Any]) -> _Plan:
     return _Plan(wanted, keep)
 
 
-def _found(
+def _contents(
     objective: Objective,
     plan: _Plan,
     batch: Batch,
     key: str | None,
     mask: str | Sequence[str] | None,
     teacher: Any,
-) -> Found:
+) -> Contents:
     """What is kept, in the dtypes that were asked for."""
     if not isinstance(batch, Mapping):
         raise SourceError(
             f"cache: a batch is a {type(batch).__name__}; a dict of fields is expected. Name the "
             "parts in the loader's collate_fn."
         )
-    found = probe(objective, plan.refs, plan.keep, batch, key, mask, teacher)
-    forms = list(found.forms)
-    for ref, structure in zip(found.refs, found.structures, strict=True):
+    contents = probe(objective, plan.refs, plan.keep, batch, key, mask, teacher)
+    forms = list(contents.forms)
+    for ref, structure in zip(contents.refs, contents.structures, strict=True):
         how = plan.keep.get(ref)
         if isinstance(how, Exact) and how.dtype is not None:
             for i in indices(structure):
@@ -229,28 +229,28 @@ def _found(
                         "fractions. For 8 bits a number: fkd.sources.scaled(torch.int8)."
                     )
                 forms[i] = forms[i]._replace(dtype=how.dtype)
-    return dataclasses.replace(found, forms=forms)
+    return dataclasses.replace(contents, forms=forms)
 
 
 class _Planned:
     """What will be kept, as a source."""
 
-    def __init__(self, found: Found) -> None:
-        self.name, self._found = "planned", found
+    def __init__(self, contents: Contents) -> None:
+        self.name, self._contents = "planned", contents
 
     def key(self, ref: Ref) -> str | None:
-        return str(self._found.refs.index(ref)) if ref in self._found.refs else None
+        return str(self._contents.refs.index(ref)) if ref in self._contents.refs else None
 
     def values(self, batch: Batch) -> Mapping[str, Any]:
         raise NotImplementedError
 
     def is_sparse(self, key: str) -> bool:
-        return is_sparse(self._found.structures[int(key)])
+        return is_sparse(self._contents.structures[int(key)])
 
 
-def _parameters(objective: Objective, found: Found) -> dict[str, dict[str, torch.Tensor]]:
+def _parameters(objective: Objective, contents: Contents) -> dict[str, dict[str, torch.Tensor]]:
     """The parameters of frozen models that the terms will read beside what is kept."""
-    read = parameters_read(read_refs(bound_terms(objective.terms, _Planned(found))))
+    read = parameters_read(read_refs(bound_terms(objective.terms, _Planned(contents))))
     models = objective.models
     return {
         name: tensors_of(models[name], names)
@@ -261,7 +261,7 @@ def _parameters(objective: Objective, found: Found) -> dict[str, dict[str, torch
 
 def _header(
     objective: Objective,
-    found: Found,
+    contents: Contents,
     precision: str,
     about: Mapping[str, Any],
     parameters: Parameters,
@@ -275,21 +275,21 @@ def _header(
             "structure": structure,
         }
         for ref, computed, structure in zip(
-            found.refs, found.computed, found.structures, strict=True
+            contents.refs, contents.computed, contents.structures, strict=True
         )
     ]
-    program = Teacher(objective, found.computed).program
-    content: dict[str, Any] = {
+    program = Teacher(objective, contents.computed).program
+    described: dict[str, Any] = {
         "refs": refs,
-        "forms": [form.to_json() for form in found.forms],
+        "forms": [form.to_json() for form in contents.forms],
         "models": {name: describe_model(model) for name, model in program.models.items()},
         "precision": precision,
         "about": dict(about),
     }
-    name = "cache-" + short([content, found.reading])
+    name = "cache-" + short([described, contents.reading])
     versions = {"format": str(VERSION), "torch": torch.__version__}
-    return Header(name=name, reading=found.reading, versions=versions, shards=[], complete=False,
-                  parameters=parameters, **content)  # fmt: skip
+    return Header(name=name, reading=contents.reading, versions=versions, shards=[], complete=False,
+                  parameters=parameters, **described)  # fmt: skip
 
 
 class _Progress:

@@ -74,11 +74,11 @@ class Kept:
     def key(self, ref: Ref) -> str | None:
         """Under which key it gives the value of a ref; None if it does not."""
         if ref not in self._known:
-            code, found = repr(ref), None
+            code, name = repr(ref), None
             for i, about in enumerate(self.header.refs):
                 if about["code"] == code and about["identity"] == identity(ref):
-                    found = f"v{i}"
-            self._known[ref] = found
+                    name = f"v{i}"
+            self._known[ref] = name
         return self._known[ref]
 
     def values(self, batch: Batch) -> dict[str, Any]:

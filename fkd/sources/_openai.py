@@ -53,7 +53,7 @@ class Scored:
         requests: int,
         patience: Patience,
     ) -> None:
-        self._given = (engine, address, model, wanted, batches, requests, patience)
+        self._arguments = (engine, address, model, wanted, batches, requests, patience)
         self.engine, self.address, self.wanted = engine, address, wanted
         self.batches, self._patience = batches, patience
         self.url, self.place = address.url, f"served by {engine.name} at {address.url}"
@@ -117,7 +117,7 @@ class Scored:
         self.close()
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Scored, self._given
+        return Scored, self._arguments
 
     def __repr__(self) -> str:
         return f"<source {self.name!r}: {self.codes[0]}, {self.model} {self.place}>"

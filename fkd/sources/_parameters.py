@@ -41,19 +41,19 @@ class Parameters(NamedTuple):
 
 def parameters_read(refs: Iterable[Ref]) -> dict[str, list[str]]:
     """The parameters that refs read, by model."""
-    found: dict[str, list[str]] = {}
+    names: dict[str, list[str]] = {}
     for part in dict.fromkeys(node(part) for ref in refs for part in walk(ref)):
-        if isinstance(part, Param) and part.parameter not in found.get(part.root, []):
-            found.setdefault(part.root, []).append(part.parameter)
-    return found
+        if isinstance(part, Param) and part.parameter not in names.get(part.root, []):
+            names.setdefault(part.root, []).append(part.parameter)
+    return names
 
 
 def tensors_of(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
     """Some parameters of a model, in memory that holds nothing else."""
     assert model.module is not None
     first, tensors = parameter_names(model.module), dict(model.module.named_parameters())
-    own = {name: tensors[first[name]].detach() for name in names if name in first}
-    return {n: x.clone() if _is_part(x) else x for n, x in own.items()}
+    chosen = {name: tensors[first[name]].detach() for name in names if name in first}
+    return {n: x.clone() if _is_part(x) else x for n, x in chosen.items()}
 
 
 def _is_part(x: Tensor) -> bool:
@@ -62,7 +62,7 @@ def _is_part(x: Tensor) -> bool:
 
 def write_parameters(folder: Path, tensors: Mapping[str, Mapping[str, Tensor]]) -> Parameters:
     """Write them, if they are not there; several processes may do so at a time."""
-    names = [[model, name] for model, own in tensors.items() for name in own]
+    names = [[model, name] for model, named in tensors.items() for name in named]
     if not names:
         return Parameters([], 0, "")
     beside = folder / f".{FILE}.{os.getpid()}.writing"
@@ -100,15 +100,15 @@ def read_parameters(
     with open_regular(folder / FILE) as file:
         length = int.from_bytes(file.read(8), "little")
         header: dict[str, Any] = json.loads(file.read(length))
-        found: dict[str, Tensor] = {}
+        tensors: dict[str, Tensor] = {}
         for name in names:
             one = header[str(about.names.index([model, name]))]
             first, last = one["data_offsets"]
             file.seek(8 + length + first)
             raw = bytearray(file.read(last - first))
             flat = torch.frombuffer(raw, dtype=_DTYPES[one["dtype"]]) if raw else torch.empty(0)
-            found[name] = flat.reshape(one["shape"])
-    return found
+            tensors[name] = flat.reshape(one["shape"])
+    return tensors
 
 
 def verify_parameters(folder: Path, about: Parameters) -> None:

@@ -33,7 +33,7 @@ share of its entries, if they are integers."""
 
 
 @dataclass(frozen=True)
-class Found:
+class Contents:
     """What is kept, and in which form.
 
     Attributes:
@@ -63,7 +63,7 @@ def probe(
     key: str | None,
     mask: str | Sequence[str] | None,
     teacher: Callable[[Sequence[Ref]], Teacher],
-) -> Found:
+) -> Contents:
     """Find out what of an objective can be kept by sample.
 
     A value that is not by sample (a matrix between the samples of a batch, packed positions, a
@@ -103,7 +103,7 @@ def probe(
                     raise SourceError(f"cache: {ref!r} {flaw}") from None
                 next_refs += parts
         if len(structures) == len(refs):
-            return Found(tuple(refs), computed, reading, structures, forms)
+            return Contents(tuple(refs), computed, reading, structures, forms)
         refs = reduced(next_refs, frozen)
 
 
@@ -114,8 +114,8 @@ def fields_read(program: Program, batch: Mapping[str, Any]) -> list[str]:
     names: set[str] = set()
     for model in program.runs:
         spy = _Spy(batch)
-        given: Any = call_arguments(program.model(model), spy)
-        ids = [id(x) for x in optree.tree_leaves(given) if isinstance(x, Tensor)]
+        arguments: Any = call_arguments(program.model(model), spy)
+        ids = [id(x) for x in optree.tree_leaves(arguments) if isinstance(x, Tensor)]
         names |= {owner[i] for i in ids if i in owner}
         if any(i not in owner for i in ids):
             names |= spy.read or every
@@ -158,8 +158,8 @@ def _structure(ref: Ref, view: View, forms: list[Form]) -> Any:
     pairs = [(p, _leaves(p.long), _leaves(p.short)) for p in view.pairs]
     first = len(forms)
     for i, x in enumerate(live):
-        own = [replace(p, long=long[i], short=short[i]) for p, long, short in pairs]
-        forms.append(_form(replace(view, pairs=tuple(own)), x, mixed[i]))
+        of_leaf = [replace(p, long=long[i], short=short[i]) for p, long, short in pairs]
+        forms.append(_form(replace(view, pairs=tuple(of_leaf)), x, mixed[i]))
     return shifted(structure, first)
 
 
@@ -205,9 +205,9 @@ def _form(view: View, live: Tensor, mixed: Tensor) -> Form:
 def _expect_alike(pair: Pair, form: Form) -> None:
     """Refuse values that depend on how much padding the batch has."""
     spans, moved = pair.samples.spans, pair.short_samples.spans
-    own, short = spans[pair.mask], moved[pair.mask]
+    long, short = spans[pair.mask], moved[pair.mask]
     for r in range(len(pair.samples.keys)):
-        empty = own.start[r] == own.stop[r]
+        empty = long.start[r] == long.stop[r]
         if empty or short.start[r] < 0 or short.stop[r] > short.length:
             continue
         if not _alike(form.cut(pair.short[r], moved, r), form.cut(pair.long[r], spans, r)):

@@ -106,11 +106,11 @@ def rows_of(batch: Batch, wanted: Wanted, what: str) -> Rows:
     samples: list[Row] = []
     for r in range(len(tokens)):
         places = mask[r].nonzero().flatten()
-        own = tokens[r, places].tolist()
+        text = tokens[r, places].tolist()
         ids = wanted.candidates if isinstance(wanted.candidates, tuple) else None
         by_place = None if asked is None else _candidates(asked[r, places], wanted, what, r)
-        if own:  # one more, so that the position of the last token is scored as well
-            question = Question([*own, own[-1]], wanted.k, by_place, ids, wanted.temperature)
+        if text:  # one more, so that the position of the last token is scored as well
+            question = Question([*text, text[-1]], wanted.k, by_place, ids, wanted.temperature)
             samples.append(Row(places, question))
         else:
             raise SourceError(f"{what}: row {r} of the batch has no token ({wanted.mask!r} is 0).")

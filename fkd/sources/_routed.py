@@ -207,23 +207,23 @@ class _Combined:
         joined = [self._tensor(list(one)) for one in zip(*(x for x, _ in flat), strict=True)]
         return optree.tree_unflatten(flat[0][1], joined)
 
-    def _tensor(self, given: list[Any]) -> Tensor:
+    def _tensor(self, tensors: list[Any]) -> Tensor:
         """One tensor of the batch: a row of one teacher as it is, and the mean of several."""
-        self._expect_alike(given)
+        self._expect_alike(tensors)
         counts = self.chosen.sum(1)
-        if len(given) == 1 and len(self.parts[0].rows) == len(counts):
-            return given[0]
-        first: Tensor = given[0]
+        if len(tensors) == 1 and len(self.parts[0].rows) == len(counts):
+            return tensors[0]
+        first: Tensor = tensors[0]
         fill = 0.0 if self.routed.fill is None else self.routed.fill
         joined = torch.full((len(counts), *first.shape[1:]), fill, dtype=first.dtype,
                             device=first.device)  # fmt: skip
         seen = np.zeros(len(counts), bool)
-        for part, x in zip(self.parts, given, strict=True):
-            again, own = seen[part.rows], x[: len(part.rows)]
+        for part, x in zip(self.parts, tensors, strict=True):
+            again, values = seen[part.rows], x[: len(part.rows)]
             new, old = np.flatnonzero(~again), np.flatnonzero(again)
-            joined[_index(part.rows[new], first)] = own[_index(new, first)]
+            joined[_index(part.rows[new], first)] = values[_index(new, first)]
             if len(old):
-                joined[_index(part.rows[old], first)] += own[_index(old, first)]
+                joined[_index(part.rows[old], first)] += values[_index(old, first)]
             seen[part.rows] = True
         several = np.flatnonzero(counts > 1)
         if len(several):
@@ -232,10 +232,10 @@ class _Combined:
             joined[_index(several, first)] /= by.to(first.dtype)
         return joined
 
-    def _expect_alike(self, given: list[Any]) -> None:
+    def _expect_alike(self, tensors: list[Any]) -> None:
         several = bool((self.chosen.sum(1) > 1).any())
-        first = given[0]
-        for part, x in zip(self.parts, given, strict=True):
+        first = tensors[0]
+        for part, x in zip(self.parts, tensors, strict=True):
             if not isinstance(x, Tensor) or x.ndim == 0 or x.shape[0] != part.padded:
                 shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
                 raise SourceError(

@@ -168,13 +168,13 @@ def _input(
 ) -> bytes:
     def parts() -> Iterator[bytes]:
         for (place, x), mask in zip(tensors, of, strict=True):
-            own = x[r] if x.ndim and x.shape[0] == rows else x
-            if mask is not None and own is not x:
-                own = own[spans[mask].start[r] : spans[mask].stop[r]]
-            kind = "float" if own.is_floating_point() else "int"
-            own = own.to(torch.float64 if kind == "float" else torch.int64).contiguous()
-            yield f"{place} {kind} {list(own.shape)}".encode()
-            yield own.numpy().tobytes()
+            entry = x[r] if x.ndim and x.shape[0] == rows else x
+            if mask is not None and entry is not x:
+                entry = entry[spans[mask].start[r] : spans[mask].stop[r]]
+            kind = "float" if entry.is_floating_point() else "int"
+            entry = entry.to(torch.float64 if kind == "float" else torch.int64).contiguous()
+            yield f"{place} {kind} {list(entry.shape)}".encode()
+            yield entry.numpy().tobytes()
 
     return _hash(parts())
 
@@ -190,10 +190,10 @@ def _ids(field: Any, name: str, rows: int) -> list[Any]:
 
 
 def _hash(parts: Any) -> bytes:
-    made = hashlib.blake2b(digest_size=16)
+    hashed = hashlib.blake2b(digest_size=16)
     for part in parts:
-        made.update(len(part).to_bytes(8, "little") + part)
-    return made.digest()
+        hashed.update(len(part).to_bytes(8, "little") + part)
+    return hashed.digest()
 
 
 def _words(digests: Sequence[bytes]) -> npt.NDArray[np.uint64]:
@@ -234,11 +234,11 @@ class Form(NamedTuple):
     def place(self, records: Sequence[Tensor], samples: Samples) -> Tensor:
         """The rows of a batch from the records of its samples."""
         shape = (len(records), *self.shape_of(samples.lengths))
-        made = torch.full(shape, self.fill, dtype=self.live) if self.axes else \
+        rows = torch.full(shape, self.fill, dtype=self.live) if self.axes else \
                torch.empty(shape, dtype=self.live)  # fmt: skip
         for r, record in enumerate(records):
-            self.cut(made[r], samples.spans, r).copy_(record)
-        return made
+            self.cut(rows[r], samples.spans, r).copy_(record)
+        return rows
 
     def to_json(self) -> dict[str, Any]:
         """As a part of a header."""

@@ -139,9 +139,9 @@ def _shorter(
     ids = {} if reading.key is None or not isinstance(batch, Mapping) else \
           {reading.key: batch[reading.key]}  # fmt: skip
     long = reading.samples({**padded, **ids})
-    own = long.spans[m]
-    start, stop = ([x - int(left) for x in ends] for ends in (own.start, own.stop))
-    moved = Span(start, stop, own.length - 1)
+    whole = long.spans[m]
+    start, stop = ([x - int(left) for x in ends] for ends in (whole.start, whole.stop))
+    moved = Span(start, stop, whole.length - 1)
     short = long._replace(spans=(*long.spans[:m], moved, *long.spans[m + 1 :]))
     ends = slice(1, None) if left else slice(None, -1)
 

@@ -139,11 +139,11 @@ def _tensor(raw: bytearray, start: int, about: Mapping[str, Any]) -> Tensor:
         )
     if first == last:
         return torch.empty(shape, dtype=dtype)
-    own = torch.frombuffer(raw, dtype=torch.uint8, count=last - first, offset=first)
+    data = torch.frombuffer(raw, dtype=torch.uint8, count=last - first, offset=first)
     if dtype is torch.bool:  # a byte that is neither 0 nor 1 is not a bool
-        return (own != 0).reshape(shape)
+        return (data != 0).reshape(shape)
     # A copy is aligned as torch aligns all tensors, on which the bits of a product depend.
-    return own.clone().view(dtype).reshape(shape)
+    return data.clone().view(dtype).reshape(shape)
 
 
 def _ordered(x: Tensor, stride: Any) -> Tensor:
@@ -195,8 +195,8 @@ def _tree(structure: Any, tensors: dict[int, Tensor], depth: int) -> Any:
         kind, *inside = structure
         if kind in _SPARSE:
             vocab, temperature, fields = inside
-            made = {n: _tree(x, tensors, depth + 1) for n, x in fields.items()}
-            return _SPARSE[kind](vocab=_count(vocab), temperature=float(temperature), **made)
+            entries = {n: _tree(x, tensors, depth + 1) for n, x in fields.items()}
+            return _SPARSE[kind](vocab=_count(vocab), temperature=float(temperature), **entries)
         if kind == "packed":
             return Packed(*(_tree(x, tensors, depth + 1) for x in inside))
         if kind in ("list", "tuple"):
