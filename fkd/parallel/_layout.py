@@ -43,14 +43,14 @@ class Layout:
         return -(-self.shape[0] // self.size)
 
     @property
-    def own(self) -> slice:
+    def part(self) -> slice:
         """The rows of this rank."""
         n = self.shape[0]
         return slice(min(self.rank * self.rows, n), min((self.rank + 1) * self.rows, n))
 
     def cut(self, whole: Tensor) -> Tensor:
         """The own rows of a tensor, in memory of their own."""
-        return whole[self.own].clone()
+        return whole[self.part].clone()
 
     def gather(self, local: Tensor) -> Tensor:
         """The whole tensor. Differentiable."""
@@ -87,8 +87,8 @@ class _Whole(torch.autograd.Function):
         missing = layout.rows * layout.size - layout.shape[0]
         if missing:
             grad = torch.cat([grad, grad.new_zeros(missing, *grad.shape[1:])])
-        own = layout.own
-        return scattered(grad, layout.size, layout.group)[: own.stop - own.start], None
+        part = layout.part
+        return scattered(grad, layout.size, layout.group)[: part.stop - part.start], None
 
 
 @dataclass
@@ -138,8 +138,9 @@ def reading(copied: nn.Module, layouts: Mapping[str, Layout]) -> nn.Module:
         cut = {n: by_id[id(p)] for n, p in params.items() if id(p) in by_id}
         if cut:
             fields: dict[str, Any] = {n: _property(n, layout) for n, layout in cut.items()}
-            own = type(module)
-            module.__class__ = type(own.__name__, (own,), {**fields, "__module__": own.__module__})
+            kind = type(module)
+            fields["__module__"] = kind.__module__
+            module.__class__ = type(kind.__name__, (kind,), fields)
     return copied
 
 

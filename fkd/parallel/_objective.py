@@ -74,7 +74,7 @@ class OverRanks:
         self._reads_context = bool(functions)
         plan = Plan([*(r for term in terms.values() for r in term.refs), *leaves, *functions])
         self._plan = Plan(refs, known=leaves)
-        self._given = [
+        self._inputs = [
             (self._plan.place[leaf], plan.place[leaf], relations.by_example.get(leaf))
             for leaf in leaves
         ]
@@ -130,13 +130,13 @@ class OverRanks:
         with gathering_again() if eager else contextlib.nullcontext():
             forward = self.program.context(marked, batch.batch, autocast=autocast)
             values = self.program.values(forward.context)
-        own = self.terms.evaluate(values, scalars, {}, autocast=autocast)
-        means = {name: _counting(mean, present) for name, mean in own.means.items()}
+        evaluated = self.terms.evaluate(values, scalars, {}, autocast=autocast)
+        means = {name: _counting(mean, present) for name, mean in evaluated.means.items()}
         related = self._evaluate_related(forward, values, rows, scalars, parts.loss_state, autocast)
         means.update(related.means)
         means = {**{name: means[name] for name in self.objective.terms}, **means}
-        given = {**own.weights, **related.weights}
-        weights = {name: given[name] for name in means if name in given}
+        all_weights = {**evaluated.weights, **related.weights}
+        weights = {name: all_weights[name] for name in means if name in all_weights}
         own_counts = {name: mean.count for name, mean in means.items()}
         merged = self.ranks.merged(own_counts) if counts is None else counts
         parts_of_loss = [w * divide(means[name].total, merged[name]) for name, w in weights.items()]
@@ -158,16 +158,16 @@ class OverRanks:
         """The terms that relate examples, on those of all ranks."""
         if not self.related.terms:
             return Evaluation({}, {}, {})
-        given = {
+        inputs = {
             place: values[at] if at in self._parameters else self._whole(values[at], rows, flags)
-            for place, at, flags in self._given
+            for place, at, flags in self._inputs
         }
         context = forward.context
         if self._reads_context:
             every = {name: self._whole(x, rows) for name, x in context.values.items()}
             taps = {name: self._whole(x, rows) for name, x in context.taps.items()}
             context = Context(every, taps, context.params, context.modules)
-        everything = self._plan.compute(context, given)
+        everything = self._plan.compute(context, inputs)
         return self.related.evaluate(everything, scalars, loss_state, autocast=autocast)
 
     def _whole(self, value: Any, rows: Rows, by_example: tuple[bool, ...] | None = None) -> Any:

@@ -68,10 +68,10 @@ class Ranks:
           rows: how many each rank has.
         """
         most = max(rows)
-        own = x[: rows[self.rank]]
-        if own.shape[0] < most:
-            own = torch.cat([own, own.new_zeros(most - own.shape[0], *own.shape[1:])])
-        together = gathered(own, self.size, self.group)
+        local = x[: rows[self.rank]]
+        if local.shape[0] < most:
+            local = torch.cat([local, local.new_zeros(most - local.shape[0], *local.shape[1:])])
+        together = gathered(local, self.size, self.group)
         if min(rows) == most:
             return together
         parts = together.split(most)

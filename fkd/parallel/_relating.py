@@ -148,13 +148,13 @@ class _Trials:
         self._parts = program.parts(lambda x: x.detach(), lambda x: x.detach())
         few = self._few(0)
         self._fake = _fake_outputs(program, self._parts, few)
-        self._made: dict[int, _Trial] = {}
+        self._trials: dict[int, _Trial] = {}
 
     def __call__(self, draw: int) -> _Trial:
         """The trial of a number."""
-        if draw not in self._made:
-            self._made[draw] = self._trial(draw)
-        return self._made[draw]
+        if draw not in self._trials:
+            self._trials[draw] = self._trial(draw)
+        return self._trials[draw]
 
     def _few(self, draw: int) -> TensorBatch:
         return map_tensors(functools.partial(_few, draw=draw), self._batch)
@@ -163,7 +163,7 @@ class _Trials:
         program, parts = self._program, self._parts
         outputs, taps = _random_like(*self._fake, seed=draw)
         trees = (tree.values() for tree in parts[:3])
-        device = next(x.device for tree in trees for held in tree for x in held.values())
+        device = next(x.device for tree in trees for named in tree for x in named.values())
         few = map_tensors(lambda x: x.to(device), self._few(draw))
         modules = program.start(parts, few).context
 

@@ -204,14 +204,14 @@ def rows_like(x: Tensor, like: Tensor) -> Tensor:
 
 def rows_of(like: Tensor) -> slice:
     """Which rows of a tensor that is cut this rank has."""
-    return cast(Layout, _known[like][1]).own
+    return cast(Layout, _known[like][1]).part
 
 
 def rows_by_part(like: Tensor) -> list[int]:
     """How many rows of a tensor that is cut each part has."""
     layout: Layout = _known[like][1]
-    every = [replace(layout, rank=rank).own for rank in range(layout.size)]
-    return [own.stop - own.start for own in every]
+    parts = [replace(layout, rank=rank).part for rank in range(layout.size)]
+    return [part.stop - part.start for part in parts]
 
 
 def moments_like(x: Any, like: Tensor) -> Any:

@@ -52,15 +52,15 @@ class World:
         """Whether this process writes what the run has once."""
         return self.rank == 0
 
-    def numbers(self, *own: int) -> list[tuple[int, ...]]:
+    def numbers(self, *values: int) -> list[tuple[int, ...]]:
         """Up to three numbers of every process, in the order of the ranks. All have to ask.
 
         Raises:
           RankError: another process has failed, or does not answer.
         """
         if self.group is None:
-            return [own]
-        return [said[1 : 1 + len(own)] for said in self._numbers(0, *own)]
+            return [values]
+        return [said[1 : 1 + len(values)] for said in self._numbers(0, *values)]
 
     def exchanged(self, value: Any) -> list[Any]:
         """What every process says, in the order of the ranks; JSON. All have to ask.
@@ -168,15 +168,15 @@ class World:
             f"rank {names} does not answer: it was killed, or hangs ({_first_line(error)})"
         )
 
-    def _numbers(self, *own: int) -> list[tuple[int, ...]]:
+    def _numbers(self, *values: int) -> list[tuple[int, ...]]:
         """Four numbers of every process; raises what another one says that has failed."""
         mine = torch.zeros(4, dtype=torch.int64)
-        mine[: len(own)] = torch.tensor(own)
+        mine[: len(values)] = torch.tensor(values)
         every = [torch.zeros(4, dtype=torch.int64) for _ in range(self.size)]
         self._all_gather(every, mine)
         said = [tuple(int(x) for x in numbers) for numbers in every]
         failed = [rank for rank, numbers in enumerate(said) if numbers[0] == FAILED]
-        if failed and own[0] != FAILED:
+        if failed and values[0] != FAILED:
             texts = self._bytes(b"", _lengths(said))
             told = "; ".join(
                 f"rank {rank} failed: {texts[rank].decode(errors='replace')}" for rank in failed
@@ -185,22 +185,23 @@ class World:
             raise self._told
         return said
 
-    def _bytes(self, own: bytes, counts: Sequence[int]) -> list[bytes]:
+    def _bytes(self, message: bytes, counts: Sequence[int]) -> list[bytes]:
         """The bytes of every process, whose numbers are known."""
         most = max(counts)
         if most == 0:
             return [b""] * self.size
         mine = torch.zeros(most, dtype=torch.uint8)
-        mine[: len(own)] = torch.frombuffer(bytearray(own), dtype=torch.uint8) if own else 0
+        if message:
+            mine[: len(message)] = torch.frombuffer(bytearray(message), dtype=torch.uint8)
         every = [torch.zeros(most, dtype=torch.uint8) for _ in range(self.size)]
         self._all_gather(every, mine)
         return [x[:n].numpy().tobytes() for x, n in zip(every, counts, strict=True)]
 
-    def _all_gather(self, every: list[Tensor], own: Tensor) -> None:
+    def _all_gather(self, every: list[Tensor], mine: Tensor) -> None:
         if self.broken:
             raise RankError("the processes do not hear each other any more")
         try:
-            dist.all_gather(every, own, group=self.group)
+            dist.all_gather(every, mine, group=self.group)
         except RuntimeError as error:
             raise self.explained(error) from error
 
@@ -276,8 +277,8 @@ def world_of(mesh: DeviceMesh) -> World:
     if everyone is not None and len(ranks) == dist.get_world_size() and _on_host(everyone):
         group = everyone
     else:
-        made = dist.new_group(ranks, backend="gloo")
-        group = cast(dist.ProcessGroup, made)
+        on_host = dist.new_group(ranks, backend="gloo")
+        group = cast(dist.ProcessGroup, on_host)
     world = World(group)
     _worlds[:] = [world]
     return world
