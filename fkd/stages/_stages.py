@@ -50,12 +50,12 @@ class Stages(TrainStep):
         modules: Mapping[str, nn.Module] | None = None,
     ) -> State:
         """The state before the first stage: the models of all stages; see `TrainStep.init`."""
-        given = dict(modules or {})
+        all_modules = dict(modules or {})
         states = {
             name: one.step.init(
                 seed,
                 device=device,
-                modules={n: m for n, m in given.items() if n in one.step.objective.models},
+                modules={n: m for n, m in all_modules.items() if n in one.step.objective.models},
             )
             for name, one in self.stages.items()
         }
@@ -102,16 +102,16 @@ class Stages(TrainStep):
         one = self.stages[name]
         if index and state.step == self.starts[index]:
             self._begin(state, index, one)
-        own, measured = one.step.advance(self._view(state, index), batch)
+        stage_state, measured = one.step.advance(self._view(state, index), batch)
         prefix = f"{name}/"
-        loss_state = {prefix + term: x for term, x in own.loss_state.items()}
+        loss_state = {prefix + term: x for term, x in stage_state.loss_state.items()}
         memories: Any = state.combine_state
         state = state._replace(
-            optimizer=own.optimizer,
+            optimizer=stage_state.optimizer,
             loss_state={**state.loss_state, **loss_state},
             step=state.step + 1,
-            combine_state={**memories, name: own.combine_state},
-            loss_scale=own.loss_scale,
+            combine_state={**memories, name: stage_state.combine_state},
+            loss_scale=stage_state.loss_scale,
         )
         nothing = torch.full_like(measured["loss/total"], torch.nan)
         renamed = {_joint_name(key, name): value for key, value in measured.items()}
@@ -205,8 +205,8 @@ def _copy(now: Mapping[str, Mapping[str, Tensor]], model: str, name: str, value:
 
 def _joint_name(key: str, stage: str) -> str:
     kind, _, rest = key.partition("/")
-    own = kind in ("weight", "knob", "term_grad_norm") or (kind == "loss" and rest != "total")
-    return f"{kind}/{stage}/{rest}" if own else key
+    of_stage = kind in ("weight", "knob", "term_grad_norm") or (kind == "loss" and rest != "total")
+    return f"{kind}/{stage}/{rest}" if of_stage else key
 
 
 def _metric_names(stages: Mapping[str, Stage], models: list[str]) -> list[str]:

@@ -36,8 +36,8 @@ class Times:
     lr: float | Callable[[int], float]
 
     def __call__(self, step: int) -> float:
-        own = self.lr(step) if callable(self.lr) else self.lr
-        return float(self.schedule(step)) * float(own)
+        rate = self.lr(step) if callable(self.lr) else self.lr
+        return float(self.schedule(step)) * float(rate)
 
 
 def _one(step: int) -> float:
@@ -61,7 +61,7 @@ class Sweep(TrainStep):
         source: Live | None,
     ) -> None:
         vars(self).update(vars(template))  # what they share: options, and how to compile
-        self.source, self._template, self._own = source, template, dict(members)
+        self.source, self._template, self._members = source, template, dict(members)
         self.members = {name: _step_of(template, one) for name, one in members.items()}
         self.objective = objective
         self.choices = _joint_choices({name: step.choices for name, step in self.members.items()})
@@ -78,9 +78,9 @@ class Sweep(TrainStep):
         none of their own."""
         states = {
             name: step.init(
-                seed if self._own[name].seed is None else self._own[name].seed or 0,
+                seed if self._members[name].seed is None else self._members[name].seed or 0,
                 device=device,
-                modules={**(modules or {}), **self._own[name].modules},
+                modules={**(modules or {}), **self._members[name].modules},
             )
             for name, step in self.members.items()
         }
@@ -159,7 +159,7 @@ class Sweep(TrainStep):
     def _split(self, state: State, member: str) -> State:
         start = name_of(member, "")
 
-        def own(tree: Mapping[str, Any]) -> dict[str, Any]:
+        def of_member(tree: Mapping[str, Any]) -> dict[str, Any]:
             return {n.removeprefix(start): x for n, x in tree.items() if n.startswith(start)}
 
         kept = set(self._template.objective.models)
@@ -167,13 +167,13 @@ class Sweep(TrainStep):
         buffers = {n: x for n, x in state.buffers.items() if n in kept}
         memories: Any = state.combine_state
         memory = memories[member]
-        seed = self._own[member].seed
+        seed = self._members[member].seed
         return State(
-            trainable=own(state.trainable),
-            frozen={**frozen, **own(state.frozen)},
-            buffers={**buffers, **own(state.buffers)},
-            optimizer=own(state.optimizer),
-            loss_state=own(state.loss_state),
+            trainable=of_member(state.trainable),
+            frozen={**frozen, **of_member(state.frozen)},
+            buffers={**buffers, **of_member(state.buffers)},
+            optimizer=of_member(state.optimizer),
+            loss_state=of_member(state.loss_state),
             skipped=memory["skipped"],
             step=state.step,
             seed=state.seed if seed is None else seed,
@@ -218,8 +218,8 @@ def _step_of(template: TrainStep, one: Member) -> TrainStep:
     """The step of a member: the graphs of all, with knobs and learning rates of its own."""
     step = copy.copy(template)
     step.objective = copy.copy(template.objective)
-    own = {name: as_moving(knob) for name, knob in one.knobs.items()}
-    step.objective.knobs = {**template.objective.knobs, **own}
+    knobs = {name: as_moving(knob) for name, knob in one.knobs.items()}
+    step.objective.knobs = {**template.objective.knobs, **knobs}
     before = template.choices
     rates = {n: Times(before.rates.get(n, _one), one.lr) for n in before.optimizers}
     step.choices = replace(before, rates=rates if one.lr != 1.0 else before.rates)
