@@ -138,10 +138,10 @@ def _quiet() -> Generator[None]:
     It reads this variable when it is used for the first time in a process.
     """
     name = "KINETO_LOG_LEVEL"
-    given = os.environ.get(name)
+    before = os.environ.get(name)
     os.environ.setdefault(name, "99")  # these lines have the severest level
     try:
         yield
     finally:
-        if given is None:
+        if before is None:
             del os.environ[name]

@@ -77,9 +77,9 @@ def _of_all(
     token = beside / f"here-{secrets.token_hex(8)}"
     token.touch()
     world.exchanged({"folder": str(beside.resolve()), "token": token.name})
-    found = world.exchanged(True)
+    visible = world.exchanged(True)
     token.unlink()
-    if not all(found):
+    if not all(visible):
         raise _NotShared
     digests = _agreed(world, [state.size, state.sha256])
     return {part_name(rank): digests[rank] for rank in writers}
@@ -104,9 +104,9 @@ def _write_own(world: World, writers: Sequence[int], tree: Tree) -> None:
         _agreed(world, [digest.size, digest.sha256])
 
 
-def _agreed(world: World, own: list[Any] | str) -> list[list[Any]]:
+def _agreed(world: World, written: list[Any] | str) -> list[list[Any]]:
     """What all processes have written; a text says what is wrong instead, and all raise it."""
-    said = world.exchanged(own)
+    said = world.exchanged(written)
     wrong = [f"rank {rank}: {text}" for rank, text in enumerate(said) if isinstance(text, str)]
     if wrong:
         raise CheckpointError(
@@ -139,10 +139,10 @@ def read_in_parts(
     said = world.exchanged(told)[0]
     if said is None:
         return None
-    own = first if world.first else _same(Path(said["folder"]), said["seal"], places)
-    if all(world.exchanged(own is not None)):
-        assert own is not None
-        return own.tree, first
+    checkpoint = first if world.first else _same(Path(said["folder"]), said["seal"], places)
+    if all(world.exchanged(checkpoint is not None)):
+        assert checkpoint is not None
+        return checkpoint.tree, first
     tree = tree_of_first(world, lambda: load(Path(said["folder"])).tree)
     return tree, first
 

@@ -31,7 +31,7 @@ from .._data.epochs import Loader, epoch_batches, expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, readable
-from .stateful import StatefulMetric, accumulated
+from .stateful import StatefulMetric, over_batches
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +63,7 @@ def collect(fn: Callable[..., float | Mapping[str, float]] | StatefulMetric, *re
     """
     if not refs:
         raise ValueError("collect: no refs. Say what the metric reads: collect(fn, ref, ...).")
-    function = accumulated(fn) if isinstance(fn, StatefulMetric) else fn
+    function = over_batches(fn) if isinstance(fn, StatefulMetric) else fn
     return Collect(function, tuple(map(as_ref, refs)))
 
 

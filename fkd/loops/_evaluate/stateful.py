@@ -25,7 +25,7 @@ class StatefulMetric(Protocol):
         ...
 
 
-def accumulated(metric: StatefulMetric) -> Callable[..., float | Mapping[str, float]]:
+def over_batches(metric: StatefulMetric) -> Callable[..., float | Mapping[str, float]]:
     """The metric as a function of lists of values, one for each batch.
 
     A value with several elements, such as one for each class, is given by their numbers.

@@ -273,10 +273,10 @@ def completions(
     said = (ended.long().cumsum(-1) - ended.long()) == 0
     if lengths is not None:
         said = said & (torch.arange(new_tokens) < lengths[:, None])
-    given = prompts["attention_mask"].long()
-    mask = torch.cat([given, said.long()], dim=1)
+    prompt_mask = prompts["attention_mask"].long()
+    mask = torch.cat([prompt_mask, said.long()], dim=1)
     ids = torch.cat([prompts["input_ids"], new], dim=1)
-    counts = torch.cat([torch.zeros_like(given), said.long()], dim=1).bool()
+    counts = torch.cat([torch.zeros_like(prompt_mask), said.long()], dim=1).bool()
     return {
         "input_ids": ids.masked_fill(mask == 0, pad),
         "attention_mask": mask,

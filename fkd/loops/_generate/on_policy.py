@@ -40,10 +40,10 @@ class OnPolicy:
         begin = state.step - state.step % self._updates
         if self._updates > 1 and self._kept.get("begin") == begin and begin < state.step:
             return self._kept["batch"]
-        made = self._started(state, batch)()
+        texts = self._started(state, batch)()
         if self._updates > 1:
-            self._kept = {"begin": begin, "batch": made}
-        return made
+            self._kept = {"begin": begin, "batch": texts}
+        return texts
 
     def _one_behind(self, state: State, batch: Any) -> Any:
         """Begin the texts of this batch; give those that were begun `ahead` steps before."""
@@ -55,13 +55,13 @@ class OnPolicy:
     def _started(self, state: State, batch: Any) -> Callable[[], Any]:
         """What gives the batch of these prompts, which may be under way elsewhere until then."""
         if float(torch.rand(())) >= self._share:
-            given = self._of_the_data(batch)
-            return lambda: given
+            from_data = self._of_the_data(batch)
+            return lambda: from_data
         prompts = {n: batch[n][:, : self._prompt] for n in ("input_ids", "attention_mask")}
         seed = fold_in(state.seed, state.step)
         # What is not of the text (a weight of each example, an index) stays beside it.
-        own = {"input_ids", "attention_mask", "position_ids", "targets"}
-        rest = {n: x for n, x in self._of_the_data(batch).items() if n not in own}
+        of_the_text = {"input_ids", "attention_mask", "position_ids", "targets"}
+        rest = {n: x for n, x in self._of_the_data(batch).items() if n not in of_the_text}
         if self._ahead:
             assert isinstance(self._generator, Starts)
             ended = self._generator.start(state, prompts, seed)
@@ -77,18 +77,18 @@ class OnPolicy:
         """The texts that later steps will use: again, or when they are `ahead` steps old."""
         if not self._pending:
             return dict(self._kept)
-        return {"pending": {str(i): made() for i, made in enumerate(self._pending)}}
+        return {"pending": {str(i): finish() for i, finish in enumerate(self._pending)}}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """As `state_dict` gave it."""
         pending = state.get("pending", {})
         ready = [pending[name] for name in sorted(pending, key=int)]
-        self._pending = [functools.partial(_itself, made) for made in ready]
+        self._pending = [functools.partial(_itself, batch) for batch in ready]
         self._kept = {} if pending else dict(state)
 
 
-def _itself(made: Any) -> Any:
-    return made
+def _itself(batch: Any) -> Any:
+    return batch
 
 
 def on_policy(

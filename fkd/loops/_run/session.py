@@ -111,8 +111,8 @@ def _poisoned(run: Run) -> list[str]:
 
 def _nonfinite(run: Run) -> list[str]:
     """What of the state is not finite, in any process."""
-    own = nonfinite_in(to_tree(run.step.objective, run.state))
-    return list(dict.fromkeys(p for places in run.world.exchanged(own) for p in places))
+    here = nonfinite_in(to_tree(run.step.objective, run.state))
+    return list(dict.fromkeys(p for places in run.world.exchanged(here) for p in places))
 
 
 def _speed(run: Run, *, steps: int, now: float) -> dict[str, float]:

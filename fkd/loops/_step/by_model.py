@@ -217,9 +217,9 @@ _LR = (
 _WHEN = "a function step -> bool is expected, as fkd.schedules.turns makes them"
 
 
-def _is_function(option: str, given: object, expected: str) -> None:
-    if not callable(given):
-        raise TypeError(f"train_step: {option} is {given!r}; {expected}.")
+def _is_function(option: str, value: object, expected: str) -> None:
+    if not callable(value):
+        raise TypeError(f"train_step: {option} is {value!r}; {expected}.")
 
 
 def label(names: Names) -> str:

@@ -133,7 +133,7 @@ def fields_of(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
 
     def inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
         names = ("input_ids", "attention_mask", "position_ids")
-        own = {n: batch[prefix + n] for n in names if prefix + n in batch}
-        return {**own, "use_cache": False}
+        fields = {n: batch[prefix + n] for n in names if prefix + n in batch}
+        return {**fields, "use_cache": False}
 
     return inputs

@@ -142,26 +142,26 @@ def compare_tokenizers(student: Tokenizer, teacher: Tokenizer) -> TokenizerRepor
     moved = sorted((t for t in both if ours[t] != theirs[t]), key=lambda t: ours[t])
     by_id = {i: t for t, i in theirs.items()}
     clash = [t for t, i in ours.items() if i in by_id and by_id[i] != t]
-    found: list[str] = []
+    differences: list[str] = []
     if moved or clash:
         first = (moved or clash)[0]
         there = by_id.get(ours[first])
-        found.append(
+        differences.append(
             f"{len(set(moved) | set(clash))} ids mean different tokens: {ours[first]} is "
             f"{first!r} to the student and {there!r} to the teacher. Logits cannot be compared by "
             "id: see fkd.loops.language.align and shared_vocabulary."
         )
     elif ours.keys() != theirs.keys():
-        found.append(
+        differences.append(
             f"the vocabularies have {len(ours)} and {len(theirs)} entries; the ids that both have "
             "are the same."
         )
-    found += _special(student, teacher)
+    differences += _special(student, teacher)
     if not clash and not moved:
-        found += _cuts(student, teacher)
-    found += _templates(student, teacher)
+        differences += _cuts(student, teacher)
+    differences += _templates(student, teacher)
     same = not moved and not clash
-    return TokenizerReport(tuple(found), len(both), (len(ours), len(theirs)), same)
+    return TokenizerReport(tuple(differences), len(both), (len(ours), len(theirs)), same)
 
 
 def _special(student: Tokenizer, teacher: Tokenizer) -> list[str]:
