@@ -168,16 +168,16 @@ def _run(
 
     def run(structure: Any, tensors: Sequence[Tensor]) -> tuple[Any, Entries]:
         args, kwargs = rebuilt(structure, tensors)
-        held = tensors[len(tensors) - len(names) :]
+        parameters = tensors[len(tensors) - len(names) :]
         before = [dict(store) for store in stores]
         attributes = [dict(vars(module)) for module in block.modules()]
         for store in stores:
             store.clear()
         try:
-            own = dict(zip(names, held, strict=True))
-            with stateless._reparametrize_module(block, own):  # pyright: ignore[reportPrivateUsage]
+            replaced = dict(zip(names, parameters, strict=True))
+            with stateless._reparametrize_module(block, replaced):  # pyright: ignore[reportPrivateUsage]
                 output = plain(*args, **kwargs)
-                kept = all(getattr(m, n) is x for (m, n), x in zip(leaves, held, strict=True))
+                kept = all(getattr(m, n) is x for (m, n), x in zip(leaves, parameters, strict=True))
             entries = [(i, k, v) for i, store in enumerate(stores) for k, v in store.items()]
         finally:
             for store, old in zip(stores, before, strict=True):

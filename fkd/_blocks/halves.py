@@ -34,7 +34,7 @@ def separated(
         _copy_views(base, outputs, forward)
         if base not in outputs:
             outputs.append(base)
-    graph, made, sources = Graph(), dict[Node, Node](), list[Source]()
+    graph, copies, sources = Graph(), dict[Node, Node](), list[Source]()
     saved: dict[Node, Node] = {}
     inputs = [node for node in forward.graph.nodes if node.op == "placeholder"]
     tangents = 0
@@ -53,12 +53,12 @@ def separated(
             sources.append(("output", outputs.index(base)))
     for node in _inputs(backward):
         base, *views = chains.get(node, [node])
-        made[node] = saved[base]
+        copies[node] = saved[base]
         for view in views:
-            made[node] = graph.node_copy(view, lambda _, below=made[node]: below)
+            copies[node] = graph.node_copy(view, lambda _, below=copies[node]: below)
     for node in backward.graph.nodes:
         if node.op != "placeholder":
-            made[node] = graph.node_copy(node, made.__getitem__)
+            copies[node] = graph.node_copy(node, copies.__getitem__)
     keep(forward, outputs)
     graph.lint()
     return forward, GraphModule(backward, graph), tuple(sources)

@@ -55,11 +55,11 @@ def _remember(ctx: Any, inputs: tuple[str, list[Tensor]], output: list[Tensor]) 
     key, tensors = inputs
     region = _REGIONS[key]
     ctx.key, ctx.inputs = key, len(tensors)
-    kept = [i for kind, i in region.sources if kind == "output"]
-    given = [i for kind, i in region.sources if kind == "input"]
-    ctx.kept = {i: n for n, i in enumerate(kept)}
-    ctx.given = {i: len(kept) + n for n, i in enumerate(given)}
-    ctx.save_for_backward(*(output[i] for i in kept), *(tensors[i] for i in given))
+    returned = [i for kind, i in region.sources if kind == "output"]
+    read = [i for kind, i in region.sources if kind == "input"]
+    ctx.outputs = {i: n for n, i in enumerate(returned)}
+    ctx.tensors = {i: len(returned) + n for n, i in enumerate(read)}
+    ctx.save_for_backward(*(output[i] for i in returned), *(tensors[i] for i in read))
     ctx.set_materialize_grads(False)
 
 
@@ -71,14 +71,14 @@ def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[None, list[Ten
     tensors: list[Tensor] = []
     for (kind, i), spec in zip(region.sources, half.inputs, strict=True):
         if kind == "output":
-            tensors.append(saved[ctx.kept[i]])
+            tensors.append(saved[ctx.outputs[i]])
         elif kind == "input":
-            tensors.append(saved[ctx.given[i]])
+            tensors.append(saved[ctx.tensors[i]])
         else:
             tensors.append(_tangent(grads[region.tangents[i]], spec))
-    made = iter(torch.ops.fkd.block_backward(ctx.key, tensors))
+    computed = iter(torch.ops.fkd.block_backward(ctx.key, tensors))
     wanted = set(region.differentiated)
-    return None, [next(made) if i in wanted else None for i in range(ctx.inputs)]
+    return None, [next(computed) if i in wanted else None for i in range(ctx.inputs)]
 
 
 def _tangent(grad: Tensor | None, spec: Spec) -> Tensor:

@@ -191,9 +191,9 @@ def region(fn: Flat, specs: Sequence[Spec], under: Under, traced: Traced) -> Reg
             joint, inputs, num_fwd_outputs=results
         )
         forward, backward, sources = separated(forward, backward, results)
-    given = outputs_of(backward)
-    wanted = tuple(i for i, grad in enumerate(given) if grad is not None)
-    keep(backward, [grad for grad in given if grad is not None])
+    grads = outputs_of(backward)
+    wanted = tuple(i for i, grad in enumerate(grads) if grad is not None)
+    keep(backward, [grad for grad in grads if grad is not None])
     halves = _half(forward, under.inner), _half(backward, under.inner)
     return Region(key, results, *halves, sources, traced.tangents, wanted, traced.random)
 
@@ -249,8 +249,8 @@ def _draws(node: Node) -> bool:
     if "scaled_dot_product" not in str(target):
         return True
     names = [a.name for a in target._schema.arguments]
-    given: Mapping[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
-    return given.get("dropout_p", 0.0) != 0.0
+    arguments: Mapping[str, Any] = {**dict(zip(names, node.args, strict=False)), **node.kwargs}
+    return arguments.get("dropout_p", 0.0) != 0.0
 
 
 def _arguments(node: Node, places: Mapping[Node, int]) -> str:

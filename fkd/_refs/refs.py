@@ -138,11 +138,11 @@ class ModelRef(Ref):
                 f"{self!r}.patched: outputs is {show(outputs)}; a dict of a submodule's name and "
                 f"a ref is expected: {self!r}.patched({{'layer2': ref}})."
             )
-        given: dict[str, object] = {**outputs}
-        wrong = [name for name, value in given.items() if not isinstance(value, Ref)]
+        refs: dict[str, object] = {**outputs}
+        wrong = [name for name, value in refs.items() if not isinstance(value, Ref)]
         if wrong:
             raise TypeError(
-                f"{self!r}.patched: of {wrong[0]!r} a {type(given[wrong[0]]).__name__} is given; "
+                f"{self!r}.patched: of {wrong[0]!r} a {type(refs[wrong[0]]).__name__} is given; "
                 "a ref is expected."
             )
         return Ref(Patched(self._name, tuple(outputs.items())))

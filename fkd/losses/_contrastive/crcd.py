@@ -110,7 +110,7 @@ def _cosines(relation: Tensor, y: Tensor, anchors: Tensor) -> Tensor:
     """`[anchor, sample, row of y]`, cosines of relations and of `y - anchor`, whose differences
     are never stored; 0 where y is at the anchor."""
     to_anchor = product(anchors, y.mT)
-    own = (anchors * anchors).sum(-1, keepdim=True)
-    length = root((own - 2 * to_anchor + (y * y).sum(-1)).clamp(min=0.0)).unsqueeze(1)
+    squared_length = (anchors * anchors).sum(-1, keepdim=True)
+    length = root((squared_length - 2 * to_anchor + (y * y).sum(-1)).clamp(min=0.0)).unsqueeze(1)
     inner = product(relation, y.mT) - product(relation, anchors.unsqueeze(-1))
     return torch.where(length > 0, inner / torch.where(length > 0, length, 1.0), 0.0)

@@ -108,10 +108,10 @@ def _leading(flat: Tensor, count: int) -> tuple[Tensor, Tensor]:
     inverse = gap / (gap.square() + width)
     every = product(product(v.mT, g - g0), v)  # in the basis of v; 0, with a derivative
     change = every[..., :n]
-    own = change.diagonal(dim1=-2, dim2=-1)
+    diagonal = change.diagonal(dim1=-2, dim2=-1)
     first = change * inverse
-    second = inverse * (product(every, first) - first * own.unsqueeze(-2))
+    second = inverse * (product(every, first) - first * diagonal.unsqueeze(-2))
     length = 1 - 0.5 * first.square().sum(-2, keepdim=True)
     vectors = v[..., :n] * length + product(v, first + second)
-    squares = values[..., :n].clamp(min=0.0) + own + (change * first).sum(-2)
+    squares = values[..., :n].clamp(min=0.0) + diagonal + (change * first).sum(-2)
     return vectors, root(squares)

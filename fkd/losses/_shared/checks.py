@@ -236,8 +236,8 @@ def refuse_sparse(loss: str, name: str, x: object) -> None:
 def positive(loss: str, **numbers: float | Tensor | None) -> None:
     """Refuse temperatures and bounds of 0 or less, as far as it shows without a device: tensors
     are taken as they are."""
-    given: dict[str, Any] = dict(numbers)
-    for name, x in given.items():
+    arguments: dict[str, Any] = dict(numbers)
+    for name, x in arguments.items():
         if not (
             x is None or isinstance(x, (int, float, Tensor)) or hasattr(x, "__torch_function__")
         ):
