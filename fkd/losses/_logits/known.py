@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
-from .._shared.checks import classes_last, covers, floating, not_too_hot, positive
+from .._shared.checks import floating, softenable
 from .._shared.grouped import grouped, log_softmax
 from .._shared.known import entropy_of, filled, listed_log_p, same_classes, same_temperature
 from .._shared.masks import fill, keep, soften
@@ -56,12 +56,9 @@ def _inputs(
 ) -> tuple[Tensor, SparseDistribution, float]:
     """Softened logits, the distribution with nothing where a position does not count, and T^2."""
     floating(loss, student_logits=student_logits)
-    positive(loss, temperature=temperature)
-    not_too_hot(loss, temperature, student_logits.dtype)
+    softenable(loss, where, student_logits, temperature)
     same_temperature(loss, teacher, temperature)
-    classes_last(loss, where, student_logits=student_logits)
     same_classes(loss, teacher, tuple(student_logits.shape))
-    covers(loss, where, student_logits.shape[:-1])
     (s,) = fill(student_logits, where=where)
     return soften(s, teacher.temperature), filled(teacher, s.dtype, where), teacher.temperature**2
 

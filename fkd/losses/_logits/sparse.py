@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int, Integer
 from torch import Tensor
 
-from .._shared.checks import classes_last, covers, floating, not_too_hot, positive, same_shape
+from .._shared.checks import floating, same_shape, softenable
 from .._shared.grouped import grouped, log_rest, log_softmax
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross, logsumexp, squared
@@ -179,10 +179,7 @@ def _sparse(
             f"{tuple(entries.shape)} and the leading shape of student_logits "
             f"{tuple(student_logits.shape)}."
         )
-    positive(loss, temperature=temperature)
-    not_too_hot(loss, temperature, student_logits.dtype)
-    classes_last(loss, where, student_logits=student_logits)
-    covers(loss, where, student_logits.shape[:-1])
+    softenable(loss, where, student_logits, temperature)
     s, entries = fill(student_logits, entries, where=where)
     ids = ids.long()  # compact ones (uint16) can do no more than this
     if where is not None:

@@ -10,15 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import (
-    axes,
-    classes_last,
-    covers,
-    floating,
-    not_too_hot,
-    positive,
-    same_shape,
-)
+from .._shared.checks import axes, covers, floating, positive, same_shape, softenable
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import logsumexp, relative_entropy, squared
 
@@ -62,8 +54,6 @@ def shared_kl(
       (Patiño et al., 2025, huggingface.co/spaces/HuggingFaceH4/on-policy-distillation).
     """
     floating("shared_kl", student_logits=student_logits, teacher_logits=teacher_logits)
-    positive("shared_kl", temperature=temperature)
-    not_too_hot("shared_kl", temperature, student_logits.dtype)
     axes("shared_kl", "shared", student_ids=student_ids, teacher_ids=teacher_ids)
     same_shape("shared_kl", student_ids=student_ids, teacher_ids=teacher_ids)
     axes("shared_kl", "*batch vocab", student_logits=student_logits, teacher_logits=teacher_logits)
@@ -73,8 +63,7 @@ def shared_kl(
             f"{tuple(teacher_logits.shape)} must have the same positions. Align them first: "
             "fkd.loops.language.align."
         )
-    classes_last("shared_kl", where, student_logits=student_logits)
-    covers("shared_kl", where, student_logits.shape[:-1])
+    softenable("shared_kl", where, student_logits, temperature)
     s, t = (fill(x, where=where)[0] for x in (student_logits, teacher_logits))
     rest = student_ids.numel() < min(s.shape[-1], t.shape[-1])
     log_q = _coarsened(soften(s, temperature), student_ids, rest)

@@ -273,6 +273,17 @@ def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | Non
         )
 
 
+def softenable(
+    loss: str, where: Tensor | None, student_logits: Tensor, temperature: float | Tensor
+) -> None:
+    """Refuse a temperature, a layout or a mask that does not fit the student's logits, where the
+    teacher comes in another form than logits of the same shape."""
+    positive(loss, temperature=temperature)
+    not_too_hot(loss, temperature, student_logits.dtype)
+    classes_last(loss, where, student_logits=student_logits)
+    covers(loss, where, student_logits.shape[:-1])
+
+
 def between(
     loss: str, low: float, high: float, /, *, ends: str = "[]", **numbers: float | Tensor
 ) -> None:
