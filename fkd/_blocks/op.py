@@ -96,7 +96,7 @@ def _tangent(grad: Tensor | None, spec: Spec) -> Tensor:
 def _no_second_derivative(ctx: Any, grads: list[Tensor | None]) -> None:
     raise RuntimeError(
         "A second derivative goes through a block of a model that is compiled once for all its "
-        'equals, which has none. Compile every block: train_step(..., compile={"blocks": False}).'
+        'equals, which has none. Leave "blocks" out of train_step(..., compile=...).'
     )
 
 

@@ -26,7 +26,7 @@ def llama() -> torch.nn.Module:
 
 
 def bert() -> torch.nn.Module:
-    # Without dropout: fused attention draws other numbers with the decompositions of Inductor.
+    # Without dropout, whose blocks tests/objective/test_blocks compares.
     none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     return transformers.BertForSequenceClassification(transformers.BertConfig(**SIZES, **none))
 

@@ -28,8 +28,8 @@ from .errors import CompileError
 CompileOptions: TypeAlias = Mapping[str, object]
 """The keyword arguments of `torch.compile`, and `blocks`: see `sharing_of`."""
 
-LEAST_BLOCKS = 8
-"""From how many equal blocks on these are compiled once, if nothing else is said."""
+LEAST_BLOCKS = 2
+"""From how many equal blocks on these are compiled once, where that is asked for."""
 
 _LOG = logging.getLogger(__name__)
 _KNOWN = contextlib.nullcontext(False)
@@ -191,29 +191,31 @@ def _arguments(options: CompileOptions) -> dict[str, Any]:
 
 
 def sharing_of(options: CompileOptions | None) -> Sharing | None:
-    """How equal blocks of a model share what is compiled.
+    """How equal blocks of a model share what is compiled; None: each is compiled as it stands.
 
     Args:
       options: `"blocks"` is the least number of blocks of one class in a list from which on they
-        are compiled once, True for the default, or False. Not by default where shapes are dynamic,
-        graphs are broken, or another backend than Inductor compiles.
+        are compiled once; True: two. The default is False, since a call of a graph costs the
+        host time in every step, which a small model would notice.
 
     Raises:
-      ValueError: `blocks` is something else.
+      ValueError: `blocks` is something else, or shapes are dynamic, or graphs are broken.
     """
-    if options is None:
-        return None
-    arguments = _arguments(options)
-    inductor = arguments.get("backend", "inductor") == "inductor"
-    usual = inductor and arguments["fullgraph"] and not arguments["dynamic"]
-    blocks = options.get("blocks", usual)
-    if blocks is False:
+    blocks = False if options is None else options.get("blocks", False)
+    if options is None or blocks is False:
         return None
     least = LEAST_BLOCKS if blocks is True else blocks
     if not isinstance(least, int) or least < 2:
         raise ValueError(
             f'compile: "blocks" is {blocks!r}; the least number of equal blocks that are compiled '
             "once (2 or more), True or False is expected."
+        )
+    arguments = _arguments(options)
+    inductor = arguments.get("backend", "inductor") == "inductor"
+    if arguments["dynamic"] or not arguments["fullgraph"]:
+        raise ValueError(
+            'compile: "blocks" is for one graph of fixed shapes; leave out "dynamic" and '
+            '"fullgraph", or "blocks".'
         )
     without = ("triton.cudagraphs", "guard_filter_fn")
     inner = {k: v for k, v in arguments["options"].items() if k.replace("-", "_") not in without}

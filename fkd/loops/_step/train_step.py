@@ -333,9 +333,9 @@ def train_step(
         `lambda params: torch.optim.AdamW(params, lr=1e-4)`. For groups (no decay on biases and
         norms, other rates for adapters) see `param_groups`. Models with optimizers of their own:
         `{"student": make_one, ("generator", "noise"): make_other}`, every trainable model once.
-      compile: True, False, or options for `torch.compile`. Equal blocks of a model (the layers of
-        a transformer, eight or more) are compiled once and called, so that compiling takes about
-        as long for 32 layers as for 8; `{"blocks": 2}` from two on, `{"blocks": False}` never.
+      compile: True, False, or options for `torch.compile`. `{"blocks": True}`: equal blocks of a
+        model (the layers of a transformer) are compiled once and called, so that compiling takes
+        less time for deep models, and a step a little more.
         `{"mode": "reduce-overhead"}` and `{"mode": "max-autotune"}` capture CUDA graphs, whose
         outputs the step copies where they live on; an optimizer of your own must not keep the
         gradients that it is given.
