@@ -11,6 +11,7 @@ import contextlib
 import json
 import time
 from collections.abc import Callable, Generator, Sequence
+from contextvars import ContextVar
 from typing import Any, TypeVar, cast
 
 import torch
@@ -246,12 +247,32 @@ def writes() -> bool:
     return not _worlds or _worlds[-1].first
 
 
+_has_turn: ContextVar[bool] = ContextVar("has_turn", default=False)
+
+
+@contextlib.contextmanager
+def _turn() -> Generator[None]:
+    token = _has_turn.set(True)
+    try:
+        yield
+    finally:
+        _has_turn.reset(token)
+
+
+def has_turn() -> bool:
+    """Whether this process works alone for now, while the others wait (`in_turn`)."""
+    return _has_turn.get()
+
+
 def in_turn(mesh: DeviceMesh, fn: Callable[[], T]) -> T:
     """What `fn` gives in every process, called in one after another, the first one first.
 
     For what the first process makes in a folder, and the others find there:
 
-        kept = fkd.parallel.in_turn(mesh, lambda: fkd.sources.cache(objective, loader, "cache"))
+        texts = fkd.parallel.in_turn(mesh, lambda: tokenized(folder))
+
+    A cache needs it not: `fkd.sources.cache` divides the work among the processes that call it.
+    Called in turn, the first process makes all of it.
 
     Args:
       mesh: the processes; all of them ask.
@@ -265,7 +286,8 @@ def in_turn(mesh: DeviceMesh, fn: Callable[[], T]) -> T:
     with world.telling():
         for rank in range(world.size):
             if rank == world.rank:
-                result.append(fn())
+                with _turn():
+                    result.append(fn())
             world.numbers()
     return result[0]
 

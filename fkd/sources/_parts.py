@@ -19,6 +19,7 @@ import torch.distributed as dist
 from fkd.loops._base.errors import CheckpointError
 from fkd.loops._base.files import digest, discard, make_folder
 from fkd.loops._checkpoint.lock import lock
+from fkd.parallel._world import has_turn
 
 from ._errors import DamagedSourceError, SourceError
 from ._header import NAME, PART, Header, part_files, read_header, write_header
@@ -55,12 +56,15 @@ class Share(NamedTuple):
 
 
 def share_of(rank: int | None, world: int | None) -> Share:
-    """The share of this process: as given, or that of `torch.distributed`, or of `torchrun`.
+    """The share of this process: as given, or that of `torch.distributed`, or of `torchrun`; all,
+    where the others wait for their turn.
 
     Raises:
       SourceError: only one of the two is given, or they do not fit.
     """
     if rank is None and world is None:
+        if has_turn():
+            return Share(0, 1, False)
         if dist.is_available() and dist.is_initialized():
             return Share(dist.get_rank(), dist.get_world_size(), True)
         if "RANK" in os.environ and "WORLD_SIZE" in os.environ:

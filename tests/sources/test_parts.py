@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader
 from torch.utils.data.distributed import DistributedSampler
 
 from fkd.loops import CheckpointError
+from fkd.parallel import _world
 from fkd.sources import SourceError, _parts, bind, cache
 from fkd.sources import open as open_cache
 
@@ -194,3 +195,12 @@ def test_what_does_not_fit_is_refused(tmp_path, monkeypatch):
     make(tmp_path / "two", 1, 2)
     with pytest.raises(SourceError, match="another teacher"):
         make(tmp_path / "two", 0, 2, options={"about": {"other": 1}})
+
+
+def test_who_works_while_the_others_wait_makes_all_of_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RANK", "1")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert _parts.share_of(None, None) == (1, 2, True)
+    with _world._turn():
+        assert _parts.share_of(None, None) == (0, 1, False)
+    assert _parts.share_of(None, None) == (1, 2, True)
