@@ -22,6 +22,7 @@ from .._blocks.sharing import Sharing
 from .._refs.refs import Capture, Tap
 from .lease import same_shapes, when_freed
 from .models import Model, modules_of, skeleton
+from .recompute import is_marked, settle_blocks
 from .taps import install, install_patches
 
 NOTHING: Mapping[str, Any] = {}
@@ -111,7 +112,8 @@ class _Pure:
         template, taps, paths, sharing, patchable = self._parts
         copied = skeleton(template, training=template.training)
         instance = _Instance(copied, taps, paths, patchable, traced=traced)
-        if traced and sharing is not None and not patchable:  # a patched block is like no other
+        alike = not patchable and not is_marked(copied)  # a patched block is like no other
+        if traced and sharing is not None and alike:
             prepared = instance.prepared
             sharing(copied, instance.stores, prepared.idle if prepared else lambda hook: False)
         return instance
@@ -146,6 +148,7 @@ class _Instance:
         )
         if library is not None and not self.direct:
             library.install_output_hooks(inner)  # for what the wrapper itself asks the model for
+        settle_blocks(copied, traced=traced)
         if self.prepared is not None and self.direct:
             # A wrapper may ask for more than the refs do: what they need is added, nothing taken.
             flags = self.prepared.flags

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .._base.types import Batch
+from .recompute import blocks_of
 
 Kind = Literal["trainable", "frozen", "ema"]
 
@@ -26,6 +27,7 @@ class Model:
     unused: tuple[str, ...] = ()
     of: str = ""
     decay: float | Tensor | Callable[[int], float] = 0.999
+    recomputed: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         what = repr(self.of) if self.kind == "ema" else type(self.module).__name__
@@ -39,6 +41,7 @@ def trainable(
     outputs: Callable[[Any], Any] | None = None,
     training: bool = True,
     unused: Sequence[str] = (),
+    checkpoint_blocks: bool | Sequence[str] = False,
 ) -> Model:
     """A model that is trained: the student, an adapter, a peer.
 
@@ -51,8 +54,16 @@ def trainable(
       training: train mode (dropout on, batch statistics) or eval mode.
       unused: dotted prefixes of parameters that no term is meant to reach (an unused pooler);
         they are kept, and not trained.
+      checkpoint_blocks: of which blocks only the inputs are kept; the backward pass runs them
+        again, which takes memory from all blocks to one, for about a third more time
+        (arXiv:1604.06174). True: the members of every list of blocks; or their names. Values and
+        gradients are the same. Models of transformers have `gradient_checkpointing_enable()`.
+
+    Raises:
+      ValueError: `checkpoint_blocks` names what the module does not have, or finds no list.
     """
-    return Model("trainable", module, inputs, outputs, training, tuple(unused))
+    blocks = blocks_of(module, checkpoint_blocks)
+    return Model("trainable", module, inputs, outputs, training, tuple(unused), recomputed=blocks)
 
 
 def frozen(

@@ -20,6 +20,7 @@ from .apply import NOTHING, Applied, Apply, call_arguments, make_apply, paramete
 from .models import Model, frozen_parameters, skeleton, trainable_parameters
 from .plan import Attempt, Given, Plan, value_of
 from .reads import called_by, patchable, run_by
+from .recompute import marked
 
 
 @runtime_checkable
@@ -306,6 +307,7 @@ def make_program(
         try:
             copied = skeleton(model.module, training=mode)
             copied = copied if rewrite is None else rewrite.skeleton(name, copied)
+            copied = marked(copied, model.recomputed)
             paths = _output_paths(plan, name, model)
             places = tuple(patchable(nodes, name))
             applies[name] = make_apply(copied, taps, paths, sharing, places)

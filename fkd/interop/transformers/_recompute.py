@@ -5,10 +5,10 @@ from __future__ import annotations
 import functools
 from typing import Any
 
-import torch
 from torch import nn
 from torch.utils import checkpoint as recompute
-from torch.utils.checkpoint import CheckpointPolicy
+
+from fkd._objective.recompute import keeping_random
 
 from ._sites import names_used
 
@@ -42,7 +42,7 @@ def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
             continue
         if traced:
             fn = recompute.checkpoint
-            options.setdefault("context_fn", _keeping_random)
+            options.setdefault("context_fn", keeping_random)
         changed._gradient_checkpointing_func = functools.partial(fn, **options)
 
 
@@ -60,17 +60,3 @@ def _is_watched(layer: nn.Module) -> bool:
         for m in layer.modules()
         if m is not layer
     )
-
-
-def _keeping_random() -> Any:
-    # What is kept may be changed in place before it is made functional: the mask of dropout.
-    return recompute.create_selective_checkpoint_contexts(
-        _unless_random, allow_cache_entry_mutation=True
-    )
-
-
-def _unless_random(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    del context, args, kwargs
-    if torch.Tag.nondeterministic_seeded in getattr(op, "tags", ()):
-        return CheckpointPolicy.MUST_SAVE
-    return CheckpointPolicy.PREFER_RECOMPUTE
