@@ -154,6 +154,7 @@ def test_it_is_said(name: str) -> None:
             call()
 
 
+@pytest.mark.plain
 def test_what_is_meant_is_taken() -> None:
     """Refs in the place of tensors, and whatever is callable or a path."""
     assert repr(next_tokens(batch.y)).startswith("torch.cat(") or next_tokens(batch.y) is not None

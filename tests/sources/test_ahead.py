@@ -80,12 +80,12 @@ def test_it_is_ahead_of_the_step_and_not_further():
 
 
 def test_it_takes_the_time_of_the_slower_one():
-    source = Slow(mlps(), pause=0.03)
+    source = Slow(mlps(), pause=0.06)
     began = time.perf_counter()
     with ahead(source) as made:
         for _ in made.attach(loader(rows(), 1)):
-            time.sleep(0.03)
-    assert time.perf_counter() - began < 20 * 0.06 * 0.85
+            time.sleep(0.06)
+    assert time.perf_counter() - began < 20 * 0.12 * 0.85
 
 
 def test_an_error_in_the_thread_stands_where_its_batch_would(tmp_path):

@@ -163,6 +163,7 @@ def test_stages_and_sweeps_have_one() -> None:
     assert own is not None and int(own["finite_steps"]) == 2
 
 
+@pytest.mark.plain
 @pytest.mark.parametrize("precision", ["half", "float16", None, 16])
 def test_another_word_is_refused(precision: Any) -> None:
     with pytest.raises(ValueError, match=r"precision is .*'fp16'"):

@@ -28,15 +28,15 @@ class Overwriting:
         self.calls = 0
 
     def __call__(self, fn: Callable[..., Any], options: Any, modules: Any) -> Callable[..., Any]:
-        def call(*args: Any) -> Any:
+        def call(*args: Any, **options: Any) -> Any:
             self.calls += 1
             for storage in self.returned:
                 storage.fill_(255)  # nan, -1, True
-            found = fn(*args)
-            given = {x.untyped_storage().data_ptr() for x in tensors(args)}
-            made = [x.untyped_storage() for x in tensors(found)]
-            self.returned = [s for s in made if s.data_ptr() not in given]
-            return found
+            result = fn(*args, **options)
+            given = {x.untyped_storage().data_ptr() for x in tensors((args, options))}
+            returned = [x.untyped_storage() for x in tensors(result)]
+            self.returned = [s for s in returned if s.data_ptr() not in given]
+            return result
 
         return call
 
