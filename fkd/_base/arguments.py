@@ -7,6 +7,8 @@ import inspect
 from collections.abc import Callable, Iterable
 from typing import ParamSpec, TypeVar
 
+import torch
+
 from .errors import nearest
 
 P = ParamSpec("P")
@@ -38,7 +40,8 @@ def called_with(make: Callable[P, A]) -> Callable[[Callable[[A], T]], Callable[P
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                bound.bind(*args, **kwargs)
+                if not torch.compiler.is_compiling():  # which cannot trace it, and comes later
+                    bound.bind(*args, **kwargs)
             except TypeError as error:
                 raise TypeError(f"{function.__name__}: {error}. {_meant(bound, kwargs)}") from None
             return function(make(*args, **kwargs))

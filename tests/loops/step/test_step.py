@@ -561,7 +561,7 @@ def test_mistakes_are_reported_before_anything_is_compiled():
     ("options", "message"),
     [
         ({"accumulate": 0}, "accumulate is 0; at least 1"),
-        ({"precision": "fp16"}, "precision is 'fp16'; 'fp32' or 'bf16'"),
+        ({"precision": "half"}, "precision is 'half'"),
         ({"clip": 0.0}, "clip is 0.0; a positive norm or None"),
         ({"clip": -1.0}, "clip is -1.0; a positive norm"),
     ],
