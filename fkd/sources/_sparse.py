@@ -139,7 +139,8 @@ class Sampled:
             uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device)
         elif isinstance(uniform, Mapping):
             starts: Any = uniform["start"]
-            start = starts.get(str(shape[1]), torch.zeros_like(uniform["seed"]))
+            # Zeros that a compiler does not take for constants: their products overflow in it.
+            start = starts.get(str(shape[1]), uniform["seed"] & 0)
             uniform = uniform_of(uniform["seed"], start, shape)
         if tuple(uniform.shape) != shape:
             raise SourceError(
