@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -13,7 +12,7 @@ from .._shared.checks import one_of, positive
 from .._shared.geometry import counted, root, unit
 from .._shared.masks import keep
 from .._shared.products import product
-from .crd import CRDState, embeddings, keys
+from .crd import CRDState, embeddings, keys, noise_contrast
 from .queue import Queue, enqueue
 
 
@@ -96,14 +95,10 @@ def _contrast(
     relation = unit(x - anchors.unsqueeze(1))  # [anchor, sample, dim]
     near = (relation * unit(positives - anchors.unsqueeze(1))).sum(-1) / temperature
     far = _cosines(relation, keys(negatives, x), anchors) / temperature  # [anchor, sample, n]
-    valid = negatives.valid.to(x.dtype)
-    number = valid.sum()
-    offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(x).log()
-    each = -F.logsigmoid(near - offset) - (F.logsigmoid(offset - far) * valid).sum(-1)
+    each = noise_contrast(near, far, negatives, dataset_size)
     weight, _ = counted(where, x)
     others = weight.unsqueeze(-1) - torch.diag_embed(weight)  # [anchor, sample]
-    mean = (each * others).sum(0) / others.sum(0).clamp(min=1.0)
-    return torch.where(number > 0, mean, 0.0)
+    return (each * others).sum(0) / others.sum(0).clamp(min=1.0)
 
 
 def _cosines(relation: Tensor, y: Tensor, anchors: Tensor) -> Tensor:

@@ -203,11 +203,26 @@ def _nce(
     dataset_size: int | float | Tensor,
     temperature: float | Tensor,
 ) -> Tensor:
-    """`[batch]`: h = sigmoid(x . y / T - log(N / M)), so nothing overflows."""
-    valid = negatives.valid.to(anchor.dtype)
+    near = (anchor * positive).sum(-1) / temperature
+    far = product(anchor, keys(negatives, anchor).mT) / temperature
+    return noise_contrast(near, far, negatives, dataset_size)
+
+
+def noise_contrast(
+    near: Tensor, far: Tensor, negatives: Queue, dataset_size: int | float | Tensor
+) -> Tensor:
+    """`- log h(near) - sum over the queue of log(1 - h(far))`; 0 if the queue is empty.
+
+    h(z) = e^z / (e^z + N/M) = sigmoid(z - log(N / M)), so nothing overflows.
+
+    Args:
+      near: `[...]`, similarities to the positives, over the temperature.
+      far: `[..., queue]`, likewise to the rows of the queue.
+      negatives: the queue; N is how many of its rows are filled.
+      dataset_size: M.
+    """
+    valid = negatives.valid.to(near.dtype)
     number = valid.sum()
-    offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(anchor).log()
-    near = (anchor * positive).sum(-1) / temperature - offset
-    far = product(anchor, keys(negatives, anchor).mT) / temperature - offset
-    values = -F.logsigmoid(near) - (F.logsigmoid(-far) * valid).sum(-1)
+    offset = number.clamp(min=1.0).log() - torch.as_tensor(dataset_size).to(near).log()
+    values = -F.logsigmoid(near - offset) - (F.logsigmoid(offset - far) * valid).sum(-1)
     return torch.where(number > 0, values, 0.0)
