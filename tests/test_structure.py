@@ -87,7 +87,7 @@ INWARD = {
     "loops": {"loops", "parallel", "gradients", "core", "_blocks"},
     "sources": {"sources", "loops", "parallel", "core"},
     "sweeps": {"sweeps", "sources", "loops", "core"},
-    "stages": {"stages", "loops", "core"},
+    "stages": {"stages", "loops", "parallel", "core"},
     "interop": {"interop", "core", "losses", "loops", "adapters"},
     "_catalogue": {"_catalogue", "losses", "adapters"},
     "_commands": {"_commands", "_catalogue", "core", "losses", "loops", "sources", "interop"},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -177,6 +177,24 @@ def whole(x: Any, like: Any = None) -> Any:
         return x.full_tensor().cpu()
     joined = x if like is None else moments_like(x, like)
     return joined.full_tensor().cpu() if is_cut(joined) else x
+
+
+class Wholes(Mapping[str, Tensor]):
+    """Tensors by name, where those that are cut are gathered when they are asked for; all ranks
+    have to ask alike."""
+
+    def __init__(self, tensors: Mapping[str, Tensor]) -> None:
+        self._tensors = tensors
+
+    def __getitem__(self, name: str) -> Tensor:
+        x = self._tensors[name]
+        return x.full_tensor() if isinstance(x, DTensor) and is_cut(x) else x
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
 
 
 def cut_like(x: Tensor, like: Tensor) -> Tensor:

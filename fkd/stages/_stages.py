@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,11 @@ from fkd._base.errors import expect
 from fkd._base.types import TensorBatch
 from fkd._objective.terms import part_names
 from fkd.loops import State, TrainStep, fold_in
+from fkd.loops._data.prefetch import Move
 from fkd.loops._step.by_model import Choices
+from fkd.loops._step.ranks import Together
+from fkd.parallel._objective import Share
+from fkd.parallel._shards import Wholes, is_cut, local, rows_like
 
 from ._joint import Stage, joint_objective
 
@@ -41,6 +45,9 @@ class Stages(TrainStep):
         self.within = {name: one.step for name, one in self.stages.items()}
         self.choices = _joint_choices({n: one.step.choices for n, one in self.stages.items()})
         self._names = _metric_names(self.stages, list(self.objective.models))
+        meshes = [one.together.axes.mesh for one in steps if one.together is not None]
+        if meshes:
+            self._share(Together(meshes[0], self.objective, self.autocast))
 
     def init(
         self,
@@ -87,6 +94,30 @@ class Stages(TrainStep):
             combine_state={name: state.combine_state for name, state in states.items()},
             loss_scale=first.loss_scale,
         )  # fmt: skip
+
+    def _share(self, together: Together) -> None:
+        """Let the steps of all stages cut the parameters of the run alike."""
+        self.together = together
+        for one in self.within.values():
+            assert one.together is not None
+            one.together.cutting, one.together.world = together.cutting, together.world
+
+    def local(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
+        """What this process needs of a batch. The processes agree on all stages at the first."""
+        for one in self.within.values():
+            one.expect(batch)
+        return next(iter(self.within.values())).local(batch, move)
+
+    @property
+    def related(self) -> dict[str, list[str]]:
+        """See `TrainStep.related`."""
+        return {name: said for name, one in self.within.items() for said in one.related.values()}
+
+    def remember(self, related: Mapping[str, Sequence[str]]) -> None:
+        """See `TrainStep.remember`."""
+        for name, one in self.within.items():
+            if name in related:
+                one.remember({"": related[name]})
 
     def stage_at(self, step: int) -> str:
         """The name of the stage to which a step belongs."""
@@ -154,15 +185,16 @@ class Stages(TrainStep):
     def _begin(self, state: State, index: int, one: Stage) -> None:
         """Copy into the models of a stage what they begin with."""
         now = _merged(state.trainable, state.frozen, state.buffers)
+        whole = {model: Wholes(named) for model, named in now.items()}
         if one.start is not None:
-            for model, named in one.start(now).items():
+            for model, named in one.start(whole).items():
                 for name, value in named.items():
                     _copy(now, model, name, value)
         earlier = [s.step.objective.models for s in list(self.stages.values())[:index]]
         for name, model in one.step.objective.models.items():
             if model.kind == "ema" and not any(name in models for models in earlier):
                 for n, average in now[name].items():
-                    average.copy_(now[model.of][n])
+                    local(average).copy_(local(now[model.of][n]))
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rates of the stage under way."""
@@ -200,7 +232,7 @@ def _copy(now: Mapping[str, Mapping[str, Tensor]], model: str, name: str, value:
             f"stages: start gives {model}.{name} {tuple(value.shape)}, and the run has {here}. "
             "{model: {parameter: tensor}} of models of the run is expected."
         )
-    place.copy_(value)
+    local(place).copy_(rows_like(value, place) if is_cut(place) else value)
 
 
 def _joint_name(key: str, stage: str) -> str:
@@ -252,7 +284,8 @@ def stages(run: Mapping[str, Stage]) -> Stages:
 
     Raises:
       TypeError: a list, or a stage that is no `fkd.stages.stage`.
-      ValueError: a stage has no number of steps, or a name stands for two modules.
+      ValueError: a stage has no number of steps, a name stands for two modules, or the steps have
+        different meshes.
 
     Example:
       >>> net, large = torch.nn.Linear(4, 3), torch.nn.Linear(4, 3)
@@ -283,6 +316,24 @@ def stages(run: Mapping[str, Stage]) -> Stages:
         raise ValueError(f"stages: a stage is called {wrong[0]!r}; a name without '/' is expected.")
     if len({one.step.autocast for one in run.values()}) > 1:
         raise ValueError("stages: the stages differ in their precision; one is expected.")
-    if any(one.step.together is not None for one in run.values()):
-        raise ValueError("stages: a step has a mesh; stages run in one process.")
+    _check_processes(run)
     return Stages(run)
+
+
+def _check_processes(run: Mapping[str, Stage]) -> None:
+    """Refuse stages that divide a batch in different ways."""
+    steps = {name: one.step for name, one in run.items()}
+    meshes = {n: one.together.axes.mesh if one.together else None for n, one in steps.items()}
+    first, mesh = next(iter(meshes.items()))
+    other = next((name for name, m in meshes.items() if m != mesh), None)
+    if other is not None:
+        raise ValueError(
+            f"stages: the step of {other!r} has another mesh than that of {first!r}. Give all "
+            "steps the same: train_step(..., mesh=mesh)."
+        )
+    parts = {name: one.accumulate for name, one in steps.items()}
+    if mesh is not None and len(set(parts.values())) > 1:
+        raise ValueError(
+            f"stages: with a mesh, batches are divided before it is known in which stage they are "
+            f"used, and accumulate is {parts}; the same number is expected."
+        )

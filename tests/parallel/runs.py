@@ -11,19 +11,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.tensor import DTensor
 from torch.utils.data import DataLoader
 
 import fkd
-from fkd import batch, student
+from fkd import batch, ref, student, teacher, term
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
 from fkd.loops._base.errors import CheckpointError
 from fkd.loops._checkpoint import parts
+from fkd.loops._evaluate import score as score_module
+from fkd.losses import kl, mse
 from fkd.parallel import RankError, _shards
 from tests.parallel.cases import adamw, digest
-from tests.parallel.objectives import CLASSES, FEATURES, differences, plain
+from tests.parallel.objectives import CLASSES, FEATURES, Net, centred, differences, plain
 
 EXAMPLES = 30
 
@@ -160,6 +162,117 @@ def _break(fault: str) -> None:
         parts.write_file = full
     else:
         parts.Path = lambda text: Path("/nonexistent")  # pyright: ignore[reportAttributeAccessIssue]
+
+
+def staged(mesh: DeviceMesh | None, folder: str, axis: str, steps: int = 8) -> Any:
+    """Two stages, of which the second freezes what the first has trained; whole parameters."""
+    torch.manual_seed(0)
+    net, hint, large = Net(8, False), nn.Linear(8, 12), Net(12, False)
+    first = fkd.Objective(
+        {"hint": term(mse, fkd.module("hint")(student.hidden), teacher.hidden, where=batch["ok"]),
+         "centred": term(centred, student.hidden, state=torch.zeros(8))},
+        student=fkd.trainable(net, unused=["head"]), hint=fkd.trainable(hint),
+        teacher=fkd.frozen(large),
+    )  # fmt: skip
+    second = fkd.Objective(
+        {"kd": term(kl, student.logits, teacher.logits),
+         "slow": term(mse, student.logits, ref("slow").logits)},
+        student=fkd.trainable(net), teacher=fkd.frozen(large), slow=fkd.ema("student", decay=0.9),
+    )  # fmt: skip
+    _shards.SMALLEST = 8
+    if mesh is not None:
+        mesh = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=(axis,))
+    steps_of = [train_step(one, adamw, compile=False, mesh=mesh) for one in (first, second)]
+    step = fkd.stages.stages(
+        {
+            "hint": fkd.stages.stage(steps_of[0], steps=4),
+            "logits": fkd.stages.stage(
+                steps_of[1], start=lambda now: {"student": {"head.bias": now["hint"]["bias"][:4]}}
+            ),
+        }
+    )
+    result = fkd.loops.run(
+        step, step.init(0), shuffled(), steps=steps, checkpoint_dir=folder, save_every=3,
+        progress=False,
+    )  # fmt: skip
+    every = {**result.state.trainable, **result.state.frozen}
+    return {
+        m: {n: _whole(x).tolist() for n, x in held.items()} for m, held in sorted(every.items())
+    }
+
+
+def _whole(x: Tensor) -> Tensor:
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
+def measured(mesh: DeviceMesh | None, axis: str) -> Any:
+    """What `evaluate` and `score` say, and how many batches a process has computed."""
+    _shards.SMALLEST = 8
+    if mesh is not None:
+        mesh = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=(axis,))
+    step = train_step(plain(norm=True), adamw, compile=False, mesh=mesh)
+    state, objective = step.init(0), step.objective
+    calls: list[int] = []
+    original = score_module.Forward._result
+
+    def counted(self: Any, *args: Any) -> Any:
+        calls.append(1)
+        return original(self, *args)
+
+    score_module.Forward._result = counted
+    values = fkd.loops.evaluate(objective, state, shuffled(), metrics=METRICS, mesh=mesh)
+    seen = len(calls)
+    wanted = {"logits": student.logits, "kd": objective.terms["kd"]}
+    scored = fkd.loops.score(objective, state, shuffled(), wanted, mesh=mesh)
+    logits = [[one["logits"].tolist(), one["kd"].tolist()] for one in scored]
+    return {"values": values, "scored": logits, "calls": seen}
+
+
+def refused(mesh: DeviceMesh) -> Any:
+    """What each process is told where rank 1 has other batches, fewer, none, or fails; and where
+    stages are on several meshes."""
+    objective = plain()
+    step = train_step(objective, adamw, compile=False, mesh=mesh)
+    state, second = step.init(0), mesh.get_rank() == 1
+
+    def failing_loader() -> Iterator[Any]:
+        yield from list(shuffled())[:3]
+        if second:
+            raise OSError("the disk of rank 1 is gone")
+
+    def failing_metric(ctx: Any) -> Tensor:
+        if second:
+            raise KeyError("a metric of rank 1")
+        return ctx["batch"]["y"]
+
+    def scored(loader: Any) -> None:
+        list(fkd.loops.score(objective, state, loader, {"logits": student.logits}, mesh=mesh))
+
+    def evaluated(loader: Any, metric: Any = None) -> None:
+        metrics = {} if metric is None else {"metric": metric}
+        fkd.loops.evaluate(objective, state, loader, metrics=metrics, mesh=mesh)
+
+    torch.manual_seed(0)
+    same = list(shuffled())
+    alone = train_step(plain(), adamw, compile=False)
+    trials: dict[str, Any] = {
+        "other": lambda: evaluated([{**b, "x": b["x"] + second} for b in same]),
+        "fewer": lambda: scored(same[: 7 - second]),
+        "none": lambda: evaluated([]),
+        "loader": lambda: scored(lambda seed: failing_loader()),
+        "metric": lambda: evaluated(same, failing_metric),
+        "stages": lambda: fkd.stages.stages(
+            {"a": fkd.stages.stage(step, steps=2), "b": fkd.stages.stage(alone)}
+        ),
+    }
+    told = {}
+    for name, trial in trials.items():
+        try:
+            trial()
+            told[name] = "nothing"
+        except Exception as error:
+            told[name] = f"{type(error).__name__}: {error}"
+    return told
 
 
 def failing(mesh: DeviceMesh, folder: str, where: str) -> Any:

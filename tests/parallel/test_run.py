@@ -101,3 +101,43 @@ def test_a_signal_to_one_ends_all_after_the_same_step(tmp_path):
     ranks = in_processes(2, runs.failing, str(tmp_path), "signal")
     assert [rank["type"] for rank in ranks] == ["Interrupted", "Interrupted"]
     assert len(ranks[0]["saved"]) == 1
+
+
+@pytest.mark.parametrize("axis", ["replicate", "shard"])
+def test_stages_of_several_processes_are_those_of_one(axis, tmp_path):
+    one = runs.staged(None, str(tmp_path / "one"), axis)
+    ranks = in_processes(2, runs.staged, str(tmp_path / "two"), axis)
+    assert ranks[0] == ranks[1] and ranks[0].keys() == one.keys()
+    if axis == "shard":  # killed in the second stage, and gone on with
+        in_processes(2, runs.staged, str(tmp_path / "three"), axis, 5)
+        assert in_processes(2, runs.staged, str(tmp_path / "three"), axis) == ranks
+    for model, held in one.items():
+        for name, x in held.items():
+            close(ranks[0][model][name], x)
+
+
+@pytest.mark.parametrize("axis", ["replicate", "shard"])
+def test_batches_are_dealt_out_where_a_mesh_is_given(axis):
+    one = runs.measured(None, axis)
+    ranks = in_processes(3, runs.measured, axis)
+    assert ranks[0]["values"] == ranks[1]["values"] == ranks[2]["values"]
+    assert [rank["calls"] for rank in ranks] == ([3, 3, 3] if axis == "shard" else [3, 3, 2])
+    for rank in ranks:
+        assert len(rank["scored"]) == len(one["scored"])
+        for a, b in zip(rank["scored"], one["scored"], strict=True):
+            close(a[0], b[0])
+            close(a[1], b[1])
+    for name, value in one["values"].items():
+        close(ranks[0]["values"][name], value)
+
+
+def test_what_processes_evaluate_is_the_same_or_an_error_of_all():
+    first, second = in_processes(2, runs.refused)
+    for told in (first, second):
+        assert "rank 1 has other batches to evaluate than rank 0" in told["other"]
+        assert "rank 1 has other batches to evaluate than rank 0" in told["fewer"]
+        assert "the loader gave no batch" in told["none"]
+        assert "the disk of rank 1 is gone" in told["loader"]
+        assert "a metric of rank 1" in told["metric"]
+        assert "the step of 'b' has another mesh than that of 'a'" in told["stages"]
+    assert first["loader"].startswith("RankError: rank 1 failed: ")

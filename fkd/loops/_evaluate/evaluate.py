@@ -8,6 +8,7 @@ from typing import Any, NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
+from torch.distributed.device_mesh import DeviceMesh
 
 from fkd._base.errors import expect, listing, nearest
 from fkd._base.mean import Mean
@@ -30,7 +31,7 @@ from .._base.state import State
 from .._data.epochs import Loader, epoch_batches, expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
-from .score import Forward, autocast_of, readable
+from .score import Forward, autocast_of, processes, readable
 from .stateful import StatefulMetric, over_batches
 
 
@@ -133,14 +134,15 @@ class Evaluator:
           world: the processes among which the batches are dealt out, each whole to one of them;
             None: this one does all.
         """
-        if world is None or cutting_of(state.trainable, state.frozen) is not None:
-            world = World()  # parameters are gathered by all processes for the same batch
+        cut = cutting_of(state.trainable, state.frozen) is not None
+        if world is None or (cut and self._forward.fixed is not None):
+            world = World()  # what is kept is no forward pass, in which all processes gather
         return merged_over(world, self._measured(state, loader, world), self._summary)
 
     def _measured(self, state: State, loader: Iterable[Batch], world: World) -> Measured:
         """What this process has measured."""
         measured = Measured({}, {}, {}, {name: [] for name in self.collected}, -1)
-        for batch, index in self._forward.dealt(state, loader, world.rank, world.size):
+        for batch, index in self._forward.dealt(state, loader, world):
             measured = measured._replace(
                 losses=_merged(measured.losses, batch.losses),
                 metrics=_merged(measured.metrics, batch.metrics),
@@ -219,6 +221,7 @@ def evaluate(
     *,
     metrics: Mapping[str, Metric] | None = None,
     compile: bool | Mapping[str, Any] = False,
+    mesh: DeviceMesh | None = None,
 ) -> dict[str, float]:
     """Terms and metrics over a whole loader, without gradients, in eval mode.
 
@@ -232,14 +235,21 @@ def evaluate(
       metrics: by name: `fkd.metric(fn, ref, ...)` for means, `collect(fn, ref, ...)` for scores
         of the whole set, or a function of the context that returns one value per example.
       compile: as in `train_step`.
+      mesh: processes that are all given the whole loader, deal its batches out, and get the same
+        values. None: this process evaluates all by itself.
 
     Returns:
       `{"loss/total": ..., "loss/<term>": ..., "<metric>": ...}`; `"agreement"`, how often
       student and teacher have the same first choice, is there if a term compares logits.
+
+    Raises:
+      ValueError: the loader gave no batch.
+      RankError: another process of the mesh has failed, or does not answer.
     """
     expect("evaluate", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
     expect("evaluate", "state", state, State, "a state of a step", "step.init() is one.")
     expect_loader("evaluate", "loader", loader)
+    world = processes("evaluate", mesh, state)
     batches = epoch_batches(loader, state.seed, -1)
     evaluator = Evaluator(
         readable(objective, state),
@@ -247,7 +257,8 @@ def evaluate(
         compile=options_of(compile),
         autocast=autocast_of(objective, state),
     )
-    return evaluator(state, batches)
+    with world.telling():
+        return evaluator(state, batches, world)
 
 
 def _fixed(

@@ -6,10 +6,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Generic, TypeAlias, TypeVar
 
 import torch
+from torch.distributed.device_mesh import DeviceMesh
 
 from fkd._base.errors import ObjectiveError, expect
 from fkd._base.trees import map_tensors
-from fkd._base.types import Batch, Scalars
+from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._objective.evaluation import BoundTerms
 from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
@@ -20,13 +21,16 @@ from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref
 from fkd.parallel._shards import cutting_of
+from fkd.parallel._world import ALONE, World, world_of
 
 from .._base.compile import compiled, options_of, unlimited_recompilation
 from .._base.precision import Precision, autocast_dtype
 from .._base.random import fold_in, seeded
 from .._base.state import State, device_of
+from .._checkpoint.told import packed, unpacked
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
+from .dealt import rounds
 from .fixed import FixedValues
 
 Knobs = TypeVar("Knobs")
@@ -65,24 +69,46 @@ class Forward(Generic[Knobs]):
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
         """One result for each batch, on the device. Nothing global is changed in between."""
-        return (kept for kept, _ in self.dealt(state, batches, 0, 1))
+        return (kept for kept, _ in self.dealt(state, batches, ALONE))
 
     def dealt(
-        self, state: State, batches: Iterable[Batch], rank: int, size: int
+        self, state: State, batches: Iterable[Batch], world: World
     ) -> Iterator[tuple[Any, int]]:
-        """The results of every `size`-th batch from number `rank` on, with its number."""
+        """The results of the batches that are this process's, with their numbers.
+
+        Each process has one batch of a round. Where parameters are gathered, all compute together:
+        one that has none in the last round computes another's.
+        """
         device = device_of(state.trainable or state.frozen)
         knobs, copy = self.knobs(state.step, device), to_device(device)
-        for index, batch in enumerate(batches):
-            if index % size != rank:
+        if world.size == 1:
+            for index, batch in enumerate(batches):
+                yield self._result(state, knobs, copy(batch), index, device), index
+            return
+        gathers = cutting_of(state.trainable, state.frozen) is not None
+        for drawn in rounds(batches, world):
+            has_one = world.rank < len(drawn)
+            if not (has_one or gathers):
                 continue
-            seed = fold_in(fold_in(state.seed, -1), index)
-            with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
-                tensors = copy(batch)
-                fixed = self.fixed
-                known = [] if fixed is None else fixed(state.parts, tensors, device)
-                kept = self._forward(state.parts, knobs, tensors, known)
-            yield kept, index
+            batch, index = drawn[world.rank if has_one else -1]
+            try:
+                result = self._result(state, knobs, copy(batch), index, device)
+            except Exception as error:  # in the middle of what all do, or of its own
+                told = world.explained(error) if gathers else error
+                if told is error:
+                    raise
+                raise told from error
+            if has_one:
+                yield result, index
+
+    def _result(
+        self, state: State, knobs: Knobs, tensors: TensorBatch, index: int, device: torch.device
+    ) -> Any:
+        seed = fold_in(fold_in(state.seed, -1), index)
+        with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
+            fixed = self.fixed
+            known = [] if fixed is None else fixed(state.parts, tensors, device)
+            return self._forward(state.parts, knobs, tensors, known)
 
     def _of_a_batch(self, parts: Parts, knobs: Knobs, batch: Batch, known: list[Any]) -> Any:
         forward = self.program.context(parts, batch, autocast=self.autocast)
@@ -95,6 +121,28 @@ def readable(objective: Objective, state: State) -> Objective:
     what they read, and all ranks have to compute alike."""
     cutting = cutting_of(state.trainable, state.frozen)
     return objective if cutting is None else objective.rewritten(cutting)
+
+
+def processes(name: str, mesh: DeviceMesh | None, state: State) -> World:
+    """Those among which a function deals out the batches of a loader.
+
+    Raises:
+      ValueError: the state is cut over other processes than those of the mesh.
+    """
+    expect(name, "mesh", mesh, (DeviceMesh, type(None)), "a DeviceMesh")
+    if mesh is None:
+        return ALONE
+    cutting = cutting_of(state.trainable, state.frozen)
+    if cutting is not None and sorted(_ranks(cutting.mesh)) != sorted(_ranks(mesh)):
+        raise ValueError(
+            f"{name}: the mesh has the ranks {_ranks(mesh)}, and the parameters of the state are "
+            f"cut over {_ranks(cutting.mesh)}. Give the mesh of its step."
+        )
+    return world_of(mesh)
+
+
+def _ranks(mesh: DeviceMesh) -> list[int]:
+    return [int(rank) for rank in mesh.mesh.flatten().tolist()]
 
 
 def autocast_of(objective: Objective, state: State) -> torch.dtype | None:
@@ -118,6 +166,7 @@ def score(
     *,
     compile: bool | Mapping[str, Any] = False,
     precision: Precision | None = None,
+    mesh: DeviceMesh | None = None,
 ) -> Iterator[dict[str, Any]]:
     """Values of every batch, on the CPU: a teacher's logits to keep, losses to filter by.
 
@@ -139,6 +188,8 @@ def score(
         weight.
       compile: as in `train_step`.
       precision: "bf16" and "fp16" run the models under autocast; None: as the state was trained.
+      mesh: processes that are all given the whole loader, and deal its batches out. Each of them
+        gets all values, in the order of one process. All have to go through the iterator alike.
 
     Returns:
       An iterator over `{name: value}`, one for each batch. A batch is drawn and computed when
@@ -188,8 +239,22 @@ def score(
     else:
         autocast = autocast_dtype("score", precision)
     forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
-    scored = forward(state, epoch_batches(loader, state.seed, -1))
-    return (map_tensors(lambda x: x.detach().cpu(), kept) for kept in scored)
+    batches = epoch_batches(loader, state.seed, -1)
+    world = processes("score", mesh, state)
+    scored = forward.dealt(state, batches, world)
+    values_of = (map_tensors(lambda x: x.detach().cpu(), kept) for kept, _ in scored)
+    return values_of if world.size == 1 else _of_all(world, values_of)
+
+
+def _of_all(world: World, own: Iterator[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+    """The values of all processes, batch by batch, in the order of the batches."""
+    while True:
+        with world.telling():
+            mine = next(own, None)
+            every = [unpacked(content) for content in world.gathered(packed(mine))]
+        yield from (one for one in every if one is not None)
+        if any(one is None for one in every):
+            return
 
 
 def _untrained(

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 import enum
-import zlib
 
 from fkd._base.types import TensorBatch
 
 from .._base.errors import LoopError
-from .._data.batch import leaves
+from .._data.batch import sampled_digest
 from .run import Run
-
-_SAMPLE = 64
-"""Numbers of every tensor that are compared."""
 
 
 class Says(enum.IntEnum):
@@ -37,7 +33,7 @@ def together(run: Run, says: Says, batch: TensorBatch = None) -> bool:
         return True
     if says is Says.HAS_A_BATCH and run.stop.signal is not None:
         says = Says.STOPS
-    said = run.world.numbers(says, _digest(batch))
+    said = run.world.numbers(says, sampled_digest(batch))
     kinds = {kind for kind, _ in said}
     if kinds & {Says.STOPS, Says.LEAVES}:
         run.told_to_stop = run.stop.signal or "SIGTERM"
@@ -61,15 +57,3 @@ _EXPECTED = (
     "examples of them: no DistributedSampler, and no part of the data for each rank. Shuffle "
     "with the global generators of torch, which fit seeds alike."
 )
-
-
-def _digest(batch: TensorBatch) -> int:
-    """Of shapes and some values: enough to tell shuffled data apart."""
-    digest = 0
-    for place, x in leaves(batch):
-        digest = zlib.crc32(f"{place} {x.dtype} {tuple(x.shape)}".encode(), digest)
-        if x.device.type == "cpu" and x.numel():
-            flat = x.detach().reshape(-1)
-            some = flat[:: max(1, flat.numel() // _SAMPLE)]
-            digest = zlib.crc32(repr(some.tolist()).encode(), digest)
-    return digest

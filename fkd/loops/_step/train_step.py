@@ -158,8 +158,7 @@ class TrainStep:
         """What this process needs of a batch, on the device: all of it, or its examples."""
         if self.together is None:
             return move(batch)
-        if self._over is None:
-            self._agree(batch, self.together)
+        self.expect(batch)
         return moved(shares_of(batch, self.together.ranks, parts=self.accumulate), move)
 
     def advance(self, state: State, batch: TensorBatch | list[Share]) -> tuple[State, Metrics]:
@@ -212,11 +211,12 @@ class TrainStep:
         if self.together is None:
             check(self.objective, batch)
 
-    def _agree(self, batch: TensorBatch, together: Together) -> None:
+    def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""
-        check(self.objective, batch)
-        self._over = together.objective(self.objective, batch)
-        self._graphs = {}
+        if self.together is not None and self._over is None:
+            check(self.objective, batch)
+            self._over = self.together.objective(self.objective, batch)
+            self._graphs = {}
 
     def _computed(
         self,
