@@ -239,6 +239,12 @@ def parameter_names(copied: nn.Module) -> dict[str, str]:
     return {n: first[id(p)] for n, p in copied.named_parameters(remove_duplicate=False)}
 
 
+def buffer_names(module: nn.Module) -> dict[str, str]:
+    """The same of buffers."""
+    first = {id(b): name for name, b in reversed(list(module.named_buffers()))}
+    return {n: first[id(b)] for n, b in module.named_buffers(remove_duplicate=False)}
+
+
 def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The positional and keyword arguments of a model's forward, from the batch."""
     if model.inputs is not None:

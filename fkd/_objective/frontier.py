@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .._refs.derived import AsFunction, Call, Function
-from .._refs.refs import Capture, Param, Patched, Ref, Root, Tap, children, node, roots, walk
+from .._refs.refs import Capture, Param, Patched, Ref, Root, Run, Tap, children, node, roots, walk
 from .objective import Objective
 from .terms import Term
 
@@ -100,7 +100,7 @@ def _largest(ref: Ref, frozen: set[str]) -> Iterator[Ref]:
 
 def named_by(part: Any) -> frozenset[str]:
     """The model that a node itself names, apart from what it is computed from."""
-    if isinstance(part, Tap | Capture | Param | Patched):
+    if isinstance(part, Tap | Capture | Param | Patched | Run):
         return frozenset([part.root])
     called = isinstance(part, AsFunction) or (isinstance(part, Call) and part.fn is None)
     named = isinstance(part, Root) or called
@@ -125,4 +125,4 @@ def _follows(ref: Ref, known: set[Ref], frozen: set[str]) -> bool:
 
 def _runs_itself(part: Any) -> bool:
     """Whether a node with children runs a model for its own value."""
-    return isinstance(part, Patched) or (isinstance(part, Call) and part.fn is None)
+    return isinstance(part, Patched | Run) or (isinstance(part, Call) and part.fn is None)

@@ -13,7 +13,21 @@ from torch import Tensor, nn
 from .._base.errors import listing, nearest
 from .._refs.derived import AsFunction, Call
 from .._refs.paths import name_of
-from .._refs.refs import Capture, Node, Param, Patched, Ref, Root, Tap, node, output_path, walk
+from .._refs.refs import (
+    Capture,
+    Inside,
+    Node,
+    Param,
+    Patched,
+    Ref,
+    Root,
+    Run,
+    Tap,
+    inside,
+    node,
+    output_path,
+    walk,
+)
 from .apply import has_attention_captures, layer_drop
 from .models import Model, trainable_parameters
 from .reach import reach_problems
@@ -249,6 +263,8 @@ def _number(
 def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Iterator[str]:
     part = node(ref)
     yield from _left_out(ref, known)
+    if isinstance(part, Inside):
+        part = inside(_root_of(node(part.run)) or "", part.key)
     name = _root_of(part)
     if name is None or name == "batch":
         return
@@ -275,8 +291,9 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
         yield from (_unknown(ref, name, "submodule", path, names) for path in unknown)
     elif isinstance(part, Param):
         names = [n for n, _ in model.module.named_parameters(remove_duplicate=False)]
+        names += [n for n, _ in model.module.named_buffers(remove_duplicate=False)]
         if part.parameter not in names:
-            yield _unknown(ref, name, "parameter", part.parameter, names)
+            yield _unknown(ref, name, "parameter or buffer", part.parameter, names)
     elif isinstance(part, Capture) and not has_attention_captures(model.module):
         yield (
             f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
@@ -287,6 +304,8 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
 def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
     """What one layer gives, of a model that leaves out layers at random."""
     part, path = node(ref), output_path(ref)
+    if isinstance(part, Inside):
+        part = inside(_root_of(node(part.run)) or "", part.key)
     name = _root_of(part)
     layer = isinstance(part, Capture) or (isinstance(part, Tap) and _NUMBER.search(part.module))
     if path is not None and len(path[1]) == 2 and isinstance(path[1][1], int):
@@ -304,7 +323,7 @@ def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
 def _root_of(part: Node) -> str | None:
     if isinstance(part, Root):
         return part.name
-    if isinstance(part, Tap | Capture | Param | Patched):
+    if isinstance(part, Tap | Capture | Param | Patched | Run):
         return part.root
     if isinstance(part, AsFunction):
         return part.name

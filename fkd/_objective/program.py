@@ -14,12 +14,21 @@ from .._base.errors import ObjectiveError
 from .._base.trees import sizes
 from .._base.types import Batch, Params
 from .._blocks.sharing import Sharing
+from .._refs.context import ModelFunction
 from .._refs.derived import Function
-from .._refs.refs import Capture, Context, Param, Ref, Root, Tap, node, output_path, patched_path
-from .apply import NOTHING, Applied, Apply, call_arguments, make_apply, parameter_names
+from .._refs.refs import Context, Param, Ref, node
+from .apply import (
+    NOTHING,
+    Applied,
+    Apply,
+    buffer_names,
+    call_arguments,
+    make_apply,
+    parameter_names,
+)
 from .models import Model, frozen_parameters, skeleton, trainable_parameters
 from .plan import Attempt, Given, Plan, value_of
-from .reads import called_by, patchable, run_by
+from .reads import called_by, output_paths, patchable, read_models, run_by, seen_inside
 from .recompute import marked
 
 
@@ -222,12 +231,13 @@ class Pass:
         self.buffers = {name: dict(tensors) for name, tensors in parts.buffers.items()}
         self._outputs: dict[str, Any] = {"batch": batch}
         self._taps: dict[str, dict[Any, Any]] = {}
-        modules, functions, patched = (
-            {name: make(name) for name in program.models}
-            for make in (self._as_module, self._as_function, self._as_patched)
-        )
-        params = _with_aliases(program, self._params)
-        self.context = Context(self._outputs, self._taps, params, modules, functions, patched)
+        names = program.models
+        modules = {name: self._as_module(name) for name in names}
+        functions = {name: self._as_function(name) for name in names}
+        runs = {name: self._as_run(name) for name in names}
+        patched = {name: self._as_patched(name) for name in names}
+        params = _with_aliases(program, self._params, parts.buffers)
+        self.context = Context(self._outputs, self._taps, params, modules, functions, runs, patched)
 
     def run(self, name: str) -> None:
         """Run a model on the batch."""
@@ -243,10 +253,12 @@ class Pass:
         args: Sequence[Any],
         kwargs: Mapping[str, Any],
         patches: Mapping[str, Any] = NOTHING,
+        params: Mapping[str, Tensor] | None = None,
     ) -> Applied:
-        with _autocast(self._params[name], self._autocast):
+        params = self._params[name] if params is None else params
+        with _autocast(params, self._autocast):
             apply = self._program.applies[name]
-            return apply(self._params[name], self.buffers.get(name, {}), args, kwargs, patches)
+            return apply(params, self.buffers.get(name, {}), args, kwargs, patches)
 
     def _apply(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
         applied = self._call(name, args, kwargs)
@@ -258,8 +270,26 @@ class Pass:
     def _as_module(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._apply(name, args, kwargs)
 
-    def _as_function(self, name: str) -> Callable[..., Any]:
-        return lambda *args, **kwargs: self._call(name, args, kwargs).output
+    def _as_function(self, name: str) -> ModelFunction:
+        params = self._params[name]
+
+        def run(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
+            return self._call(name, args, kwargs, params=params).output
+
+        return ModelFunction(run, params)
+
+    def _as_run(self, name: str) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
+        """The model on other inputs: what it returns, and what was seen inside."""
+
+        def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
+            model = self._program.model(name)
+            applied = self._call(name, args, kwargs)
+            if applied.buffers and model.kind == "trainable":
+                self.buffers[name] = applied.buffers
+            output = applied.output
+            return output if model.outputs is None else model.outputs(output), applied.taps
+
+        return run
 
     def _as_patched(self, name: str) -> Callable[[Mapping[str, Any]], Any]:
         """The model on the batch once more."""
@@ -302,14 +332,14 @@ def make_program(
     for name in models:
         model = resolved(models, name)
         assert model.module is not None
-        taps = [part for part in nodes if isinstance(part, Tap | Capture) and part.root == name]
         mode = model.training if training is None else training
         try:
             copied = skeleton(model.module, training=mode)
             copied = copied if rewrite is None else rewrite.skeleton(name, copied)
             copied = marked(copied, model.recomputed)
-            paths = _output_paths(plan, name, model)
+            paths = output_paths(plan, name, model)
             places = tuple(patchable(nodes, name))
+            taps = seen_inside(nodes, name)
             applies[name] = make_apply(copied, taps, paths, sharing, places)
         except Exception as error:
             problems.append(f"model {name!r}: {type(error).__name__}: {error}")
@@ -330,43 +360,22 @@ def resolved(models: Mapping[str, Model], name: str) -> Model:
     return Model("ema", followed.module, inputs, outputs, of=model.of, decay=model.decay)
 
 
-def read_models(plan: Plan, models: Mapping[str, Model]) -> dict[str, Model]:
-    """The models that the refs of a plan read, and those that these follow."""
-    names: set[str] = set()
-    for part in map(node, plan.computed):
-        names |= set(models) if isinstance(part, Function) else set()
-        names |= {part.name} if isinstance(part, Root) else set()
-        names |= {part.root} if isinstance(part, Tap | Capture | Param) else set()
-        names |= {name} if (name := called_by(part)) is not None else set()
-    names |= {models[name].of for name in names & set(models)}
-    return {name: model for name, model in models.items() if name in names}
-
-
-def _output_paths(plan: Plan, name: str, model: Model) -> list[tuple[Any, ...]]:
-    """The paths that refs take through a model's output. A plain function may take any,
-    so that with one the cheap optional outputs (hidden states) are asked for as well."""
-    refs = plan.computed
-    every = [
-        path for of in (output_path, patched_path) for path in map(of, refs) if path is not None
-    ]
-    paths = [keys for root, keys in every if root == name and keys]
-    functions = any(isinstance(node(ref), Function) for ref in plan.computed)
-    if functions or model.outputs is not None:
-        paths.append(("hidden_states",))
-    return paths
-
-
-def _with_aliases(program: Program, params: Params) -> dict[str, dict[str, Tensor]]:
-    """Parameters under the names that refs use, of which tied ones have several."""
+def _with_aliases(
+    program: Program, params: Params, buffers: Params
+) -> dict[str, dict[str, Tensor]]:
+    """Parameters and buffers under the names that refs use, of which tied ones have several."""
     by_model: dict[str, dict[str, Tensor]] = {}
     for part in map(node, program.plan.computed):
         if isinstance(part, Param):
             module = program.model(part.root).module
             assert module is not None
-            name = parameter_names(module)[part.parameter]
-            tensor = params[part.root][name]
-            if program.rewrite is not None:
-                tensor = program.rewrite.parameter(part.root, name, tensor)
+            name = parameter_names(module).get(part.parameter)
+            if name is None:
+                tensor = buffers[part.root][buffer_names(module)[part.parameter]]
+            elif program.rewrite is None:
+                tensor = params[part.root][name]
+            else:
+                tensor = program.rewrite.parameter(part.root, name, params[part.root][name])
             by_model.setdefault(part.root, {})[part.parameter] = tensor
     return by_model
 

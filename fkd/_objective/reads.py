@@ -1,11 +1,27 @@
-"""What nodes of refs need of models: their run on the batch, calls, and places to patch."""
+"""What refs need of models: their run on the batch, further runs, and places inside."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from typing import Any
 
-from .._refs.derived import AsFunction, Call
-from .._refs.refs import Capture, Node, Patched, Root, Tap
+from .._refs.derived import AsFunction, Call, Function
+from .._refs.refs import (
+    Capture,
+    Inside,
+    Node,
+    Param,
+    Patched,
+    Root,
+    Run,
+    Tap,
+    further_path,
+    inside,
+    node,
+    output_path,
+)
+from .models import Model
+from .plan import Plan
 
 
 def run_by(nodes: Iterable[Node]) -> set[str]:
@@ -25,4 +41,41 @@ def called_by(part: Node) -> str | None:
     """The model that a node calls as a function, on inputs of its own."""
     if isinstance(part, AsFunction) or (isinstance(part, Call) and part.fn is None):
         return part.name
-    return part.root if isinstance(part, Patched) else None
+    return part.root if isinstance(part, Patched | Run) else None
+
+
+def seen_inside(nodes: Iterable[Node], name: str) -> list[Tap | Capture]:
+    """What is read inside a model, in its run on the batch and in others."""
+    seen: dict[Tap | Capture, None] = {}
+    for part in nodes:
+        if isinstance(part, Tap | Capture) and part.root == name:
+            seen[part] = None
+        elif isinstance(part, Inside) and getattr(node(part.run), "root", "") == name:
+            seen[inside(name, part.key)] = None
+    return list(seen)
+
+
+def read_models(plan: Plan, models: Mapping[str, Model]) -> dict[str, Model]:
+    """The models that the refs of a plan read, and those that these follow."""
+    names: set[str] = set()
+    for part in map(node, plan.computed):
+        names |= set(models) if isinstance(part, Function) else set()
+        names |= {part.name} if isinstance(part, Root) else set()
+        names |= {part.root} if isinstance(part, Tap | Capture | Param) else set()
+        names |= {name} if (name := called_by(part)) is not None else set()
+    names |= {models[name].of for name in names & set(models)}
+    return {name: model for name, model in models.items() if name in names}
+
+
+def output_paths(plan: Plan, name: str, model: Model) -> list[tuple[Any, ...]]:
+    """The paths that refs take through a model's output, in any of its runs. A plain function may
+    take any, so that with one the cheap optional outputs (hidden states) are asked for as well."""
+    refs = plan.computed
+    every = [
+        path for of in (output_path, further_path) for path in map(of, refs) if path is not None
+    ]
+    paths = [keys for root, keys in every if root == name and keys]
+    functions = any(isinstance(node(ref), Function) for ref in plan.computed)
+    if functions or model.outputs is not None:
+        paths.append(("hidden_states",))
+    return paths

@@ -258,7 +258,8 @@ def _parent(value: Ref) -> str:
     return code if strength == ATOM else f"({code})"
 
 
-def _listed(args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> str:
+def listed(args: tuple[Any, ...], kwargs: tuple[tuple[str, Any], ...]) -> str:
+    """Arguments as they stand between the parentheses of a call."""
     return ", ".join([*map(show, args), *(f"{k}={show(v)}" for k, v in kwargs)])
 
 
@@ -333,7 +334,7 @@ class Method(Node):
     kwargs: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
-        return f"{_parent(self.parent)}.{self.name}({_listed(self.args, self.kwargs)})"
+        return f"{_parent(self.parent)}.{self.name}({listed(self.args, self.kwargs)})"
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         method = method_of(values[0], self.name, self.parent)
@@ -377,12 +378,12 @@ class Call(Node):
     kwargs: tuple[tuple[str, Any], ...] = ()
 
     def __repr__(self) -> str:
-        listed = _listed(self.args, self.kwargs)
+        shown = listed(self.args, self.kwargs)
         if self.fn is None:
-            return f"{self.name}({listed})"
+            return f"{self.name}({shown})"
         if self.fn is torch.detach and len(self.args) == 1:
-            return f"stop_gradient({listed})"
-        return f"call({name_of(self.fn)}{', ' if listed else ''}{listed})"
+            return f"stop_gradient({shown})"
+        return f"call({name_of(self.fn)}{', ' if shown else ''}{shown})"
 
     @property
     def roots(self) -> frozenset[str] | None:

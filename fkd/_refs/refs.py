@@ -5,6 +5,7 @@
     student.attention(3)              the attention map of one layer (transformers)
     student.param("lm_head.weight")   a parameter
     teacher.patched({"layer2": ref})  what a model returns if a submodule returned this instead
+    student.on(batch.crop).logits     a further run of a model, on other inputs
     batch.labels != -100              an operation; also student.logits / 2, x[:, 1:], ~mask
     student.logits.mean(-1)           a method, or a torch function: torch.softmax(ref, -1)
     call(fn, ref, ...)                any function of other refs
@@ -16,12 +17,11 @@ A ref is immutable, prints as the code that made it, and compares and hashes by 
 
 from __future__ import annotations
 
+import inspect
 import types
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Concatenate, Generic, Literal, ParamSpec, overload
 
-from .._base.errors import RefError
 from .code import Item as Item
 from .code import Node as Node
 from .code import Ref as Ref
@@ -33,7 +33,16 @@ from .code import refs_in
 from .code import roots as roots
 from .code import walk as walk
 from .context import Context as Context
+from .models import Capture as Capture
+from .models import Inside as Inside
+from .models import Param as Param
+from .models import Patched as Patched
+from .models import Returned as Returned
+from .models import Run as Run
+from .models import Tap as Tap
+from .models import inside as inside
 from .paths import show
+from .trees import arguments
 
 P = ParamSpec("P")
 
@@ -77,20 +86,20 @@ class offered(Generic[P]):
         return Offer(Item(ref, self.name), types.MethodType(self.fn, ref))
 
 
-class ModelRef(Ref):
-    """The ref of a model, which has more to offer than its output.
+class RunRef(Ref):
+    """The ref of a run of a model, which has more to offer than its output.
 
     None of these methods hides an output: `student.value` is the output that is called so, and
     `student.value(3)` are the value states of layer 3.
     """
 
-    @property
-    def _name(self) -> str:
-        assert isinstance(self._node, Root)
-        return self._node.name
+    def _inside(self, *key: Any) -> Ref:
+        """What is captured inside the model in this run."""
+        assert isinstance(self._node, Returned)
+        return Ref(Inside(self._node.run, key))
 
     def _method(self, name: str, *args: Any, **kwargs: Any) -> Ref:
-        offer = vars(ModelRef).get(name)
+        offer = inspect.getattr_static(type(self), name, None)
         if isinstance(offer, offered):
             return offer.fn(self, *args, **kwargs)
         return super()._method(name, *args, **kwargs)
@@ -107,11 +116,57 @@ class ModelRef(Ref):
         `inplace=True` ReLU) does not change it. A module that runs several times gives the
         value of its last run.
         """
-        return Ref(Tap(self._name, module, side))
+        return self._inside(module, side)
+
+    @offered
+    def attention(self, layer: int, *, part: str | None = None) -> Ref:
+        """Attention probabilities (after the softmax) of one layer, counted from 0.
+
+        `[batch, heads, query, key]`. transformers models only. All other layers stay on the
+        fused kernel. `part` is `"encoder"`, `"decoder"` or `"cross"` for encoder-decoders.
+        """
+        return self._inside("attention", layer, part)
+
+    @offered
+    def attention_scores(self, layer: int, *, part: str | None = None) -> Ref:
+        """Scaled attention scores of one layer, of which the softmax is taken, as in TinyBERT.
+
+        `[batch, heads, query, key]`. Pairs that the model masks hold about the lowest number of
+        the dtype; the losses of `fkd.losses` leave them out.
+        """
+        return self._inside("attention_scores", layer, part)
+
+    @offered
+    def query(self, layer: int, *, part: str | None = None) -> Ref:
+        """Query states of one layer, `[batch, heads, length, head_dim]`."""
+        return self._inside("query", layer, part)
+
+    @offered
+    def key(self, layer: int, *, part: str | None = None) -> Ref:
+        """Key states of one layer, `[batch, key_value_heads, length, head_dim]`."""
+        return self._inside("key", layer, part)
+
+    @offered
+    def value(self, layer: int, *, part: str | None = None) -> Ref:
+        """Value states of one layer, `[batch, key_value_heads, length, head_dim]`."""
+        return self._inside("value", layer, part)
+
+
+class ModelRef(RunRef):
+    """The ref of a model: of its run on the batch, its parameters, and further runs."""
+
+    @property
+    def _name(self) -> str:
+        assert isinstance(self._node, Root)
+        return self._node.name
+
+    def _inside(self, *key: Any) -> Ref:
+        return Ref(inside(self._name, key))
 
     @offered
     def param(self, name: str) -> Ref:
-        """A parameter by its dotted name, as in `named_parameters()`; needs no forward pass."""
+        """A parameter, or a buffer as it was before the batch (the running mean of a batch
+        normalisation), by its dotted name; needs no forward pass."""
         return Ref(Param(self._name, name))
 
     @offered
@@ -148,123 +203,32 @@ class ModelRef(Ref):
         return Ref(Patched(self._name, tuple(outputs.items())))
 
     @offered
-    def attention(self, layer: int, *, part: str | None = None) -> Ref:
-        """Attention probabilities (after the softmax) of one layer, counted from 0.
+    def on(self, *inputs: object, **named: object) -> RunRef:
+        """What the model returns on other inputs: it runs once more, with the same parameters.
 
-        `[batch, heads, query, key]`. transformers models only. All other layers stay on the
-        fused kernel. `part` is `"encoder"`, `"decoder"` or `"cross"` for encoder-decoders.
+        Everything can be read of this run that can be read of a model's run on the batch:
+        outputs, hidden states, attention, taps. Gradients pass through it to its inputs, also
+        if the model is frozen: from a teacher to the generator of its images (DAFL), or to
+        images that are learned (DeepInversion). A model that is read in this way alone does not
+        run on the batch. A trainable model's batch statistics move on, as in any forward pass.
+
+        Args:
+          inputs, named: what its `forward` takes; refs among them are filled in.
+
+        Example:
+          >>> student.on(batch.small_crop).logits
+          student.on(batch.small_crop).logits
+          >>> teacher.on(image=module("generator")(batch.noise)).tap("layer1.bn", "input")
+          teacher.on(image=generator(batch.noise)).tap('layer1.bn', 'input')
         """
-        return Ref(Capture(self._name, "attention", layer, part))
-
-    @offered
-    def attention_scores(self, layer: int, *, part: str | None = None) -> Ref:
-        """Scaled attention scores of one layer, of which the softmax is taken, as in TinyBERT.
-
-        `[batch, heads, query, key]`. Pairs that the model masks hold about the lowest number of
-        the dtype; the losses of `fkd.losses` leave them out.
-        """
-        return Ref(Capture(self._name, "attention_scores", layer, part))
-
-    @offered
-    def query(self, layer: int, *, part: str | None = None) -> Ref:
-        """Query states of one layer, `[batch, heads, length, head_dim]`."""
-        return Ref(Capture(self._name, "query", layer, part))
-
-    @offered
-    def key(self, layer: int, *, part: str | None = None) -> Ref:
-        """Key states of one layer, `[batch, key_value_heads, length, head_dim]`."""
-        return Ref(Capture(self._name, "key", layer, part))
-
-    @offered
-    def value(self, layer: int, *, part: str | None = None) -> Ref:
-        """Value states of one layer, `[batch, key_value_heads, length, head_dim]`."""
-        return Ref(Capture(self._name, "value", layer, part))
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Tap(Node):
-    """What a submodule returned or was given."""
-
-    root: str
-    module: str
-    side: Literal["output", "input"] = "output"
-
-    def __repr__(self) -> str:
-        side = "" if self.side == "output" else f", {self.side!r}"
-        return f"{Root(self.root)!r}.tap({self.module!r}{side})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        try:
-            return ctx.taps[self.root][self.module, self.side]
-        except KeyError:
-            raise RefError(f"{self!r}: the forward pass did not run this module.") from None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Capture(Node):
-    """An inner value of one attention layer of a transformers model."""
-
-    root: str
-    kind: str
-    layer: int
-    part: str | None = None
-
-    def __repr__(self) -> str:
-        part = "" if self.part is None else f", part={self.part!r}"
-        return f"{Root(self.root)!r}.{self.kind}({self.layer!r}{part})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        try:
-            return ctx.taps[self.root][self.kind, self.layer, self.part]
-        except KeyError:
-            raise RefError(f"{self!r}: the forward pass did not run this layer.") from None
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Param(Node):
-    """A parameter of a model."""
-
-    root: str
-    parameter: str
-
-    def __repr__(self) -> str:
-        return f"{Root(self.root)!r}.param({self.parameter!r})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        return ctx.params[self.root][self.parameter]
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Patched(Node):
-    """What a model returns on its own inputs where submodules return other values."""
-
-    root: str
-    outputs: tuple[tuple[str, Ref], ...]
-
-    def __repr__(self) -> str:
-        listed = ", ".join(f"{name!r}: {value!r}" for name, value in self.outputs)
-        return f"{Root(self.root)!r}.patched({{{listed}}})"
-
-    @property
-    def roots(self) -> frozenset[str] | None:
-        below = super().roots
-        return None if below is None else below | {self.root, "batch"}
-
-    def compute(self, ctx: Context, *values: Any) -> Any:
-        names = (name for name, _ in self.outputs)
-        return ctx.patched[self.root](dict(zip(names, values, strict=True)))
+        if not inputs and not named:
+            raise TypeError(
+                f"{self!r}.on: no inputs are given; what its forward takes is expected: "
+                f"{self!r}.on(batch.other) or {self!r}.on(image=batch.other). Its outputs on the "
+                f"batch itself are {self!r}.logits."
+            )
+        args, kwargs = arguments(f"{self!r}.on", tuple(inputs), named)
+        return RunRef(Returned(Ref(Run(self._name, args, kwargs))))
 
 
 @overload
@@ -293,16 +257,18 @@ def ref(name: str) -> Ref:
 def output_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
     """`(root, keys)` of an output path such as `student.hidden_states[3]`, else None.
 
-    A path through `student.patched(...)` is none: it has `patched_path`.
+    A path through a further run (`student.patched(...)`, `student.on(...)`) is none: it has
+    `further_path`.
     """
     part, keys = _path(value)
     return (part.name, keys) if isinstance(part, Root) and keys is not None else None
 
 
-def patched_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
-    """The same of what a model returns where it is patched."""
+def further_path(value: Ref) -> tuple[str, tuple[Any, ...]] | None:
+    """The same of what a model returns in a further run."""
     part, keys = _path(value)
-    return (part.root, keys) if isinstance(part, Patched) and keys is not None else None
+    part = node(part.run) if isinstance(part, Returned) else part
+    return (part.root, keys) if isinstance(part, Patched | Run) and keys is not None else None
 
 
 def _path(value: Ref) -> tuple[Node, tuple[Any, ...] | None]:

@@ -13,6 +13,7 @@ gradient that the gathering sums over the ranks is the whole one, in `size` equa
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +28,7 @@ from fkd._objective.objective import Aux, Objective
 from fkd._objective.plan import Plan
 from fkd._objective.program import Parts, Pass, make_program
 from fkd._refs.derived import Function
-from fkd._refs.refs import Context, Param, node, walk
+from fkd._refs.refs import Param, node, walk
 
 from ._layout import gathering_again
 from ._norm import batch_norms, over_ranks, presence
@@ -166,7 +167,7 @@ class OverRanks:
         if self._reads_context:
             every = {name: self._whole(x, rows) for name, x in context.values.items()}
             taps = {name: self._whole(x, rows) for name, x in context.taps.items()}
-            context = Context(every, taps, context.params, context.modules)
+            context = dataclasses.replace(context, values=every, taps=taps)
         everything = self._plan.compute(context, inputs)
         return self.related.evaluate(everything, scalars, loss_state, autocast=autocast)
 

@@ -9,6 +9,7 @@ example, and a ref may take a mean over the batch.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
 import logging
 import math
@@ -30,8 +31,10 @@ from fkd._refs.derived import Call
 from fkd._refs.refs import (
     Capture,
     Context,
+    Inside,
     Param,
     Ref,
+    Returned,
     Tap,
     children,
     compute,
@@ -122,9 +125,9 @@ def leaves_of(refs: Iterable[Ref], called: frozenset[Ref] = frozenset()) -> tupl
 
 
 def _calls(ref: Ref) -> bool:
-    """Whether a ref is what an adapter gives."""
+    """Whether a ref is what an adapter gives, or a model on other inputs."""
     part = node(ref)
-    return isinstance(part, Call) and part.fn is None
+    return isinstance(part, Returned | Inside) or (isinstance(part, Call) and part.fn is None)
 
 
 class _Trial(NamedTuple):
@@ -172,7 +175,7 @@ class _Trials:
                 return x[part] if x.ndim and x.shape[0] == 2 * HALF else x
 
             values = map_tensors(cut, {**outputs, "batch": few})
-            return Context(values, map_tensors(cut, taps), modules.params, modules.modules)
+            return dataclasses.replace(modules, values=values, taps=map_tensors(cut, taps))
 
         def values(part: slice, seed: int = 0) -> Sequence[Any]:
             with _drawing(seed, device):

@@ -19,7 +19,7 @@ from fkd._objective.frontier import named_by, opaque, read_refs
 from fkd._objective.models import Model, frozen
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
-from fkd._objective.program import read_models
+from fkd._objective.reads import read_models
 from fkd._objective.terms import Term
 from fkd._refs.refs import Param, Ref, node, roots, walk
 from fkd._refs.sourced import Sourced, origins, replaced

@@ -19,7 +19,8 @@ from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems
-from fkd._objective.program import Parts, Program, make_program, read_models
+from fkd._objective.program import Parts, Program, make_program
+from fkd._objective.reads import read_models
 from fkd._refs.refs import Ref
 from fkd.loops._base.compile import (
     captures_graphs,

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._objective.apply import parameter_names
+from fkd._objective.apply import buffer_names, parameter_names
 from fkd._objective.models import Model
 from fkd._refs.refs import Param, Ref, node, walk
 from fkd.loops._base.files import digest, discard, open_regular, sync_folder, write_file
@@ -51,7 +51,9 @@ def parameters_read(refs: Iterable[Ref]) -> dict[str, list[str]]:
 def tensors_of(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
     """Some parameters of a model, in memory that holds nothing else."""
     assert model.module is not None
-    first, tensors = parameter_names(model.module), dict(model.module.named_parameters())
+    module = model.module
+    first = {**buffer_names(module), **parameter_names(module)}
+    tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
     chosen = {name: tensors[first[name]].detach() for name in names if name in first}
     return {n: x.clone() if _is_part(x) else x for n, x in chosen.items()}
 

@@ -13,7 +13,7 @@ from fkd._objective.models import Model
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.derived import AsFunction, Call, Function
-from fkd._refs.refs import Capture, Param, Patched, Ref, Root, Tap, node, ref, walk
+from fkd._refs.refs import Capture, Param, Patched, Ref, Root, Run, Tap, node, ref, walk
 from fkd._refs.sourced import replaced
 from fkd._refs.trees import mapped
 
@@ -88,6 +88,9 @@ def renamed(value: Ref, names: Mapping[str, str]) -> Ref:
         if isinstance(part, Patched) and part.root in names:
             outputs = tuple((path, renamed(value, names)) for path, value in part.outputs)
             return Ref(replace(part, root=names[part.root], outputs=outputs))
+        if isinstance(part, Run) and part.root in names:
+            args, kwargs = mapped(inside, part.args), mapped(inside, part.kwargs)
+            return Ref(replace(part, root=names[part.root], args=args, kwargs=kwargs))
         if isinstance(part, AsFunction) and part.name in names:
             return Ref(replace(part, name=names[part.name]))
         if isinstance(part, Call) and part.fn is None and part.name in names:

@@ -91,7 +91,17 @@ def test_functions_compare_by_identity():
 
 FIELDS = ("name", "roots", "children", "compute", "parent", "item", "root", "module", "side", "fn")
 FIELDS += ("args", "kwargs", "tensor", "tree", "layer", "part", "kind", "parameter", "node")
-METHODS = {"tap", "param", "patched", "attention", "attention_scores", "query", "key", "value"}
+METHODS = {
+    "tap",
+    "param",
+    "patched",
+    "on",
+    "attention",
+    "attention_scores",
+    "query",
+    "key",
+    "value",
+}
 
 
 @pytest.mark.parametrize("value", REFS, ids=repr)

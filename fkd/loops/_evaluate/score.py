@@ -16,7 +16,8 @@ from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems
-from fkd._objective.program import Parts, Program, make_program, read_models
+from fkd._objective.program import Parts, Program, make_program
+from fkd._objective.reads import read_models
 from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref
