@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import ParamSpec, TypeVar
 
 import torch
@@ -40,11 +40,12 @@ def called_with(make: Callable[P, A]) -> Callable[[Callable[[A], T]], Callable[P
         @functools.wraps(function)
         def call(*args: P.args, **kwargs: P.kwargs) -> T:
             try:
-                if not torch.compiler.is_compiling():  # which cannot trace it, and comes later
-                    bound.bind(*args, **kwargs)
-            except TypeError as error:
-                raise TypeError(f"{function.__name__}: {error}. {_meant(bound, kwargs)}") from None
-            return function(make(*args, **kwargs))
+                record = make(*args, **kwargs)
+            except TypeError:
+                if not torch.compiler.is_compiling():  # which cannot trace it
+                    _expect_bound(function.__name__, bound, args, kwargs)
+                raise
+            return function(record)
 
         bound = inspect.signature(make)
         result = inspect.signature(function).return_annotation
@@ -53,6 +54,20 @@ def called_with(make: Callable[P, A]) -> Callable[[Callable[[A], T]], Callable[P
         return call
 
     return decorate
+
+
+def _expect_bound(
+    name: str, signature: inspect.Signature, args: Iterable[object], kwargs: Mapping[str, object]
+) -> None:
+    """Refuse a call that does not fit a signature.
+
+    Raises:
+      TypeError: with the name of the function that was called.
+    """
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(f"{name}: {error}. {_meant(signature, kwargs)}") from None
 
 
 def _meant(signature: inspect.Signature, kwargs: Iterable[str]) -> str:

@@ -108,12 +108,24 @@ def _recomputed(forward: Callable[..., Any], traced: bool) -> Callable[..., Any]
 
 def _writes(block: nn.Module) -> bool:
     """Whether a block leaves something behind when it runs."""
+    return is_watched(block) or (block.training and next(block.buffers(), None) is not None)
+
+
+def is_watched(block: nn.Module, *marks: str) -> bool:
+    """Whether something inside of a block is read while it runs: by a hook, by a forward that was
+    put in place of its own, or by what a boundary marks with an attribute.
+
+    Args:
+      block: with its hooks.
+      marks: names of such attributes.
+    """
     inside = [part for part in block.modules() if part is not block]
-    watched = any(
-        part._forward_hooks or part._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+    return any(
+        part._forward_hooks  # pyright: ignore[reportPrivateUsage]
+        or part._forward_pre_hooks  # pyright: ignore[reportPrivateUsage]
+        or not vars(part).keys().isdisjoint(("forward", *marks))
         for part in inside
     )
-    return watched or (block.training and next(block.buffers(), None) is not None)
 
 
 def _all_blocks(module: nn.Module) -> list[str]:

@@ -27,7 +27,7 @@ from fkd._refs.sourced import Sourced, origins, replaced
 from ._errors import SourceError
 from ._live import Teacher
 from ._parameters import parameters_read, tensors_of
-from ._source import Source
+from ._source import Keys, Source
 
 
 def bind(objective: Objective, source: Source, *, compare: Batch | None = None) -> Objective:
@@ -100,12 +100,12 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
     return Objective(terms, **_still_read(objective, terms), **_kept(objective, terms, source))
 
 
-def bound_terms(terms: Mapping[str, Term], source: Source) -> dict[str, Term]:
+def bound_terms(terms: Mapping[str, Term], source: Keys) -> dict[str, Term]:
     """The terms, with what the source has read from the batch."""
     return {name: _bound(term, source) for name, term in terms.items()}
 
 
-def _bound(term: Term, source: Source) -> Term:
+def _bound(term: Term, source: Keys) -> Term:
     """The term with refs that read the source; itself if it reads nothing that the source has."""
 
     def swap(ref: Ref) -> Ref | None:
@@ -127,7 +127,7 @@ def _bound(term: Term, source: Source) -> Term:
     return _without_superfluous(bound, source) if ours else term
 
 
-def _without_superfluous(term: Term, source: Source) -> Term:
+def _without_superfluous(term: Term, source: Keys) -> Term:
     """The term without the teacher's head, where what the source has is behind it."""
     instead: Instead | None = getattr(term.loss, "sparse_instead", None)
     is_sparse = getattr(source, "is_sparse", None)

@@ -233,16 +233,13 @@ def _contents(
 
 
 class _Planned:
-    """What will be kept, as a source."""
+    """What will be kept, by key."""
 
     def __init__(self, contents: Contents) -> None:
         self.name, self._contents = "planned", contents
 
     def key(self, ref: Ref) -> str | None:
         return str(self._contents.refs.index(ref)) if ref in self._contents.refs else None
-
-    def values(self, batch: Batch) -> Mapping[str, Any]:
-        raise NotImplementedError
 
     def is_sparse(self, key: str) -> bool:
         return is_sparse(self._contents.structures[int(key)])

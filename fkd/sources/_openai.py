@@ -7,11 +7,13 @@ import json
 import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
+from fkd._base.arguments import called_with
 from fkd._base.errors import listing
 from fkd._base.sparse import TopKDistribution, id_dtype
 from fkd._base.types import Batch
@@ -237,23 +239,44 @@ def _expected(known: Known, question: Question, wanted: Wanted) -> Known:
     return Known(np.take_along_axis(known.log_probs, order, -1), ids)
 
 
-def vllm(
-    url: str,
-    *,
-    vocab: int,
-    k: int = 20,
-    of: Ref = teacher.logits,
-    model: str | None = None,
-    candidates: str | Sequence[int] | None = None,
-    temperature: float = 1.0,
-    tokens: str = "input_ids",
-    mask: str = "attention_mask",
-    token: str | None = None,
-    batches: int = 1,
-    requests: int = 16,
-    timeout: float = 60.0,
-    retries: int = 5,
-) -> Scored:
+@dataclass(frozen=True)
+class ServerArguments:
+    """The arguments of `vllm`, which documents them, and of `sglang`."""
+
+    url: str
+    _: KW_ONLY
+    vocab: int
+    k: int = 20
+    of: Ref = teacher.logits
+    model: str | None = None
+    candidates: str | Sequence[int] | None = None
+    tokens: str = "input_ids"
+    mask: str = "attention_mask"
+    token: str | None = None
+    batches: int = 1
+    requests: int = 16
+    timeout: float = 60.0
+    retries: int = 5
+
+    def source(self, engine: Engine, temperature: float = 1.0) -> Scored:
+        """A server of a kind as a source."""
+        name, ids = engine.name, self.candidates
+        fields = self.tokens, self.mask
+        wanted = wanted_of(name, self.of, self.vocab, self.k, ids, *fields, temperature)
+        address = address_of(self.url, self.token, name)
+        patience = patience_of(name, self.timeout, self.retries, self.requests, self.batches)
+        return Scored(engine, address, self.model, wanted, self.batches, self.requests, patience)
+
+
+@dataclass(frozen=True, kw_only=True)
+class VllmArguments(ServerArguments):
+    """The arguments of `vllm`."""
+
+    temperature: float = 1.0
+
+
+@called_with(VllmArguments)
+def vllm(arguments: VllmArguments) -> Scored:
     """A causal language model behind vLLM's server as a source: the k most probable tokens of each
     position, and how probable all others are together.
 
@@ -307,27 +330,11 @@ def vllm(
     Reference:
       https://docs.vllm.ai/en/stable/training/prompt_token_id_logprobs/
     """
-    wanted = wanted_of("vllm", of, vocab, k, candidates, tokens, mask, temperature)
-    patience = patience_of("vllm", timeout, retries, requests, batches)
-    return Scored(VLLM, address_of(url, token, "vllm"), model, wanted, batches, requests, patience)
+    return arguments.source(VLLM, arguments.temperature)
 
 
-def sglang(
-    url: str,
-    *,
-    vocab: int,
-    k: int = 20,
-    of: Ref = teacher.logits,
-    model: str | None = None,
-    candidates: Sequence[int] | None = None,
-    tokens: str = "input_ids",
-    mask: str = "attention_mask",
-    token: str | None = None,
-    batches: int = 1,
-    requests: int = 16,
-    timeout: float = 60.0,
-    retries: int = 5,
-) -> Scored:
+@called_with(ServerArguments)
+def sglang(arguments: ServerArguments) -> Scored:
     """A causal language model behind SGLang's server as a source; see `vllm`, whose value it has.
 
         python -m sglang.launch_server --model-path big-model
@@ -355,12 +362,9 @@ def sglang(
     Reference:
       https://docs.sglang.io/basic_usage/sampling_params.html
     """
-    if isinstance(candidates, str):
+    if isinstance(arguments.candidates, str):
         raise SourceError(
-            f"sglang: candidates is the field {candidates!r}; SGLang scores the same ids at all "
-            "positions: candidates=[id, ...]."
+            f"sglang: candidates is the field {arguments.candidates!r}; SGLang scores the same ids "
+            "at all positions: candidates=[id, ...]."
         )
-    wanted = wanted_of("sglang", of, vocab, k, candidates, tokens, mask, 1.0)
-    patience = patience_of("sglang", timeout, retries, requests, batches)
-    address = address_of(url, token, "sglang")
-    return Scored(SGLANG, address, model, wanted, batches, requests, patience)
+    return arguments.source(SGLANG)

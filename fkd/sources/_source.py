@@ -13,8 +13,8 @@ from fkd.loops._data.epochs import Loader, Mapped
 
 
 @runtime_checkable
-class Source(Protocol):
-    """Where the values of a teacher come from, instead of its forward pass.
+class Keys(Protocol):
+    """Which refs a source has values of.
 
     Attributes:
       name: of the source; the field of the batch that it writes is called by it.
@@ -25,6 +25,11 @@ class Source(Protocol):
     def key(self, ref: Ref) -> str | None:
         """Under which key it gives the value of a ref; None if it does not."""
         ...
+
+
+@runtime_checkable
+class Source(Keys, Protocol):
+    """Where the values of a teacher come from, instead of its forward pass."""
 
     def values(self, batch: Batch) -> Mapping[str, Any]:
         """The values for a batch by key."""

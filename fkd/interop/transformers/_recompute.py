@@ -8,7 +8,7 @@ from typing import Any
 from torch import nn
 from torch.utils import checkpoint as recompute
 
-from fkd._objective.recompute import keeping_random
+from fkd._objective.recompute import is_watched, keeping_random
 
 from ._sites import names_used
 
@@ -37,7 +37,7 @@ def settle_checkpointing(model: nn.Module, *, traced: bool) -> None:
         options = dict(getattr(chosen, "keywords", {}))
         fn = getattr(chosen, "func", recompute.checkpoint)
         options["use_reentrant"] = False
-        if traced and _is_watched(module):
+        if traced and is_watched(module, "_fkd_capture"):
             changed.gradient_checkpointing = False
             continue
         if traced:
@@ -51,12 +51,3 @@ def _only_marks(module: nn.Module) -> bool:
     recomputing = getattr(module, "gradient_checkpointing", False)
     used = names_used(type(module)) if recomputing else ()
     return "requires_grad" in used and "_gradient_checkpointing_func" not in used
-
-
-def _is_watched(layer: nn.Module) -> bool:
-    """Whether something inside of a layer is read while it runs."""
-    return any(
-        m._forward_hooks or m._forward_pre_hooks or {"_fkd_capture", "forward"} & vars(m).keys()  # pyright: ignore[reportPrivateUsage]
-        for m in layer.modules()
-        if m is not layer
-    )

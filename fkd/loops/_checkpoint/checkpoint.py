@@ -18,11 +18,13 @@ import math
 import os
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 from torch import Tensor
 
+from fkd._base.arguments import called_with
 from fkd.parallel._shards import local
 
 from .._base.errors import CheckpointError, DamagedError, MismatchError, UnreadableError
@@ -71,19 +73,32 @@ class Checkpoint(NamedTuple):
     finite: bool | None = None
 
 
-def save(
-    directory: str | os.PathLike[str],
-    tree: Tree,
-    *,
-    step: int,
-    fingerprint: Any = None,
-    metric: int | float | None = None,
-    keep_last: int = 3,
-    keep_best: int = 1,
-    higher_is_better: bool = True,
-    finite: bool | None = None,
-    others: Others | None = None,
-) -> Path:
+@dataclass(frozen=True)
+class ToSave:
+    """What is to be saved, and where: the arguments of `save`."""
+
+    directory: str | os.PathLike[str]
+    tree: Tree
+    _: KW_ONLY
+    step: int
+    fingerprint: Any = None
+    metric: int | float | None = None
+    keep_last: int = 3
+    keep_best: int = 1
+    higher_is_better: bool = True
+    finite: bool | None = None
+    others: Others | None = None
+
+    def __post_init__(self) -> None:
+        if self.keep_last < 1 or self.keep_best < 0 or self.step < 0:
+            raise ValueError(
+                f"save: step {self.step}, keep_last {self.keep_last}, keep_best {self.keep_best}; "
+                "step >= 0, keep_last >= 1 and keep_best >= 0 are expected."
+            )
+
+
+@called_with(ToSave)
+def save(wanted: ToSave) -> Path:
     """Save a state, then delete the checkpoints that need not be kept.
 
     Args:
@@ -117,18 +132,7 @@ def save(
       ...     path.name, load(path).tree
       ('step-00000100', {'w': tensor([1., 1.]), 'epoch': 1})
     """
-    return to_save(
-        directory,
-        tree,
-        step=step,
-        fingerprint=fingerprint,
-        metric=metric,
-        keep_last=keep_last,
-        keep_best=keep_best,
-        higher_is_better=higher_is_better,
-        finite=finite,
-        others=others,
-    ).write()
+    return to_save(wanted).write()
 
 
 class Saving(NamedTuple):
@@ -163,50 +167,35 @@ class Saving(NamedTuple):
         return self.path
 
 
-def to_save(
-    directory: str | os.PathLike[str],
-    tree: Tree,
-    *,
-    step: int,
-    fingerprint: Any = None,
-    metric: int | float | None = None,
-    keep_last: int = 3,
-    keep_best: int = 1,
-    higher_is_better: bool = True,
-    finite: bool | None = None,
-    others: Others | None = None,
-    copies: bool = False,
-) -> Saving:
+def to_save(wanted: ToSave, *, copies: bool = False) -> Saving:
     """What `save` writes, ready to be written.
 
     Args:
-      directory, tree, step, fingerprint, metric: see `save`.
-      keep_last, keep_best, higher_is_better, finite, others: see `save`.
+      wanted: see `save`.
       copies: of all tensors, on the host: the tree may change before they are written.
     """
-    if keep_last < 1 or keep_best < 0 or step < 0:
-        raise ValueError(
-            f"save: step {step}, keep_last {keep_last}, keep_best {keep_best}; "
-            "step >= 0, keep_last >= 1 and keep_best >= 0 are expected."
-        )
-    folder = Path(directory)
-    data, tensors = encode(tree)
+    folder = Path(wanted.directory)
+    data, tensors = encode(wanted.tree)
     if copies:
         tensors = {n: x.clone() if x.device.type == "cpu" else x.cpu() for n, x in tensors.items()}
     about = {name: _tensors.describe(x) for name, x in tensors.items()}
     there = survey(folder)
     good = there.good
-    superseded = [p for p in (*good, *there.damaged) if step_of(p) == step]
+    superseded = [p for p in (*good, *there.damaged) if step_of(p) == wanted.step]
+    metric = wanted.metric
     if metric is None or not math.isfinite(metric):
         metric = next((good[p].metric for p in superseded if p in good), None)
     serial = 1 + max((m.serial for m in good.values()), default=0) + len(there.unreadable)
-    finite = all_finite(tensors) if finite is None else finite
-    described = plain(fingerprint), data, about
-    manifest = Manifest(step, serial, metric, time.time(), *described, files={}, finite=finite)
-    path = folder / free_name(folder, step)
+    finite = all_finite(tensors) if wanted.finite is None else wanted.finite
+    described = plain(wanted.fingerprint), data, about
+    manifest = Manifest(
+        wanted.step, serial, metric, time.time(), *described, files={}, finite=finite
+    )
+    path = folder / free_name(folder, wanted.step)
     left = {p: m for p, m in good.items() if p not in superseded}
-    keep = kept({**left, path: manifest}, keep_last, keep_best, higher_is_better)
-    return Saving(path, manifest, tensors, superseded, good, set(keep), others)
+    rule = wanted.keep_last, wanted.keep_best, wanted.higher_is_better
+    keep = kept({**left, path: manifest}, *rule)
+    return Saving(path, manifest, tensors, superseded, good, set(keep), wanted.others)
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from .._base.state import State
-from .._checkpoint.checkpoint import Others, to_save
+from .._checkpoint.checkpoint import Others, ToSave, to_save
 from .._checkpoint.lock import ensure_held
 from .._checkpoint.parts import save_in_parts
 from .._checkpoint.tree import encode
@@ -65,7 +65,7 @@ def _save(
     run.writer.wait()
     ensure_held(folder)
     beside = options.save_async and others is None
-    saving = to_save(
+    wanted = ToSave(
         folder,
         tree,
         step=run.state.step,
@@ -76,8 +76,8 @@ def _save(
         higher_is_better=options.higher,
         finite=finite,
         others=others,
-        copies=beside,
     )
+    saving = to_save(wanted, copies=beside)
     if not beside:
         return saving.write()
 

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Float
 from torch import Tensor
 
-from .._shared.checks import not_too_hot, one_of, per_sample, positive, whole
+from .._shared.checks import one_of, per_sample, temperature_fits, whole
 from .._shared.geometry import norm, root, unit
 from .._shared.masks import soften
 from .places import Places, Where, equal_maps, space_maps
@@ -105,11 +105,10 @@ def cwd(
     Reference:
       Shu et al., Channel-wise Knowledge Distillation for Dense Prediction, arXiv:2011.13256.
     """
-    positive("cwd", temperature=temperature)
-    not_too_hot("cwd", temperature, student_map.dtype)
     (student, teacher), places = equal_maps(
         "cwd", where, student_map=student_map, teacher_map=teacher_map
     )
+    temperature_fits("cwd", temperature, student.dtype)
     log_p = places.log_softmax(soften(teacher, temperature))
     log_q = places.log_softmax(soften(student, temperature))
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)

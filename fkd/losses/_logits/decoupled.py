@@ -7,10 +7,9 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import not_too_hot, positive
 from .._shared.labels import check_labels, labels_index
 from .._shared.masks import keep, soften
-from .._shared.softmax import cross, logsumexp, relative_entropy, softened, squared
+from .._shared.softmax import checked, cross, logsumexp, relative_entropy, squared
 
 
 def dkd(
@@ -51,8 +50,8 @@ def dkd(
       Zhao et al., Decoupled Knowledge Distillation, arXiv:2203.08679.
     """
     s, t, index = _labelled("dkd", student_logits, teacher_logits, labels, temperature, where)
-    target_q, others_q = decouple(s, index)
-    target_p, others_p = decouple(t, index)
+    target_q, others_q = decouple(soften(s, temperature), index)
+    target_p, others_p = decouple(soften(t, temperature), index)
     tckd, nckd = relative_entropy(target_p, target_q), relative_entropy(others_p, others_q)
     return keep(squared(temperature) * (alpha * tckd + beta * nckd), where)
 
@@ -92,9 +91,7 @@ def nkd(
       Yang et al., From Knowledge Distillation to Self-Knowledge Distillation: A Unified
       Approach with Normalized Loss and Customized Soft Labels, arXiv:2303.13005.
     """
-    positive("nkd", temperature=temperature)
-    not_too_hot("nkd", temperature, student_logits.dtype)
-    s, t, index = _labelled("nkd", student_logits, teacher_logits, labels, 1.0, where)
+    s, t, index = _labelled("nkd", student_logits, teacher_logits, labels, temperature, where)
     log_q_y = F.log_softmax(s, -1).gather(-1, index).squeeze(-1)
     p_y = t.softmax(-1).gather(-1, index).squeeze(-1)
     _, others_q = decouple(soften(s, temperature), index)
@@ -111,9 +108,9 @@ def _labelled(
     temperature: float | Tensor,
     where: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Both logits, checked, masked and softened, and the labels, to gather with."""
+    """Both logits, checked and masked, and the labels, to gather with."""
     check_labels(loss, student_logits, labels)
-    s, t = softened(
+    s, t = checked(
         loss,
         where,
         temperature=temperature,

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import axes, classes_last, covers, floating, positive, whole
+from .._shared.checks import axes, floating, positive, softenable, whole
 from .._shared.masks import fill, keep, soften
 from .._shared.softmax import cross
 
@@ -176,9 +176,7 @@ def _probabilities(
             f"{tuple(teacher_logits.shape)} must agree in all axes but the last. "
             "Align the tokens of the two models first."
         )
-    positive(loss, temperature=temperature)
-    classes_last(loss, where, student_logits=student_logits)
-    covers(loss, where, student_logits.shape[:-1])
+    softenable(loss, where, student_logits, temperature, times_square=False)
     s, t = fill(student_logits, teacher_logits, where=where)
     return soften(s, temperature).softmax(-1), soften(t, temperature).softmax(-1)
 

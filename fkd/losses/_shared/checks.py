@@ -253,14 +253,16 @@ HOT = 250.0
 """From this temperature on, the difference of two log softmaxes in float32 has few digits left."""
 
 
-def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | None) -> None:
-    """Refuse a Python temperature at which a divergence times T^2 is what rounding has left.
+def temperature_fits(loss: str, temperature: float | Tensor, dtype: torch.dtype | None) -> None:
+    """Refuse a temperature of 0 or less, and one at which a divergence times T^2 is what rounding
+    has left, as far as it shows without a device.
 
     Args:
       loss: the name that starts every message.
       temperature: T.
       dtype: in which it is computed; None: with all digits, up to the range of float32.
     """
+    positive(loss, temperature=temperature)
     if not isinstance(temperature, (int, float)):
         return
     most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else HOT
@@ -274,12 +276,26 @@ def not_too_hot(loss: str, temperature: float | Tensor, dtype: torch.dtype | Non
 
 
 def softenable(
-    loss: str, where: Tensor | None, student_logits: Tensor, temperature: float | Tensor
+    loss: str,
+    where: Tensor | None,
+    student_logits: Tensor,
+    temperature: float | Tensor,
+    *,
+    times_square: bool = True,
 ) -> None:
     """Refuse a temperature, a layout or a mask that does not fit the student's logits, where the
-    teacher comes in another form than logits of the same shape."""
+    teacher comes in another form than logits of the same shape.
+
+    Args:
+      loss: the name that starts every message.
+      where: `[*batch]` or None.
+      student_logits: `[*batch, vocab]`.
+      temperature: T.
+      times_square: the loss is multiplied by T^2, which limits T.
+    """
+    if times_square:
+        temperature_fits(loss, temperature, student_logits.dtype)
     positive(loss, temperature=temperature)
-    not_too_hot(loss, temperature, student_logits.dtype)
     classes_last(loss, where, student_logits=student_logits)
     covers(loss, where, student_logits.shape[:-1])
 

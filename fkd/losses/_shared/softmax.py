@@ -12,9 +12,8 @@ from .checks import (
     classes_last,
     covers,
     floating,
-    not_too_hot,
-    positive,
     same_shape,
+    temperature_fits,
 )
 from .masks import fill, soften, upcast
 
@@ -33,6 +32,23 @@ def softened(
 ) -> tuple[Tensor, ...]:
     """The student's and the teacher's logits over one vocabulary: checked, masked and softened.
 
+    See `checked`.
+    """
+    logits = checked(loss, where, layout, temperature=temperature, **pair)
+    return tuple(soften(x, temperature) for x in logits)
+
+
+def checked(
+    loss: str,
+    where: Tensor | None,
+    layout: str = "*batch vocab",
+    /,
+    *,
+    temperature: float | Tensor = 1.0,
+    **pair: Tensor,
+) -> tuple[Tensor, ...]:
+    """The student's and the teacher's logits over one vocabulary: checked and masked.
+
     Args:
       loss: the name that starts every message.
       where: `[*batch]` or None.
@@ -40,7 +56,6 @@ def softened(
       temperature: T > 0.
       pair: both logits, by the names of the arguments.
     """
-    positive(loss, temperature=temperature)
     floating(loss, **pair)
     axes(loss, layout, **pair)
     same_shape(loss, **pair)
@@ -48,8 +63,8 @@ def softened(
     classes_last(loss, where, **pair)
     covers(loss, where, first.shape[:-1])
     filled = fill(*pair.values(), where=where)
-    not_too_hot(loss, temperature, filled[0].dtype)
-    return tuple(soften(x, temperature) for x in filled)
+    temperature_fits(loss, temperature, filled[0].dtype)
+    return filled
 
 
 def log_probabilities(
@@ -81,8 +96,7 @@ def compared(
     if not isinstance(temperature, (int, float)) or temperature <= HOT:
         log_q, log_p = log_probabilities(loss, student_logits, teacher_logits, temperature, where)
         return log_q, log_p, None
-    positive(loss, temperature=temperature)
-    not_too_hot(loss, temperature, None)
+    temperature_fits(loss, temperature, None)
     pair = {"student_logits": student_logits, "teacher_logits": teacher_logits}
     s, t = (soften(x, temperature) for x in softened(loss, where, **pair))
     log_q, log_p = F.log_softmax(s, dim=-1), F.log_softmax(t, dim=-1)

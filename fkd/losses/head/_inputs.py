@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from ..._base.sparse import SampledDistribution, SparseDistribution
-from .._shared.checks import covers, floating, not_too_hot, positive
+from .._shared.checks import covers, floating, positive, temperature_fits
 from .._shared.known import entropy_of, same_temperature
 from .._shared.labels import integers
 from ._arguments import HeadArguments, Side, Targets
@@ -34,7 +34,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     head = _head("student", student, keep)
     assert head is not None
     dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
-    not_too_hot("head_divergence", temperature, dtype)
+    temperature_fits("head_divergence", temperature, dtype)
     if not divergence.needs_labels:
         labels = None
     problem = Problem(
