@@ -25,12 +25,11 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import _faulty_run
 import torch
 from torch import Tensor, nn
 
 import fkd
-from fkd import batch, student, teacher, term
-from fkd.losses import cross_entropy, kl
 from fkd.sources import DamagedSourceError, bind, cache
 from fkd.sources import open as open_cache
 
@@ -49,14 +48,7 @@ class Net(nn.Module):
 
 def objective() -> fkd.Objective:
     torch.manual_seed(0)
-    return fkd.Objective(
-        {
-            "kd": term(kl, student.logits, teacher.logits, temperature=2.0),
-            "labels": term(cross_entropy, student.logits, batch["y"]),
-        },
-        student=fkd.trainable(Net(8)),
-        teacher=fkd.frozen(Net(16)),
-    )
+    return _faulty_run.objective(Net(8), Net(16))
 
 
 def rows() -> list[dict[str, Tensor]]:
@@ -77,20 +69,10 @@ def make(folder: Path, pause: float = 0.0, rank: int = 0, world: int = 1) -> Non
 
 def train(folder: Path, out: Path, pause: float = 0.0) -> None:
     kept = open_cache(folder)
-    goal = bind(objective(), kept)
-    step = fkd.loops.train_step(goal, lambda p: torch.optim.AdamW(p, lr=1e-2), compile=False)
     data = kept.attach(torch.utils.data.DataLoader(rows(), batch_size=None, shuffle=True))
-    result = fkd.loops.run(
-        step,
-        step.init(0),
-        data,
-        epochs=EPOCHS,
-        checkpoint_dir=out / "run",
-        save_every=2,
-        progress=False,
-        callbacks=[lambda event: time.sleep(pause)],
-    )
-    fkd.loops.export(goal, result.state, "student", out / "student")
+    places = out / "run", out / "student"
+    goal = bind(objective(), kept)
+    _faulty_run.train(goal, data, *places, pause=pause, epochs=EPOCHS, save_every=2)
 
 
 def content(folder: Path) -> dict[str, bytes]:

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import collections
+import faulthandler
 import json
 import os
 import platform
@@ -37,7 +38,7 @@ sys.path.insert(0, str(Path(__file__).parent.parent))
 from fkd.loops import CheckpointError, LoopError, report
 from tests.loops.training import LOADERS, same_end, spawn, train
 
-PATIENCE = 120.0
+PATIENCE = 120
 """Seconds after which a run that has not ended is a failure."""
 
 
@@ -60,6 +61,8 @@ def configuration(rng: random.Random) -> dict[str, Any]:
 def job(folder: Path, said: Path, chosen: dict[str, Any], pause: float) -> None:
     """A run in a process of its own; how it ended is written to a file."""
     more = {n: v for n, v in chosen.items() if n != "loader"}
+    stack = said.with_suffix(".stack").open("w")
+    faulthandler.dump_traceback_later(0.9 * PATIENCE, file=stack)
 
     def callback(event: Any) -> None:
         time.sleep(pause)
@@ -79,11 +82,13 @@ def ended(folder: Path, said: Path, chosen: dict[str, Any]) -> str:
     """How a run ends that nobody kills."""
     said.unlink(missing_ok=True)
     process = spawn(job, folder, said, chosen, 0.0)
-    process.join(PATIENCE)
+    for _ in range(PATIENCE):  # in pieces: while all of it is stopped, no time passes
+        process.join(1.0)
     if process.exitcode is None:
         os.kill(process.pid, signal.SIGKILL)
         process.join()
-        return f"raw: it has not ended after {PATIENCE:g} s"
+        where = said.with_suffix(".stack").read_text()[-2000:]
+        return f"raw: it has not ended after {PATIENCE} s: {where}"
     return said.read_text() if said.exists() else f"raw: exit code {process.exitcode}"
 
 
@@ -173,8 +178,8 @@ def reported(folder: Path) -> str:
     return "done"
 
 
-def trial(number: int) -> dict[str, Any]:
-    """One trial; `"failure"` is in it if it did not end as it should."""
+def trial(number: int, keep: Path | None = None) -> dict[str, Any]:
+    """One trial; `"failure"` is in it if it did not end as it should, and `keep` has its folder."""
     rng = random.Random(number)
     chosen, kind = configuration(rng), rng.choice(["kills", "damage"])
     about: dict[str, Any] = {"trial": number, "kind": kind, "configuration": chosen}
@@ -186,15 +191,25 @@ def trial(number: int) -> dict[str, Any]:
         if kind == "damage" and broken.exists():
             about["damage"] = [damage(broken, rng) for _ in range(rng.randint(1, 3))]
             about["report"] = reported(shutil.copytree(broken, Path(name, "copy"), symlinks=True))
+        if broken.exists():
+            shutil.copytree(broken, Path(name, "before"), symlinks=True)
         about["end"] = ended(broken, said, chosen)
-        if about["end"] == "done" and not same_end(whole, broken):
-            about["failure"] = "it ends with other bytes"
+        failure = failure_of(about, same=lambda: same_end(whole, broken))
+        if failure is not None:
+            about["failure"] = failure
+            if keep is not None:
+                shutil.copytree(name, keep / f"trial-{number}", symlinks=True, dirs_exist_ok=True)
+    return about
+
+
+def failure_of(about: dict[str, Any], same: Callable[[], bool]) -> str | None:
+    """What is wrong with how a trial ended, if something is."""
     endings = [about["whole"], about["end"], about.get("report", "done")]
     raw = [one for one in endings if one.startswith("raw")]
-    unasked = kind == "kills" and about["end"] != "done"
+    unasked = about["kind"] == "kills" and about["end"] != "done"
     if raw or about["whole"] != "done" or unasked:
-        about["failure"] = (raw or [one for one in endings if one != "done"])[0]
-    return about
+        return (raw or [one for one in endings if one != "done"])[0]
+    return None if about["end"] != "done" or same() else "it ends with other bytes"
 
 
 def main() -> None:
@@ -202,18 +217,19 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=60.0)
     parser.add_argument("--seed", type=int, default=0, help="the number of the first trial")
     parser.add_argument("--trial", type=int, help="do this one alone, and show it")
+    parser.add_argument("--keep", type=Path, help="a folder for the runs of trials that failed")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/fuzz.json"))
     args = parser.parse_args()
     train(None, epochs=1)  # imports what the processes share
     if args.trial is not None:
-        print(json.dumps(trial(args.trial), indent=2))
+        print(json.dumps(trial(args.trial, args.keep), indent=2))
         return
     end = time.monotonic() + 60 * args.minutes
     counts: collections.Counter[str] = collections.Counter()
     failures: list[dict[str, Any]] = []
     number = args.seed
     while time.monotonic() < end:
-        about = trial(number)
+        about = trial(number, args.keep)
         number += 1
         ending = "the same bytes" if about["end"] == "done" else "an error in words"
         counts[f"{about['kind']}: {'a failure' if 'failure' in about else ending}"] += 1

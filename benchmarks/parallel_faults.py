@@ -20,12 +20,11 @@ import tempfile
 import time
 from pathlib import Path
 
+import _faulty_run
 import torch
 from torch import Tensor, nn
 
 import fkd
-from fkd import batch, student, teacher, term
-from fkd.losses import cross_entropy, kl
 
 STEPS = 60
 
@@ -46,30 +45,10 @@ def worker(folder: Path, axis: str) -> None:
     mesh = fkd.parallel.torchrun_mesh(**{axis: -1})
     (folder / f"pid-{os.environ['RANK']}").write_text(str(os.getpid()))
     torch.manual_seed(0)
-    objective = fkd.Objective(
-        {
-            "kd": term(kl, student.logits, teacher.logits, temperature=2.0),
-            "labels": term(cross_entropy, student.logits, batch["y"]),
-        },
-        student=fkd.trainable(Net(64)),
-        teacher=fkd.frozen(Net(256)),
-    )
+    goal = _faulty_run.objective(Net(64), Net(256))
     data = [{"x": torch.randn(13, 8), "y": torch.randint(5, (13,))} for _ in range(10)]
-    step = fkd.loops.train_step(
-        objective, lambda p: torch.optim.AdamW(p, lr=1e-2), compile=False, mesh=mesh
-    )
-    result = fkd.loops.run(
-        step,
-        step.init(0),
-        data,
-        steps=STEPS,
-        checkpoint_dir=folder / "run",
-        save_every=3,
-        log_every=5,
-        progress=False,
-        callbacks=[lambda event: time.sleep(0.005)],
-    )
-    fkd.loops.export(objective, result.state, "student", folder / "out")
+    places, how = (folder / "run", folder / "out"), {"save_every": 3, "log_every": 5}
+    _faulty_run.train(goal, data, *places, pause=0.005, mesh=mesh, steps=STEPS, **how)
 
 
 def started(folder: Path, axis: str, processes: int) -> subprocess.Popen[bytes]:
