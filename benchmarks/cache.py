@@ -36,7 +36,7 @@ from transformers import (
 import fkd
 from fkd import batch, frozen, student, teacher, term, trainable
 from fkd.loops import next_tokens, train_step
-from fkd.losses import cross_entropy, head, head_divergence, kl
+from fkd.losses import cross_entropy, head, head_divergence, kl, top_k_kl
 from fkd.sources import Kept, bind, cache, exact, sampled, scaled, top_k
 from fkd.sources._live import Teacher
 
@@ -143,15 +143,16 @@ def read_cost(kept: Kept, data: Any, positions: int) -> dict[str, float]:
 
 
 def build_cost(
-    objective: fkd.Objective, keep: Mapping[Any, Any], data: Any, folder: Path
+    objective: fkd.Objective, keep: Mapping[Any, Any], data: Any, folder: Path, rounds: int = 2
 ) -> dict[str, float]:
-    """Seconds of making a cache, and of the teacher's forward pass over the same batches."""
-    refs = list(fkd.sources.frontier(objective))
+    """Seconds of making a cache, and of the teacher's forward pass over the same batches, up to
+    what is kept or what it is chosen from."""
+    refs = [getattr(keep.get(r), "of", None) or r for r in fkd.sources.frontier(objective)]
     teacher_alone = Teacher(objective, refs)
     batches = list(data)
     teacher_alone(batches[0])
     alone, whole = [], []
-    for i in range(3):
+    for i in range(rounds):
         start = time.perf_counter()
         for one in batches:
             teacher_alone(one)
@@ -164,6 +165,54 @@ def build_cost(
         "forward_seconds": min(alone),
         "throughput": statistics.median(a / b for a, b in zip(alone, whole, strict=True)),
     }
+
+
+def builds(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Of a classifier's logits, and of a language model."""
+    texts_of = texts(2 * options.samples, options.length, 8000)
+    logits = term(kl, student.logits, teacher.logits)
+    small = fkd.Objective({"kd": logits}, teacher=frozen(bert(options.teacher, 4, 0)))
+    plain = loader(texts_of, options.batch, shuffle=False)
+    found = {"classifier: logits, exact": build_cost(small, {}, plain, folder / "bert-build")}
+    hidden = teacher.hidden_states[-1]
+    by_head = term(head_divergence, student.hidden_states[-1], student.param("lm_head.weight"),
+                   hidden, teacher.param("lm_head.weight"), divergence=head.kl())  # fmt: skip
+    big = fkd.Objective({"kd": by_head},
+                        teacher=frozen(llama(options.vocab, options.teacher, 4, 0)))  # fmt: skip
+    plain = loader(texts(2 * options.samples, options.length, options.vocab), options.batch,
+                   shuffle=False)  # fmt: skip
+    for name, keep in {
+        "hidden, exact": {},
+        "top 64": {hidden: top_k(64, of=teacher.logits)},
+        "50 draws": {hidden: sampled(50, of=teacher.logits)},
+    }.items():
+        found[f"language model: {name}"] = build_cost(big, keep, plain, folder / f"{name}-build")
+    return found
+
+
+def losses(options: argparse.Namespace) -> dict[str, Any]:
+    """A loss of whole logits with its gradient, dense and from 64 classes; milliseconds."""
+    positions, vocab = options.batch * options.length // 2, options.vocab
+    draw = torch.Generator().manual_seed(0)
+    student_logits = torch.randn(positions, vocab, generator=draw).requires_grad_()
+    teacher_logits = 3 * torch.randn(positions, vocab, generator=draw)
+    known, few = top_k(64)(teacher_logits), sampled(50)(teacher_logits)
+
+    def timed(fn: Callable[[], Tensor]) -> Step:
+        def run() -> float:
+            start = time.perf_counter()
+            torch.autograd.grad(fn().sum(), student_logits)
+            return time.perf_counter() - start
+
+        return run
+
+    every = {
+        "kl, dense": lambda: kl(student_logits, teacher_logits),
+        "kl, top 64": lambda: kl(student_logits, known),
+        "top_k_kl, tail": lambda: top_k_kl(student_logits, known.log_probs, known.ids),
+        "kl, 50 draws": lambda: kl(student_logits, few),
+    }
+    return in_turn({name: timed(fn) for name, fn in every.items()}, options.rounds)
 
 
 def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -204,11 +253,6 @@ def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
                      key="index", keep=keep, progress=False)  # fmt: skip
         steps[name] = step_of(bind(whole, kept), kept.attach(data))
         found[name] = read_cost(kept, loader(rows, options.batch, shuffle=False), positions)
-    for name in ("hidden, exact", "top 64", "50 draws"):
-        found[name] |= build_cost(
-            kd(teacher=frozen(big)), keeps[name],
-            loader(rows[: len(rows) // 2], options.batch, shuffle=False), folder / f"{name}-again",
-        )  # fmt: skip
     for name, seconds in in_turn(steps, options.rounds).items():
         found[name] = {**found.get(name, {}), **seconds}
     return found
@@ -234,12 +278,17 @@ def classifier(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     kept = cache(whole, plain, folder / "bert", key="index", progress=False)
     steps["logits, exact"] = step_of(bind(whole, kept), kept.attach(data))
     found: dict[str, Any] = {"logits, exact": read_cost(kept, plain, options.batch)}
-    found["logits, exact"] |= build_cost(whole, {}, plain, folder / "bert-again")
     for name, seconds in in_turn(steps, options.rounds).items():
         found[name] = {**found.get(name, {}), **seconds}
     return found
 
 
+TITLES = {
+    "bert": "classifier",
+    "llama": "language model",
+    "build": "making a cache",
+    "losses": "losses with their gradients (the first row is the floor)",
+}
 COLUMNS = {
     "ms": ("step, ms", "{:.0f}"),
     "ratio": ("step over labels only", "{:.3f}"),
@@ -261,16 +310,23 @@ def table(rows: Mapping[str, Mapping[str, float]]) -> str:
 def main() -> None:
     parser = arguments(__doc__, vocab=32000, samples=96, length=128, batch=8, student=256,
                        teacher=512)  # fmt: skip
-    parser.add_argument("--part", choices=["both", "bert", "llama"], default="both")
+    parser.add_argument(
+        "--part", choices=["all", "bert", "llama", "build", "losses"], default="all"
+    )
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     made: dict[str, Any] = {}
     with tempfile.TemporaryDirectory() as name:
-        if options.part != "llama":
-            made["classifier"] = classifier(options, Path(name))
-            gc.collect()
-        if options.part != "bert":
-            made["language model"] = language_model(options, Path(name))
+        parts: dict[str, Callable[[], dict[str, Any]]] = {
+            "bert": lambda: classifier(options, Path(name)),
+            "llama": lambda: language_model(options, Path(name)),
+            "build": lambda: builds(options, Path(name)),
+            "losses": lambda: losses(options),
+        }
+        for part, measure in parts.items():
+            if options.part in ("all", part):
+                made[TITLES[part]] = measure()
+                gc.collect()
     about = {k: v for k, v in vars(options).items() if k not in ("name", "part")}
     pages = [f"`python benchmarks/cache.py`: {json.dumps(about)}"]
     pages += [f"{part}\n\n{table(rows)}" for part, rows in made.items()]
