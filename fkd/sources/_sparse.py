@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -48,13 +49,13 @@ class TopK:
         vocab = z.shape[-1]
         if self.k > vocab:
             raise SourceError(f"{self!r}: there are {vocab} classes. Give a k of at most {vocab}.")
-        top, ids, whole, rest = _greatest(z, self.k)
+        top, ids, whole, rest = _by_blocks(functools.partial(_greatest, k=self.k), z)
         return TopKDistribution(
             ids=ids.to(id_dtype(vocab)),
             vocab=vocab,
             temperature=self.temperature,
-            log_probs=(top - whole).to(self.dtype),
-            log_rest=rest - whole.squeeze(-1) if self.tail else None,
+            log_probs=(top - whole[..., None]).to(self.dtype),
+            log_rest=rest - whole if self.tail else None,
         )
 
     def _fewer(self, known: SparseDistribution) -> TopKDistribution:
@@ -115,28 +116,51 @@ class Sampled:
         if isinstance(logits, SparseDistribution):
             return self._as_kept(logits)
         z = _softened(self, logits, self.temperature)
-        log_p = F.log_softmax(z, dim=-1)
-        p = log_p.exp()
-        log_r = log_p if self.proposal == 1 else F.log_softmax(self.proposal * log_p, dim=-1)
-        cumulative = (p if self.proposal == 1 else log_r.exp()).cumsum(-1)
-        ids = torch.searchsorted(cumulative, self._places(cumulative, uniform), right=True)
+        points = self._points(z, uniform)
+        drawn = _by_blocks(self._drawn, z, points)
         weights = None
         if self.proposal != 1:
-            weights = (log_p.gather(-1, ids) - log_r.gather(-1, ids)).exp() / self.n
+            log_p, log_r = drawn[3:]
+            weights = (log_p - log_r).exp() / self.n
+        ids, entropy, top = drawn[:3]
         return SampledDistribution(
             ids=ids.to(id_dtype(z.shape[-1])),
             vocab=z.shape[-1],
             temperature=self.temperature,
             weights=weights,
-            entropy=-(p * torch.where(p > 0, log_p, 0.0)).sum(-1),
-            top=z.argmax(-1).to(id_dtype(z.shape[-1])),
+            entropy=entropy,
+            top=top.to(id_dtype(z.shape[-1])),
         )
 
-    def _places(self, cumulative: Tensor, uniform: Tensor | Mapping[str, Any] | None) -> Tensor:
-        """`[*batch, n]`, points of the cumulative sum, one in each of n equal parts of it."""
-        shape = (*cumulative.shape[:-1], self.n)
+    def _drawn(self, z: Tensor, points: Tensor) -> tuple[Tensor, ...]:
+        """Of `[positions, vocab]` logits: the classes drawn, the entropy and the most probable
+        class; with a proposal, log p and log r of the classes drawn, too."""
+        most, top = z.max(-1, keepdim=True)
+        relative = z - _finite(most.detach())
+        mass = relative.exp()
+        whole = mass.sum(-1, keepdim=True)
+        # Of an impossible class 0 * -inf, which is 0 here.
+        mean = (mass * relative.clamp_min(torch.finfo(z.dtype).min)).sum(-1, keepdim=True) / whole
+        entropy = (whole.log() - mean).squeeze(-1)
+        log_r = None
+        if self.proposal != 1:
+            log_r = F.log_softmax(self.proposal * relative, dim=-1)
+            mass = log_r.exp()
+        cumulative = mass.cumsum(-1)
+        total = cumulative[..., -1:]
+        # Below the total even where it is rounded up: the class drawn then has r > 0.
+        places = torch.minimum(points * total, total * (1 - torch.finfo(total.dtype).eps))
+        ids = torch.searchsorted(cumulative, places, right=True)
+        if log_r is None:
+            return ids, entropy, top.squeeze(-1)
+        log_p = relative.gather(-1, ids) - whole.log()
+        return ids, entropy, top.squeeze(-1), log_p, log_r.gather(-1, ids)
+
+    def _points(self, z: Tensor, uniform: Tensor | Mapping[str, Any] | None) -> Tensor:
+        """`[*batch, n]`, points from 0 up to 1, one in each of n equal parts."""
+        shape = (*z.shape[:-1], self.n)
         if uniform is None:
-            uniform = torch.rand(shape, dtype=cumulative.dtype, device=cumulative.device)
+            uniform = torch.rand(shape, dtype=z.dtype, device=z.device)
         elif isinstance(uniform, Mapping):
             starts: Any = uniform["start"]
             # Zeros that a compiler does not take for constants: their products overflow in it.
@@ -147,11 +171,8 @@ class Sampled:
                 f"{self!r}: the random numbers are {tuple(uniform.shape)}; {shape} is expected, "
                 "so many for each position."
             )
-        part = torch.arange(self.n, device=cumulative.device, dtype=cumulative.dtype)
-        total = cumulative[..., -1:]
-        point = (part + uniform.to(cumulative.dtype)) / self.n * total
-        # Below the total even where it is rounded up: the class drawn then has r > 0.
-        return torch.minimum(point, total * (1 - torch.finfo(total.dtype).eps))
+        part = torch.arange(self.n, device=z.device, dtype=z.dtype)
+        return (part + uniform.to(z.dtype)) / self.n
 
     def _as_kept(self, known: SparseDistribution) -> SampledDistribution:
         as_asked = known.known == self.n and known.temperature == self.temperature
@@ -297,32 +318,33 @@ def _softened(what: object, logits: Tensor, temperature: float) -> Tensor:
     return z if temperature == 1 else z / temperature
 
 
-def _greatest(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The k largest logits and their classes, `[*batch, k]`, the logarithm of the sum over all
-    classes, `[*batch, 1]`, and that over all but these, `[*batch]`; a few positions at a time, so
-    that they stay in the cache of a CPU."""
-    flat, size = z.reshape(-1, z.shape[-1]), max(1, _BLOCK // z.shape[-1])
+def _by_blocks(
+    fn: Callable[..., tuple[Tensor, ...]], z: Tensor, *beside: Tensor
+) -> tuple[Tensor, ...]:
+    """What a function of `[positions, vocab]` logits gives, for `[*batch, vocab]`: on a CPU a few
+    positions at a time, so that they stay in its cache."""
+    flat = [x.reshape(-1, x.shape[-1]) for x in (z, *beside)]
     on_host = z.device.type == "cpu" and not torch.compiler.is_compiling()
-    blocks = flat.split(size) if on_host and len(flat) else (flat,)
-    parts = [_greatest_of_block(block, k) for block in blocks]
-    top, ids, whole, rest = (torch.cat(x) for x in zip(*parts, strict=True))
-    batch = z.shape[:-1]
-    return (
-        top.reshape(*batch, k),
-        ids.reshape(*batch, k),
-        whole.reshape(*batch, 1),
-        rest.reshape(batch),
-    )
+    size = max(1, _BLOCK // z.shape[-1]) if on_host and len(flat[0]) else max(1, len(flat[0]))
+    parts = [fn(*block) for block in zip(*(x.split(size) for x in flat), strict=True)]
+    whole = [torch.cat(each) for each in zip(*parts, strict=True)]
+    return tuple(x.reshape(*z.shape[:-1], *x.shape[1:]) for x in whole)
 
 
-def _greatest_of_block(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _greatest(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The k largest of `[positions, vocab]` logits and their classes, `[positions, k]`, the
+    logarithm of the sum over all classes, and that over all but these, `[positions]`."""
     top, ids = z.topk(k, dim=-1)
-    most = top[..., :1].detach().nan_to_num(0.0, neginf=0.0)
+    most = _finite(top[..., :1].detach())
     relative = (z - most).exp()
     whole = relative.sum(-1, keepdim=True).log() + most
     # Summed as they are: 1 minus the listed ones would leave nothing of a small number.
     others = relative.scatter(-1, ids, 0.0).sum(-1)
-    return top, ids, whole, others.log() + most.squeeze(-1)
+    return top, ids, whole.squeeze(-1), others.log() + most.squeeze(-1)
+
+
+def _finite(most: Tensor) -> Tensor:
+    return most.nan_to_num(0.0, neginf=0.0)
 
 
 def _positive(name: str, knob: str, value: float) -> float:
