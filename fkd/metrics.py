@@ -154,13 +154,19 @@ def _says(part: str) -> bool | None:
     part = re.sub(r"cross[ _-]?entropy", "ce", part, flags=re.IGNORECASE)
     apart = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", part).lower()  # valLoss
     words = [word for text in (apart, part.lower()) for word in re.findall(r"[a-z]+\d*", text)]
-    turned = bool(_TURNED.intersection(words)) or bool(re.match(r"1\s*-", part))
+    turned = bool(_TURNED.intersection(words)) or _is_subtracted(part)
     for known, weak in ((_HIGHER, False), (_WEAK_HIGHER, True)):
         for word in reversed(words):
             direction = _direction(word, known, frozenset[str]() if weak else _LOWER)
             if direction is not None:
                 return direction is not turned
     return None
+
+
+def _is_subtracted(part: str) -> bool:
+    """Whether a name is that of "1 - accuracy" or "-loss"; "1-shot accuracy" is not."""
+    minus = re.match(r"\s*1?\s*-\s*([a-z]+\d*)", part.lower())
+    return minus is not None and _direction(minus[1], _HIGHER | _WEAK_HIGHER, _LOWER) is not None
 
 
 def _direction(word: str, higher: frozenset[str], lower: frozenset[str]) -> bool | None:

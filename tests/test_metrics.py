@@ -8,7 +8,8 @@ from fkd.metrics import higher_is_better
 
 HIGHER = """accuracy eval/accuracy valAccuracy macroF1 f1/macro rougeL rouge2 bleu4 AUC mAP mIoU
 mAP@0.5 recall@10 R2 spearman stsb/spearman_cosine squad/em exact_match pass@1 hit_rate agreement
-cosine_similarity neg_mean_squared_error neg_log_loss score top1 kendall_tau log_likelihood"""
+cosine_similarity neg_mean_squared_error neg_log_loss -loss 1-error 1-shot_accuracy
+score top1 kendall_tau log_likelihood"""
 LOWER = """perplexity val_ppl loss/total loss loss/accuracy eval/loss/f1 train_loss valLoss testloss
 dice_loss word_error_rate wer ece nll mse RMSE kl_div cross_entropy crossentropy log_loss
 brier_score top5_error error_rate false_positive_rate expected_calibration_error 1-f1

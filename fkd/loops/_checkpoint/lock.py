@@ -136,10 +136,9 @@ def _open(path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT | NO_FOLLOW, 0o666)
     except OSError as error:
-        link = error.errno == errno.ELOOP or path.is_symlink()
-        why = "it is a link, which is not followed; delete it" if link else error.strerror
         raise CheckpointError(
-            f"lock: {path} cannot be opened: {why}. A run needs a folder that it may write to."
+            f"lock: {path} cannot be opened: {_why(path, error)}. A run needs a folder that it may "
+            "write to."
         ) from error
     about = os.fstat(descriptor)
     if not stat.S_ISREG(about.st_mode) or about.st_nlink > 1:
@@ -149,6 +148,20 @@ def _open(path: Path) -> int:
             "Delete it."
         )
     return descriptor
+
+
+def _why(path: Path, error: OSError) -> str:
+    """Why the file of a lock cannot be opened."""
+    folder = path.parent
+    if error.errno == errno.ELOOP or path.is_symlink():
+        return "it is a link, which is not followed; delete it"
+    if path.exists() and not path.is_file():
+        return "it is not a file; delete it"
+    if folder.is_symlink() and not folder.exists():
+        return f"{folder} is a link to {os.readlink(folder)}, which is not there"
+    if folder.is_file():
+        return f"{folder} is a file, and not a folder"
+    return error.strerror or str(error)
 
 
 def _open_folder(folder: Path) -> int | None:
@@ -203,6 +216,9 @@ def _holder(descriptor: int) -> str:
     try:
         os.lseek(descriptor, 1, os.SEEK_SET)
         owner = json.loads(os.read(descriptor, 4096))
-        return f"process {owner['pid']} on {owner['host']}, since {owner['since']}"
+        pid, host, since = (owner[name] for name in ("pid", "host", "since"))
+        if isinstance(pid, int) and f"{host}{since}".isprintable():
+            return f"process {pid} on {host}, since {since}"
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "its process is not known"
+        pass
+    return "its process is not known"

@@ -40,13 +40,28 @@ class Stateful(Protocol):
 
 
 def stateful(loader: object) -> Stateful | None:
-    """What of a loader can say its place: the loader, or the dataset that it reads in this
+    """What of a loader can say its place exactly: the loader, or the dataset that it reads in this
     process."""
+    if _has_shuffle_buffer(loader) or _has_shuffle_buffer(getattr(loader, "dataset", None)):
+        return None
     if isinstance(loader, Stateful):
         return loader
     if _is_plain(loader) and isinstance(loader.dataset, Stateful) and loader.num_workers == 0:
         return loader.dataset if isinstance(loader.dataset, IterableDataset) else None
     return None
+
+
+def _has_shuffle_buffer(dataset: object) -> bool:
+    """Whether an iterable dataset of Hugging Face shuffles in a buffer: the place that it says
+    leaves out what was in the buffer, so that other examples would follow."""
+    waiting: list[Any] = [getattr(dataset, "_ex_iterable", None)]
+    while waiting:
+        part = waiting.pop()
+        if type(part).__name__ == "BufferShuffledExamplesIterable":
+            return True
+        inside = [getattr(part, "ex_iterable", None), *(getattr(part, "ex_iterables", None) or ())]
+        waiting += [x for x in inside if x is not None]
+    return False
 
 
 def by_index(loader: object) -> bool:

@@ -18,7 +18,8 @@ from .page import card, section, table
 MOST_LAYERS, DEEPEST = 500, 20  # of what is drawn
 
 
-def _read_json(path: Path) -> Any:
+def read_json(path: Path) -> Any:
+    """What a file says; None if it is not there, or not JSON."""
     try:
         return json.loads(read_bytes(path))
     except (OSError, ValueError, RecursionError):
@@ -28,7 +29,7 @@ def _read_json(path: Path) -> Any:
 def similarity(folder: Path) -> str:
     """The heat map of `similarity.json`; empty if it is not there, or damaged."""
     try:
-        table_of = _read_json(folder / "similarity.json")
+        table_of = read_json(folder / "similarity.json")
         rows = [str(x) for x in table_of["student_layers"]]
         columns = [str(x) for x in table_of["teacher_layers"]]
         values = [[math.nan if x is None else float(x) for x in row] for row in table_of["values"]]
@@ -61,7 +62,7 @@ def objective(folder: Path) -> list[str]:
 def settings_card(folder: Path, constant: list[tuple[str, str]]) -> str:
     """The hyper-parameters, and the values that were logged and never moved."""
     cards: list[str] = []
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if isinstance(config, Mapping) and config:
         cards.append(card("Hyper-parameters", table(list(_rows(config)))))
     if constant:

@@ -6,8 +6,9 @@ import logging
 import math
 import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -19,7 +20,7 @@ from .._log.lines import read_log
 from .._log.progress import duration
 from .chart_card import chart_card
 from .charts import number, step_range
-from .folder_cards import objective, settings_card, similarity
+from .folder_cards import objective, read_json, settings_card, similarity
 from .page import page, section, tile
 from .series import History, Series, history, running_time
 
@@ -42,9 +43,10 @@ def report(
     Args:
       run_dir: the folder of the run.
       out: the file to write; `<run_dir>/report.html` if None.
-      metric: what "best" goes by, such as "eval/accuracy"; the first metric of the evaluations
-        that is not a loss if None.
-      higher_is_better: whether the best metric is the highest; by its name if None.
+      metric: what "best" goes by, such as "eval/accuracy". If None: what `fit(best=...)` went by,
+        and where that was the loss, the first metric of the evaluations that is not a loss.
+      higher_is_better: whether the best metric is the highest. If None: as `fit` had it, if it
+        went by this metric; else by its name.
 
     Of several processes that train together, the first one writes it.
 
@@ -63,6 +65,9 @@ def report(
     if metric is not None and metric not in run.series:
         known = ", ".join(run.series) or "nothing"
         raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
+    best = _best(folder, run)
+    if higher_is_better is None and best is not None and metric in (None, best.metric):
+        metric, higher_is_better = best
     if metric is not None and higher_is_better is None and by_name(metric) is None:
         raise ValueError(
             f"report: the name metric={metric!r} does not say whether higher or lower is better. "
@@ -102,6 +107,24 @@ def _subtitle(run: History) -> str:
         times = "once" if len(pauses) == 1 else f"{len(pauses)} times"
         text += f", interrupted {times} ({duration(sum(pauses))} in all)"
     return text
+
+
+class _Best(NamedTuple):
+    """What the best of a run goes by."""
+
+    metric: str
+    higher: bool | None
+
+
+def _best(folder: Path, run: History) -> _Best | None:
+    """What `fit` went by, unless it was the loss, or nothing says so."""
+    config = read_json(folder / "config.json")
+    if not isinstance(config, Mapping) or config.get("best") == "loss/total":
+        return None
+    metric, higher = f"eval/{config.get('best')}", config.get("higher_is_better")
+    if metric not in run.series:
+        return None
+    return _Best(metric, higher if isinstance(higher, bool) else None)
 
 
 def _metric(run: History) -> str | None:

@@ -185,3 +185,34 @@ def test_any_other_error_of_a_lock_is_one(tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("fkd.loops._checkpoint.lock.lock_descriptor", broken)
     with pytest.raises(CheckpointError, match="Input/output error"), lock(tmp_path):
         pass
+
+
+def _nothing_there(folder: Path) -> str:
+    folder.symlink_to("nowhere")
+    return "is a link to nowhere, which is not there"
+
+
+def _a_file(folder: Path) -> str:
+    folder.write_text("a file")
+    return "is a file, and not a folder"
+
+
+def _a_folder_for_a_lock(folder: Path) -> str:
+    (folder / ".lock").mkdir(parents=True)
+    return "it is not a file; delete it"
+
+
+@pytest.mark.parametrize("obstacle", [_nothing_there, _a_file, _a_folder_for_a_lock])
+def test_what_stands_in_the_way_is_named(tmp_path: Path, obstacle: Any) -> None:
+    why = obstacle(tmp_path / "run")
+    with pytest.raises(CheckpointError, match=why), lock(tmp_path / "run"):
+        pass
+
+
+@pytest.mark.parametrize("odd", [b"", b" []", b' {"pid": {}, "host": "h", "since": 3}',
+                                 b' {"pid": 1, "host": "\\u001b[31m", "since": ""}'])  # fmt: skip
+def test_a_name_that_is_none_is_not_shown(tmp_path: Path, odd: bytes) -> None:
+    with lock(tmp_path) as path:
+        path.write_bytes(odd)
+        with pytest.raises(CheckpointError, match="its process is not known"), lock(tmp_path):
+            pass

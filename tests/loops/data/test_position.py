@@ -176,6 +176,26 @@ def test_a_loader_that_says_its_place_is_put_there(make):
     assert stream.made == 5
 
 
+@pytest.mark.parametrize("shuffled_in_buffer", [False, True])
+def test_a_place_that_leaves_a_buffer_out_is_not_taken(shuffled_in_buffer: bool):
+    datasets = pytest.importorskip("datasets")
+
+    def loader() -> DataLoader[Any]:
+        rows = datasets.Dataset.from_dict({"x": [[float(i)] for i in range(24)]})
+        stream = rows.to_iterable_dataset(num_shards=2).map(lambda row: {"x": row["x"] + [1.0]})
+        stream = stream.shuffle(seed=1, buffer_size=8) if shuffled_in_buffer else stream
+        return DataLoader(stream.with_format("torch"), batch_size=4)
+
+    whole = [b["x"].tolist() for b in epoch_batches(loader(), 1, 0)]
+    epochs = Epochs(loader(), 1)
+    begun = epochs.batches(0)
+    assert [next(begun)["x"].tolist() for _ in range(2)] == whole[:2]  # type: ignore[index, call-overload]
+    place = epochs.place()
+    assert (place is None) is shuffled_in_buffer
+    tail = Epochs(loader(), 1).batches(0, skip=2, place=place)
+    assert [b["x"].tolist() for b in tail] == whole[2:]
+
+
 def test_between_epochs_and_after_a_fault_there_is_no_place():
     epochs = Epochs(Stream(), 1)
     assert epochs.place() is None

@@ -136,6 +136,19 @@ def test_the_numbers_at_the_top(run: Path):
     assert tile(run, "Examples/s") == "319"
 
 
+def test_best_is_what_the_run_went_by(run: Path):
+    config = json.loads((run / "config.json").read_text())
+    for higher, value in ((True, "0.5"), (False, "0.1")):  # "kd" under a loss, and yet it is asked
+        config |= {"best": "loss/kd", "higher_is_better": higher}
+        (run / "config.json").write_text(json.dumps(config))
+        assert tile(run, "Best eval/loss/kd") == value
+        assert "Best eval/loss/kd" in report(run, metric="eval/loss/kd").read_text()
+    assert "Best eval/accuracy" in report(run, metric="eval/accuracy").read_text()
+    for odd in ([], {"best": ["accuracy"]}, {"best": "accuracy", "higher_is_better": "no"}):
+        (run / "config.json").write_text(json.dumps(odd))
+        assert tile(run, "Best eval/accuracy") == "0.9"
+
+
 def test_best_may_be_another_metric_and_direction(run: Path):
     text = report(run, metric="eval/loss/kd").read_text()
     assert re.search(r"Best eval/loss/kd</span><b>0\.1</b><small>at step 300", text)
