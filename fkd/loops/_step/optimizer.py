@@ -125,7 +125,7 @@ class Updater:
         for group, base in zip(self.optimizer.param_groups, self.base_lr, strict=True):
             group["lr"] = base * lr_factor
         for p, grad in zip(self.named.values(), grads, strict=True):
-            p.grad = grad
+            p.grad = _in_order_of(p, grad)
         if finite.device.type == "cpu":
             if bool(finite):
                 self.optimizer.step()
@@ -152,6 +152,14 @@ class Updater:
         for x in _tensors(self.optimizer):
             if id(x) not in known:  # made by this very step
                 x.copy_(torch.where(finite, x, 0))
+
+
+def _in_order_of(p: Tensor, grad: Tensor | None) -> Tensor | None:
+    """A gradient in the memory order of its parameter: the fused kernels (torch 2.13) read both
+    from end to end, and a transposed gradient would be added to the wrong numbers."""
+    if grad is None or grad.layout is not torch.strided or grad.stride() == p.stride():
+        return grad
+    return torch.empty_like(p).copy_(grad)
 
 
 def _tensors(optimizer: Optimizer) -> list[Tensor]:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+import fkd
 from fkd.loops import param_groups
 from fkd.loops._step.optimizer import Updater
 
@@ -209,3 +210,32 @@ def test_a_name_that_nothing_has_is_refused(options, message):
 def test_parameters_without_names_are_refused():
     with pytest.raises(ValueError, match=r"params holds a Parameter; \(name, tensor\) pairs"):
         param_groups(list(nn.Linear(2, 2).parameters()))
+
+
+class Transposed(torch.nn.Module):
+    """The gradient of its weight has the memory order of the transposed weight."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.randn(4, 3))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return (self.weight.t() * x).sum(0)
+
+
+@pytest.mark.parametrize("name", ["SGD", "AdamW", "Adagrad"])
+def test_a_gradient_in_another_memory_order_changes_the_right_numbers(name):
+    module, x = Transposed(), torch.randn(3, 4)
+    objective = fkd.Objective(
+        {"a": fkd.term(lambda y: y.square(), fkd.student.logits)}, student=fkd.trainable(module)
+    )
+    make = lambda params: getattr(torch.optim, name)(params, lr=0.1)
+    step = fkd.loops.train_step(objective, make, compile=False)
+    state = step.init()
+    expected = make(module.parameters())
+    for _ in range(2):
+        state, _ = step(state, {"x": x})
+        expected.zero_grad()
+        module(x).square().mean().backward()
+        expected.step()
+    torch.testing.assert_close(state.trainable["student"]["weight"], module.weight.detach())
