@@ -1,6 +1,9 @@
 """What K students on one forward pass of their teacher cost, over K runs one after the other.
 
+Members run in turn, and stacked (torch.func.vmap).
+
 python benchmarks/sweep.py --members 4 --teacher 12 --hidden 384 --student 64
+python benchmarks/sweep.py --members 8 --teacher 4 --hidden 64 --student 16 --batch 4 --length 16
 """
 
 from __future__ import annotations
@@ -24,7 +27,7 @@ def bert(layers: int, hidden: int) -> torch.nn.Module:
         vocab_size=1000,
         hidden_size=hidden,
         num_hidden_layers=layers,
-        num_attention_heads=hidden // 32,
+        num_attention_heads=max(hidden // 32, 1),
         intermediate_size=4 * hidden,
     )
     return transformers.BertForSequenceClassification(config)
@@ -51,14 +54,16 @@ def main() -> None:
     parser.add_argument("--hidden", type=int, default=384)
     parser.add_argument("--student", type=int, default=64)
     parser.add_argument("--layers", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8)
+    parser.add_argument("--length", type=int, default=128)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--eager", action="store_true")
     flags = parser.parse_args()
     torch.manual_seed(0)
     large, small = bert(flags.teacher, flags.hidden), bert(flags.layers, flags.student)
     batch = {
-        "input_ids": torch.randint(1000, (8, 128)),
-        "attention_mask": torch.ones(8, 128, dtype=torch.long),
+        "input_ids": torch.randint(1000, (flags.batch, flags.length)),
+        "attention_mask": torch.ones(flags.batch, flags.length, dtype=torch.long),
     }
 
     def objective(temperature: object) -> fkd.Objective:
@@ -79,19 +84,23 @@ def main() -> None:
     members = {
         f"T{i}": fkd.sweeps.member({"kd/temperature": 1.0 + i}) for i in range(flags.members)
     }
-    every = fkd.sweeps.sweep(objective(2.0), adamw, members, **options)
-    joint = every.init()
+    one = seconds(alone, flags.rounds)
+    print(f"one run: {one * 1e3:.1f} ms a step")
+    for stacked in (False, True):
+        every = fkd.sweeps.sweep(objective(2.0), adamw, members, stacked=stacked, **options)
+        joint = every.init()
 
-    def together() -> None:
-        nonlocal joint
-        joint, _ = every(joint, batch)
+        def together(every: fkd.sweeps.Sweep = every) -> None:
+            nonlocal joint
+            joint, _ = every(joint, batch)
 
-    one, all_of_them = seconds(alone, flags.rounds), seconds(together, flags.rounds)
-    gain = flags.members * one / all_of_them
-    print(
-        f"one run {one * 1e3:.1f} ms a step, {flags.members} members {all_of_them * 1e3:.1f} ms: "
-        f"{gain:.2f} times cheaper than {flags.members} runs ({gain / flags.members:.2f} K)"
-    )
+        all_of_them = seconds(together, flags.rounds)
+        gain = flags.members * one / all_of_them
+        how = "stacked" if stacked else "in turn"
+        print(
+            f"{flags.members} members {how}: {all_of_them * 1e3:.1f} ms, {gain:.2f} times cheaper "
+            f"than {flags.members} runs ({gain / flags.members:.2f} K)"
+        )
 
 
 if __name__ == "__main__":

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar, cast
 
 import optree
+import torch
 from torch import Tensor
 
 T = TypeVar("T")
@@ -31,6 +32,12 @@ def map_tensors(fn: Callable[[Tensor], Any], tree: Any) -> Any:
 def map_pairs(fn: Callable[[Any, Any], Any], tree: T, other: object) -> T:
     """The tree with `fn` applied to every leaf and the leaf of another tree at its place."""
     return cast(T, optree.tree_map(fn, cast(Any, tree), cast(Any, other)))
+
+
+def stacked(trees: Sequence[Any]) -> Any:
+    """Trees of one structure as one, whose tensors have a leading axis for them."""
+    first, *others = trees
+    return optree.tree_map(lambda *xs: torch.stack(xs), first, *others)
 
 
 def sizes(tree: Mapping[str, Any]) -> str:

@@ -16,14 +16,16 @@ from fkd._base.types import Params, TensorBatch
 from fkd._objective.frontier import frontier
 from fkd._objective.objective import Objective
 from fkd.loops import State, TrainStep, train_step
+from fkd.loops._base.random import fold_in, seeded
 from fkd.loops._base.state import device_of
-from fkd.loops._step.by_model import Choices
+from fkd.loops._step.by_model import Choices, Names
 from fkd.loops._step.handles import HandlesByState
 from fkd.sources._bind import bind
 from fkd.sources._live import Live
 
 from ._joint import joint_objective, name_of
 from ._member import Member, as_moving, moving
+from ._stacked import IN_TURN, Stacked, divided
 
 Metrics = dict[str, Tensor]
 
@@ -51,6 +53,8 @@ class Sweep(TrainStep):
     Attributes:
       members: the step of each, on values of the teacher that come with the batch.
       source: the teacher; None if the objective has none.
+      stacked: what computes all members as one, by the models that are updated; None: they run
+        in turn.
     """
 
     def __init__(
@@ -59,8 +63,13 @@ class Sweep(TrainStep):
         template: TrainStep,
         members: Mapping[str, Member],
         source: Live | None,
+        *,
+        stacked: bool = False,
     ) -> None:
         vars(self).update(vars(template))  # what they share: options, and how to compile
+        seeds = {one.seed for one in members.values()}
+        self._one_seed = len(seeds) == 1
+        self.stacked: dict[Names, Stacked] | None = {} if stacked else None
         self.source, self._template, self._members = source, template, dict(members)
         self.members = {name: _step_of(template, one) for name, one in members.items()}
         self.objective = objective
@@ -105,9 +114,44 @@ class Sweep(TrainStep):
         if self.source is not None:
             batch = {**batch, **self._said(batch)}
         measured: dict[str, Metrics] = {}
+        if self.stacked is not None:
+            states, measured = self._advance_stacked(self.stacked, states, batch)
+            return self._joined(states, state), _metrics(measured)
         for name, step in self.members.items():
             states[name], measured[name] = step.advance(states[name], batch)
         return self._joined(states, state), _metrics(measured)
+
+    def _advance_stacked(
+        self, graphs: dict[Names, Stacked], states: dict[str, State], batch: TensorBatch
+    ) -> tuple[dict[str, State], dict[str, Metrics]]:
+        """The same for all members as one."""
+        template, first = self._template, next(iter(states.values()))
+        device = device_of(first.trainable)
+        now = {name: self.members[name].at_step(states[name], device) for name in self.members}
+        updated = next(iter(now.values())).updated
+        if updated not in graphs:
+            graphs[updated] = Stacked(
+                template.objective,
+                template.graphs(updated),
+                self.options,
+                one_seed=self._one_seed,
+            )
+        scalars = [at.scalars for at in now.values()]
+        parts = divided([at.handles.parts(states[name]) for name, at in now.items()])
+
+        def attempt() -> None:
+            self._first(batch)
+            graphs[updated].attempt(parts, scalars, batch)
+
+        seed = fold_in(first.seed, first.step)
+        new = self._shapes.new((self._shape(batch), updated), first=attempt)
+        with new, seeded(seed, device, host=self._host), torch.no_grad():
+            computed = graphs[updated].whole(parts, scalars, batch)
+        after = {
+            name: self.members[name].updated(states[name], at, one)
+            for (name, at), one in zip(now.items(), computed, strict=True)
+        }
+        return {n: s for n, (s, _) in after.items()}, {n: m for n, (_, m) in after.items()}
 
     def _said(self, batch: TensorBatch) -> dict[str, Any]:
         """What the teacher says of a batch, as a field of it."""
@@ -260,6 +304,8 @@ def sweep(
     objective: Objective,
     optimizer: Any,
     members: Mapping[str, Member],
+    *,
+    stacked: bool = False,
     **options: Any,
 ) -> Sweep:
     """Several runs on one forward pass of their teacher: a step, for `fit`, of all of them.
@@ -278,6 +324,11 @@ def sweep(
       objective: what they share. The teacher's values are those of `fkd.sources.live`.
       optimizer: as of `train_step`.
       members: by name; each says what it has of its own.
+      stacked: run all members as one, by `torch.func.vmap` over their stacked parameters, instead
+        of in turn. Cheaper where the members are small (each operation runs once for all), and
+        dearer where they are large; `benchmarks/sweep.py --stacked` measures it. The numbers are
+        those of single runs up to rounding. What is drawn (dropout) is drawn once for all, so that
+        members with seeds of their own must not draw; what vmap cannot run is refused.
       options: further arguments of `train_step`, without `mesh`.
 
     Raises:
@@ -308,6 +359,9 @@ def sweep(
         raise ValueError(f"sweep: a member is called {wrong[0]!r}; a name without '/' is expected.")
     if options.get("mesh") is not None:
         raise ValueError("sweep: mesh is given; members run in turn, each on the whole batch.")
+    expect("sweep", "stacked", stacked, bool, "True or False")
+    if stacked:
+        _refuse_stacked(objective, options)
     objective.raise_problems()
     terms = moving(objective, members)
     joint = joint_objective(objective, terms, members)
@@ -318,4 +372,24 @@ def sweep(
         compile = options.get("compile", True)
         source = Live(shared, compile=compile, precision=options.get("precision", "fp32"))
         shared = bind(shared, source)
-    return Sweep(joint, train_step(shared, optimizer, **options), members, source)
+    template = train_step(shared, optimizer, **options)
+    return Sweep(joint, template, members, source, stacked=stacked)
+
+
+def _refuse_stacked(objective: Objective, options: Mapping[str, Any]) -> None:
+    """Raise what stacked members cannot have."""
+    refused = {
+        "accumulate": options.get("accumulate", 1) != 1,
+        "combine": options.get("combine") is not None,
+        "precision='fp16'": options.get("precision") == "fp16",
+    }
+    for option in (name for name, given in refused.items() if given):
+        raise ValueError(f"sweep: {option} is given, and stacked=True does without. {IN_TURN}")
+    for name, model in objective.models.items():
+        inside = model.module.modules() if model.module is not None else ()
+        again = any(getattr(part, "gradient_checkpointing", False) is True for part in inside)
+        if model.kind == "trainable" and (model.recomputed or again):
+            raise ValueError(
+                f"sweep: model {name!r} runs blocks again in the backward pass (activation "
+                f"checkpointing), which vmap cannot. {IN_TURN}"
+            )

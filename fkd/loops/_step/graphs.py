@@ -91,7 +91,7 @@ class Graphs:
         self.whole = compiled(self._whole, options, modules)
         self.part = compiled(self._part, options, modules)
         self.counts = compiled(self._counts, options, modules)
-        self.finish = compiled(self._finish, options, modules)
+        self.finish = compiled(self.finished, options, modules)
 
     def _whole(
         self,
@@ -104,7 +104,7 @@ class Graphs:
         """Everything, for a batch in one part."""
         new = self._differentiated(parts, scalars, batch, None, scale)
         share = self.share_of([batch], new.loss)
-        return self._finish(new, parts, combine_state, share, scale=scale)
+        return self.finished(new, parts, combine_state, share, scale=scale)
 
     def _part(
         self,
@@ -156,7 +156,7 @@ class Graphs:
             scale=None if scale is None else scale["factor"],
         )
 
-    def _finish(
+    def finished(
         self,
         new: Gradients,
         parts: Parts,

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Mapping
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch.utils.weak import WeakIdKeyDictionary
 
+from fkd._base.types import Scalars
 from fkd._objective.program import Parts
 from fkd.parallel._shards import cutting_of, locals_of
 
 from .._base.state import State
+from .by_model import Names
 from .optimizer import MakeOptimizer
 from .updaters import Optimizers, Updaters
 
@@ -61,6 +65,22 @@ class Handles:
             and len(tensors) == len(self._tensors)
             and all(a is b for a, b in zip(tensors, self._tensors, strict=True))
         )
+
+
+class AtStep(NamedTuple):
+    """What holds at one step of a state.
+
+    Attributes:
+      scalars: the moving knobs.
+      factors: on the learning rates, by the models of an optimizer.
+      updated: the models that are updated.
+      handles: leaves and optimizers.
+    """
+
+    scalars: Scalars
+    factors: Mapping[Names, float]
+    updated: Names
+    handles: Handles
 
 
 class HandlesByState:

@@ -14,7 +14,6 @@ from fkd._base.errors import expect
 from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
 from fkd._objective.objective import Objective
-from fkd._objective.program import Parts
 from fkd.parallel._objective import OverRanks, Share
 from fkd.parallel._world import ALONE, World
 
@@ -32,7 +31,7 @@ from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_st
 from .ema import follow
 from .gradient import Gradients
 from .graphs import Computed, Graphs, Metrics
-from .handles import Handles, HandlesByState
+from .handles import AtStep, Handles, HandlesByState
 from .initial import initial
 from .loss_scale import initial_scale
 from .optimizer import MakeOptimizer
@@ -43,7 +42,7 @@ class TrainStep:
     """See `train_step`, which makes it.
 
     A step holds what is compiled, and beside each state that it is used for, an optimizer over
-    that state's tensors. It may be used for several states in turn.
+    that state's tensors. It may be used for several states in at.
 
     Attributes:
       objective: what is minimised.
@@ -164,27 +163,35 @@ class TrainStep:
     def advance(self, state: State, batch: TensorBatch | list[Share]) -> tuple[State, Metrics]:
         """The same for what `local` gives, as in `fit`."""
         device = device_of(state.trainable)
-        scalars = self.objective.scalars(state.step, device)
-        factors = self.choices.factors(state.step)
-        updated = self.choices.updated(state.step)
-        handles = self._handles.of(state)
+        at = self.at_step(state, device)
         replayed = self._is_replayed(device)
         if replayed:
-            self._mark_static(handles, state)
+            self._mark_static(at.handles, state)
         seed = fold_in(state.seed, state.step)
         if self.together is not None:
             seed = fold_in(seed, self.together.ranks.rank)  # each drops out other activations
         first = functools.partial(self._first, batch)
         draws = seeded(seed, device, host=self._host)
-        shape = self._shape(batch), updated
+        shape = self._shape(batch), at.updated
         with self._shapes.new(shape, first=first), draws, torch.no_grad():
-            computed = self._computed(
-                updated, handles.parts(state), scalars, batch, seed, state, replayed
-            )
+            computed = self._computed(at, batch, seed, state, replayed)
+        return self.updated(state, at, computed, replayed=replayed)
+
+    def at_step(self, state: State, device: torch.device) -> AtStep:
+        """What holds at the next step of a state."""
+        scalars = self.objective.scalars(state.step, device)
+        updated = self.choices.updated(state.step)
+        return AtStep(scalars, self.choices.factors(state.step), updated, self._handles.of(state))
+
+    def updated(
+        self, state: State, at: AtStep, computed: Computed, *, replayed: bool = False
+    ) -> tuple[State, Metrics]:
+        """The state after the update, and the metrics, from what a batch gave."""
         grads, buffers, loss_state, combine_state, measured, finite, left_out, scale = computed
-        handles.updater.update(grads, finite, factors, updated)
+        at.handles.updater.update(grads, finite, at.factors, at.updated)
         copy_into(state.buffers, buffers)
-        follow(self.objective.models, handles.here(state), scalars, finite, updated)
+        here = at.handles.here(state)
+        follow(self.objective.models, here, at.scalars, finite, at.updated)
         skipped = state.skipped.add_(left_out)
         if replayed:  # the next call of a captured graph writes into the same memory
             measured = copied_scalars(measured)
@@ -192,13 +199,13 @@ class TrainStep:
             combine_state = copied_into(state.combine_state, combine_state)
             scale = copied_into(state.loss_scale, scale)
         state = state._replace(
-            optimizer=handles.updater.tree,
+            optimizer=at.handles.updater.tree,
             loss_state=loss_state,
             step=state.step + 1,
             combine_state=combine_state,
             loss_scale=scale,
         )
-        return state, {**measured, **_moving(scalars), "skipped": skipped.clone()}
+        return state, {**measured, **_moving(at.scalars), "skipped": skipped.clone()}
 
     def _shape(self, batch: TensorBatch | list[Share]) -> Hashable:
         """What the step is compiled for."""
@@ -220,17 +227,13 @@ class TrainStep:
 
     def _computed(
         self,
-        updated: Names,
-        parts: Parts,
-        scalars: Scalars,
+        at: AtStep,
         batch: TensorBatch | list[Share],
         seed: int,
         state: State,
         replayed: bool,
     ) -> Computed:
-        if updated not in self._graphs:
-            self._graphs[updated] = self._graphs_of(updated)
-        graphs = self._graphs[updated]
+        graphs, parts, scalars = self.graphs(at.updated), at.handles.parts(state), at.scalars
         if self.together is not None:
             batches = cast(list[Share], batch)
         else:
@@ -243,6 +246,12 @@ class TrainStep:
         return accumulated(
             graphs, parts, scalars, batches, seed, remembered, scale, keep=keep, host=self._host
         )
+
+    def graphs(self, updated: Names) -> Graphs:
+        """What is compiled for a step in which these models are updated."""
+        if updated not in self._graphs:
+            self._graphs[updated] = self._graphs_of(updated)
+        return self._graphs[updated]
 
     def _graphs_of(self, updated: Names) -> Graphs:
         """What a step computes in which these models are updated."""
