@@ -78,6 +78,14 @@ def first_tokens(word_of_token: Iterable[int | None], words: int) -> list[int]:
     return found
 
 
+def at_tokens(
+    tags: Sequence[str], places: Sequence[int], names: Sequence[str], length: int
+) -> list[int]:
+    """The class of every token of a sentence: of a word at its first token, and -100 elsewhere."""
+    at = {place: names.index(tag) for place, tag in zip(places, tags, strict=True) if place >= 0}
+    return [at.get(place, -100) for place in range(length)]
+
+
 def entity_scores(
     gold: Sequence[Sequence[str]],
     places: Sequence[Sequence[int]],

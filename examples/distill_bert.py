@@ -22,16 +22,15 @@ from pathlib import Path
 from typing import Any
 
 import conll
-import datasets
 import torch
 import transformers as hf
-from torch.utils.data import DataLoader
+from texts import loader, read, rows_of
 
 import fkd
 from fkd import batch, call, student, teacher, term
 from fkd.losses import cross_entropy, kl, mse
 
-labelled = batch.labels != -100
+LABELS = {"labels": term(cross_entropy, student.logits, batch.labels)}
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -66,63 +65,8 @@ def arguments() -> argparse.ArgumentParser:
     return parser
 
 
-def read(source: str, columns: list[str] | None) -> tuple[list[Any], list[Any]]:
-    """Texts (or lists of words), and their labels (or lists of tags) by name."""
-    kind, separator = {".csv": ("csv", ","), ".tsv": ("csv", "\t"), ".jsonl": ("json", "")}.get(
-        Path(source).suffix, ("", "")
-    )
-    if Path(source).exists() and not kind:
-        found = conll.read(source)
-        return found["tokens"], found["tags"]
-    if kind == "csv":  # in .tsv files a quote is a letter
-        options: Any = {"sep": separator, "names": columns, "quoting": 0 if separator == "," else 3}
-        data = datasets.Dataset.from_csv(source, keep_in_memory=True, **options)
-    elif kind:
-        data = datasets.Dataset.from_json(source, keep_in_memory=True)
-    else:
-        data = datasets.load_dataset(*source.split(":")[:1], split=source.split(":")[1])
-    text = next(n for n in ("text", "sentence", "tokens") if n in data.column_names)
-    label = next(n for n in ("label", "labels", "ner_tags", "tags") if n in data.column_names)
-    kinds = data.features[label]
-    name = getattr(getattr(kinds, "feature", kinds), "int2str", str)
-    rows = [name(y) if not isinstance(y, list) else [name(t) for t in y] for y in data[label]]
-    return list(data[text]), rows
-
-
-def rows_of(
-    texts: list[Any], labels: list[Any], names: list[str], tokenizer: Any, most: int
-) -> Any:
-    """Token numbers and classes; of words at their first token. And where each word begins."""
-    words = isinstance(texts[0], list)
-    found = tokenizer(texts, truncation=True, max_length=most, is_split_into_words=words)
-    rows, places = [], []
-    for i, label in enumerate(labels):
-        row = {n: found[n][i] for n in found}
-        if words:
-            places.append(conll.first_tokens(found.word_ids(i), len(label)))
-            at = {p: names.index(tag) for p, tag in zip(places[-1], label, strict=True) if p >= 0}
-            row["labels"] = [at.get(p, -100) for p in range(len(row["input_ids"]))]
-        else:
-            row["labels"] = names.index(label)
-        rows.append({**row, "index": i})
-    return rows, places
-
-
-def loader(rows: list[Any], tokenizer: Any, size: int, *, shuffle: bool) -> DataLoader[Any]:
-    """Batches of like lengths, padded by transformers' collator."""
-    words = isinstance(rows[0]["labels"], list)
-    kind = hf.DataCollatorForTokenClassification if words else hf.DataCollatorWithPadding
-    collate = kind(tokenizer, pad_to_multiple_of=8)
-    lengths = [len(row["input_ids"]) for row in rows]
-    sampler = fkd.loops.BucketBatchSampler(lengths, size, buckets=8, shuffle=shuffle)
-    return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda some: dict(collate(some)))  # type: ignore[arg-type]
-
-
 def terms(args: argparse.Namespace, small: Any, large: Any) -> dict[str, Any]:
     """Every term whose weight is not 0."""
-    labels = {"labels": term(cross_entropy, student.logits, batch.labels, weight=args.labels)}
-    if args.finetune or args.labels_only:
-        return {"labels": term(cross_entropy, student.logits, batch.labels)}
     depths = {"student": small.config.num_hidden_layers, "teacher": large.config.num_hidden_layers}
     pairs = fkd.layer_map(**depths)
     hidden = [
@@ -131,9 +75,10 @@ def terms(args: argparse.Namespace, small: Any, large: Any) -> dict[str, Any]:
         for s, t in pairs
     ]  # fmt: skip
     logits = term(kl, student.logits, teacher.logits, temperature=args.temperature,
-                  where=labelled, weight=args.logits)  # fmt: skip
-    found = {"hidden": hidden, "logits": logits, **labels}
-    return {name: value for name, value in found.items() if getattr(args, name)}
+                  where=batch.labels != -100, weight=args.logits)  # fmt: skip
+    labels = term(cross_entropy, student.logits, batch.labels, weight=args.labels)
+    every = {"hidden": hidden, "logits": logits, "labels": labels}
+    return {name: value for name, value in every.items() if getattr(args, name)}
 
 
 def hiding(tokenizer: Any, fraction: float) -> Any:
@@ -175,28 +120,22 @@ def sourced(args: argparse.Namespace, objective: fkd.Objective, loaders: dict[st
 
 def measured(model: Any, data: Any, metrics: dict[str, Any]) -> dict[str, float]:
     """A model by itself."""
-    labels = {"labels": term(cross_entropy, student.logits, batch.labels)}
-    objective = fkd.Objective(labels, student=fkd.trainable(model))
+    objective = fkd.Objective(LABELS, student=fkd.trainable(model))
     state = fkd.loops.train_step(objective, torch.optim.SGD, compile=False).init()
-    found = fkd.loops.evaluate(objective, state, data, metrics=metrics)
-    return {name: value for name, value in found.items() if not name.startswith("loss/")}
+    values = fkd.loops.evaluate(objective, state, data, metrics=metrics)
+    return {name: value for name, value in values.items() if not name.startswith("loss/")}
 
 
-def models(
-    args: argparse.Namespace, names: list[str], tokenizer: Any, auto: Any
-) -> tuple[Any, Any]:
+def models(args: argparse.Namespace, names: list[str], auto: Any) -> tuple[Any, Any]:
     """The teacher, and what is trained: itself, or some of its layers."""
-    options = {"id2label": dict(enumerate(names)), "label2id": {n: i for i, n in enumerate(names)}}
-    fresh = {"ignore_mismatched_sizes": True, "num_labels": len(names), **options}
-    large = auto.from_pretrained(
-        args.teacher, dtype=torch.float32, **(fresh if args.finetune else {})
-    )
-    small = large
+    fresh = {"ignore_mismatched_sizes": True, "num_labels": len(names),
+             "id2label": dict(enumerate(names)),
+             "label2id": {n: i for i, n in enumerate(names)}} if args.finetune else {}  # fmt: skip
+    large = small = auto.from_pretrained(args.teacher, dtype=torch.float32, **fresh)
     if not args.finetune:
         shape = {**large.config.to_dict(), "num_hidden_layers": args.student_layers}
-        depth = large.config.num_hidden_layers
-        pairs = fkd.layer_map(student=args.student_layers, teacher=depth)
-        chosen = args.init_layers or [t - 1 for _, t in pairs]
+        depths = {"student": args.student_layers, "teacher": large.config.num_hidden_layers}
+        chosen = args.init_layers or [t - 1 for _, t in fkd.layer_map(**depths)]
         small = auto.from_config(type(large.config).from_dict(shape))
         small = fkd.interop.transformers.init_from_layers(small, large, chosen)
     if args.precision == "bf16" and args.device == "cpu":  # torch's fused one is slow there
@@ -214,22 +153,24 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
     torch.manual_seed(args.seed)
     splits = {n: read(s, args.columns) for n in ("train", "dev", "test") if (s := getattr(args, n))}
     texts, labels = splits["train"]
-    auto = hf.AutoModelForTokenClassification
-    if isinstance(texts[0], str):
-        auto = hf.AutoModelForSequenceClassification
-    flat = [tag for one in labels for tag in (one if isinstance(one, list) else [one])]
+    words = isinstance(texts[0], list)
+    auto = hf.AutoModelForTokenClassification if words else hf.AutoModelForSequenceClassification
     known = hf.AutoConfig.from_pretrained(args.teacher).id2label
-    names = sorted(set(flat)) if args.finetune else [known[i] for i in sorted(known)]
+    names = [known[i] for i in sorted(known)]
+    if args.finetune:
+        names = sorted({tag for tags in labels for tag in tags} if words else set(labels))
     tokenizer = hf.AutoTokenizer.from_pretrained(args.teacher)
-    large, small = models(args, names, tokenizer, auto)
+    large, small = models(args, names, auto)
     encoded = {n: rows_of(*part, names, tokenizer, args.max_length) for n, part in splits.items()}
     loaders = {n: loader(rows, tokenizer, args.batch_size, shuffle=n == "train")
                for n, (rows, _) in encoded.items()}  # fmt: skip
     measures = {n: metrics(splits[n][1], places, names) for n, (_, places) in encoded.items()}
 
-    alone = args.finetune or args.labels_only
-    roles = {"student": fkd.trainable(small)} | ({} if alone else {"teacher": fkd.frozen(large)})
-    objective = fkd.Objective(terms(args, small, large), **roles)
+    if args.finetune or args.labels_only:
+        objective = fkd.Objective(LABELS, student=fkd.trainable(small))
+    else:
+        roles = {"student": fkd.trainable(small), "teacher": fkd.frozen(large)}
+        objective = fkd.Objective(terms(args, small, large), **roles)
     began = time.perf_counter()
     goal, attached = sourced(args, objective, loaders)
     kept_s, steps = time.perf_counter() - began, args.epochs * len(loaders["train"])
@@ -248,14 +189,13 @@ def main(argv: Sequence[str] | None = None) -> dict[str, Any]:
         metrics=measures.get("dev"), log_dir=args.out / "log", keep_last=1,
         checkpoint_dir=args.out / "checkpoints", config={"command": " ".join(argv or sys.argv[1:])},
     )  # fmt: skip
-    seconds, kept = time.perf_counter() - began - kept_s, args.out / "student"
-    trained = fkd.loops.export(objective, result.state, "student", kept)
-    tokenizer.save_pretrained(kept)
-    done = {"steps": steps, "parameters": sum(p.numel() for p in trained.parameters())}
-    done |= {"seconds": round(seconds, 1), "cache_seconds": round(kept_s, 1)}
-    for split in ("dev", "test"):
-        if split in loaders:
-            done[split] = measured(trained, loaders[split], measures[split])
+    seconds = time.perf_counter() - began - kept_s
+    trained = fkd.loops.export(objective, result.state, "student", args.out / "student")
+    tokenizer.save_pretrained(args.out / "student")
+    done = {"steps": steps, "parameters": sum(p.numel() for p in trained.parameters()),
+            "seconds": round(seconds, 1), "cache_seconds": round(kept_s, 1)}  # fmt: skip
+    for split in loaders.keys() - {"train"}:
+        done[split] = measured(trained, loaders[split], measures[split])
     (args.out / "result.json").write_text(json.dumps(done, indent=2) + "\n")
     print(json.dumps(done, indent=2))
     return done

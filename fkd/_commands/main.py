@@ -35,7 +35,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         one = commands.add_parser(name, help=command.help, description=command.help)
         command.arguments(one)
         one.set_defaults(run=command.run)
-    parsed = parser.parse_args(arguments)
+    words = sys.argv[1:] if arguments is None else arguments
+    if not words:
+        parser.print_help(sys.stderr)
+        return 2
+    parsed = parser.parse_args(words)
     try:
         return parsed.run(parsed)
     except BrokenPipeError:  # `| head`: nobody reads on

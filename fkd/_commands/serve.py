@@ -72,7 +72,7 @@ def _token(file: Path | None) -> str | None:
 
 
 COMMAND = Command(
-    "Serve what an objective's frozen models say of a batch; fkd.sources.served(url) reads it.",
+    "serve the teacher of an objective; fkd.sources.served(url) reads it",
     _add_arguments,
     _run,
 )

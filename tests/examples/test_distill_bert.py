@@ -99,7 +99,7 @@ def test_frozen_embeddings_stay_those_of_the_teacher(scripts, teacher, tmp_path)
 def test_forms_of_files(scripts, tmp_path):
     rows = [(f'{text}, "{text[:3]}"', label) for text, label in sentences(6)]
     expected = ([text for text, _ in rows], [label for _, label in rows])
-    read = scripts.distill_bert.read
+    read = scripts.texts.read
     plain = write(tmp_path / "a.tsv", [f"{t}\t{y}" for t, y in rows])
     assert read(plain, ["text", "label"]) == expected
     named = write(tmp_path / "b.tsv", ["sentence\tlabel", *(f"{t}\t{y}" for t, y in rows)])
@@ -119,7 +119,7 @@ def test_a_split_of_the_hub(scripts, monkeypatch):
     )
     data = datasets.Dataset.from_dict({"sentence": ["a film"], "label": [1]}, features)
     monkeypatch.setattr(datasets, "load_dataset", lambda name, split: (name, split, data)[2])
-    assert scripts.distill_bert.read("owner/films:train", None) == (["a film"], ["good"])
+    assert scripts.texts.read("owner/films:train", None) == (["a film"], ["good"])
 
 
 TAGGED = [
@@ -160,6 +160,6 @@ def test_a_tagger_and_its_student(scripts, base, tmp_path):
 def test_labels_are_at_the_first_token_of_a_word(scripts, base):
     tokenizer = hf.AutoTokenizer.from_pretrained(base)
     data = [["films", "paris"]], [["O", "B-LOC"]]
-    (row,), places = scripts.distill_bert.rows_of(*data, ["O", "B-LOC"], tokenizer, 16)
+    (row,), places = scripts.texts.rows_of(*data, ["O", "B-LOC"], tokenizer, 16)
     assert tokenizer.convert_ids_to_tokens(row["input_ids"])[1:4] == ["film", "##s", "paris"]
     assert row["labels"] == [-100, 0, -100, 1, -100] and places == [[1, 3]]

@@ -24,7 +24,7 @@ def scripts():
     """The modules of the folder, which is no package."""
     pytest.importorskip("datasets")
     sys.path.insert(0, str(EXAMPLES))
-    names = ("distill_bert", "conll")
+    names = ("distill_bert", "texts", "conll")
     yield types.SimpleNamespace(**{n: importlib.import_module(n) for n in names})
     sys.path.remove(str(EXAMPLES))
 
