@@ -64,6 +64,24 @@ class Theseus(nn.Module):
         return self.trained.head(torch.relu(x).mean((2, 3)))
 
 
+class Elastic(nn.Module):
+    """A network that also runs with fewer of its layers, and with fewer channels inside each."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, channels, 3, padding=1)
+        self.widen = nn.ModuleList(nn.Conv2d(channels, 2 * channels, 1) for _ in range(3))
+        self.narrow = nn.ModuleList(nn.Conv2d(2 * channels, channels, 1) for _ in range(3))
+        self.head = nn.Linear(channels, 5)
+
+    def forward(self, image: Tensor, depth: int = 3, width: int | None = None) -> Tensor:
+        x = self.stem(image)
+        for widen, narrow in list(zip(self.widen, self.narrow, strict=True))[:depth]:
+            inner = nn.functional.conv2d(x, widen.weight[:width], widen.bias[:width])
+            x = x + nn.functional.conv2d(inner.relu(), narrow.weight[:, :width], narrow.bias)
+        return self.head(x.mean((2, 3)))
+
+
 def sounds() -> dict[str, Tensor]:
     """Two sounds of 7 and 5 frames, and their letters; what comes after is padding."""
     sound = torch.randn(2, 7, 3, generator=torch.Generator().manual_seed(0))
@@ -117,6 +135,20 @@ def module_replacing():
     return {"labels": term(cross_entropy, student.logits, batch.labels)}
 
 
+def shrinking():
+    def taught(weight, **size):  # a part of the student, by the whole that was trained before
+        smaller = student.on(batch.image, **size).logits
+        kd = term(kl, smaller, teacher.logits, weight=weight)
+        return [kd, term(cross_entropy, smaller, batch.labels, weight=weight)]
+
+    depth, width = (fkd.schedules.piecewise({0: 0.0, start: 1.0}) for start in (0, 400))
+    return {
+        "whole": term(cross_entropy, student.logits, batch.labels),
+        "depth": {f"{d} layers": taught(depth, depth=d) for d in (2, 1)},
+        "width": {f"{w} channels": taught(width, width=w, depth=2) for w in (6, 4)},
+    }
+
+
 RECIPES = [
     Recipe("Every level of a pyramid", "arXiv:2207.02039", every_level,
            lambda: {"student": fkd.trainable(Pyramid(4)), "teacher": fkd.frozen(Pyramid(6)),
@@ -132,4 +164,10 @@ RECIPES = [
            "`prepare` sets the rate from `state.step`, from 0.3 up to 1, and a second stage "
            "(`fkd.stages`) trains the smaller parts alone. The draws come from the step's seed, so "
            "that a resumed run repeats them."),
+    Recipe("Once for all, progressive shrinking", "arXiv:1908.09791", shrinking,
+           lambda: {"student": fkd.trainable(Elastic(4)), "teacher": fkd.frozen(Elastic(4))},
+           images, "Parts of one network: a run with fewer layers is `student.on(image, depth=2)`. "
+           "Depth first, then width as well; as stages with optimizers of their own, "
+           "`fkd.stages`. There the parts are drawn for each step, channels sorted by importance "
+           "(`fkd.interop.transformers.cut` keeps those)."),
 ]  # fmt: skip

@@ -113,3 +113,25 @@ def test_mistakes_are_said():
         cut(bert(intermediate_size=32), bert())
     with pytest.raises(ValueError, match="is missing"):
         cut(nn.Sequential(nn.ReLU(), nn.Linear(2, 2)), nn.Sequential(nn.Linear(2, 2)))
+
+
+@torch.no_grad()
+def test_fused_projections_keep_the_units_of_the_hidden_size():
+    """Of a GPT-2 whose hidden size shrinks, q, k and v keep the heads whose outputs are kept."""
+    torch.manual_seed(0)
+
+    def gpt2(width: int) -> nn.Module:
+        config = transformers.GPT2Config(
+            n_embd=width, n_layer=1, n_head=width // 4, vocab_size=30, n_positions=8,
+            bos_token_id=0, eos_token_id=0,
+        )  # fmt: skip
+        return transformers.GPT2Model(config)
+
+    teacher = gpt2(12)
+    small = cut(gpt2(8), teacher)
+    ours, theirs = (m.h[0].attn for m in (small, teacher))
+    embedded, all_of_them = small.wte.weight, teacher.wte.weight
+    units = [int((all_of_them - column[:, None]).abs().sum(0).argmin()) for column in embedded.T]
+    for part in range(3):
+        expected = theirs.c_attn.weight[units][:, [part * 12 + u for u in units]]
+        assert torch.equal(ours.c_attn.weight[:, part * 8 : part * 8 + 8], expected)

@@ -5,6 +5,7 @@
     outputs(raw)                            `ModelOutput` as a plain dict
     init_from_layers(student, teacher, layers=[0, 2, 4])
     cut(small, teacher, layers=[0, 2])      layers, heads and units by importance
+    grow(large, trained, layers=[0, 0, 1])  the other way, with the function kept
     heads(student=small, teacher=big)       hidden states, weights, scales for head_divergence
     save_pretrained(model, tensors, directory)
 
@@ -42,6 +43,7 @@ from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
 from ._forward import outputs as outputs
+from ._grow import grow as grow
 from ._head import Head as Head
 from ._head import head as head
 from ._head import heads as heads
@@ -55,6 +57,7 @@ __all__ = [
     "Prepared",
     "cut",
     "default_inputs",
+    "grow",
     "head",
     "heads",
     "init_from_layers",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -95,7 +95,7 @@ def cut(
         tensor = theirs[place.source]
         for axis, (a, b) in enumerate(zip(tensor.shape, ours[place.name].shape, strict=True)):
             if a != b:
-                tensor = tensor.index_select(axis, kept[_cut_of(place, a, b, kept)])
+                tensor = tensor.index_select(axis, kept[cut_of(place, a, b, kept)])
         start[place.name] = tensor
     result = copy.deepcopy(student)
     prefix = getattr(student, "base_model_prefix", "")
@@ -129,7 +129,7 @@ def _places(
                     "layers=[0, 2, 4]."
                 )
             chosen[stack] = sources[label], chosen_layers(numbers, label, mine, deep)
-    places = [_place(name, chosen) for name in ours]
+    places = [place_of(name, chosen) for name in ours]
     problems = [
         f"{p.name} {tuple(ours[p.name].shape)}, teacher's "
         + (f"{tuple(theirs[p.source].shape)}" if p.source in theirs else "is missing")
@@ -149,7 +149,8 @@ def _fits(ours: Tensor, theirs: Tensor) -> bool:
     return ours.ndim == theirs.ndim and all(a <= b for a, b in pairs)
 
 
-def _place(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:
+def place_of(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:
+    """Where a tensor is cut from, with the layers chosen for each stack."""
     for stack, (source, numbers) in chosen.items():
         match = re.fullmatch(rf"{re.escape(stack)}\.(\d+)\.(.+)", name)
         if match is not None:
@@ -158,7 +159,7 @@ def _place(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:
     return Place(name, name, None)
 
 
-def _cut_of(place: Place, theirs: int, ours: int, kept: Mapping[Cut, Any]) -> Cut:
+def cut_of(place: Place, theirs: int, ours: int, kept: Mapping[Cut, Any]) -> Cut:
     """The group of units that an axis belongs to: of the model, where any of its kind is."""
     whole = Cut(None, theirs, ours)
     return whole if whole in kept else Cut(place.layer, theirs, ours)
@@ -188,36 +189,47 @@ def _kept(
         shapes = zip(theirs[place.source].shape, ours[place.name].shape, strict=True)
         for axis, (a, b) in enumerate(shapes):
             if a != b:
-                group = _cut_of(place, a, b, outside)
+                group = cut_of(place, a, b, outside)
                 rest = [i for i in range(score.ndim) if i != axis]
                 total = score.sum(rest) if rest else score
                 totals[group] = totals[group] + total if group in totals else total
-    return _chosen_units(totals, _sizes_of_heads(student))
+
+    def greatest(group: Cut, whole: int) -> Tensor:
+        blocks = totals[group].reshape(-1, whole).sum(-1)
+        return blocks.topk(group.ours // whole).indices.sort().values
+
+    return units_of(totals, sizes_of_heads(student), greatest)
 
 
-def _chosen_units(totals: dict[Cut, Tensor], heads: tuple[int, int, int]) -> dict[Cut, Tensor]:
-    """The units of the greatest totals: fused axes as their parts, heads as a whole."""
+def units_of(
+    groups: Iterable[Cut], heads: tuple[int, int, int], choose: Callable[[Cut, int], Tensor]
+) -> dict[Cut, Tensor]:
+    """Which of their units each of our units is: fused axes as their parts, heads as a whole.
+
+    Args:
+      groups: the axes that differ.
+      heads: from `sizes_of_heads`.
+      choose: of a group, in blocks of so many units, which of their blocks are ours.
+    """
     queries, keys, size = heads
     kept: dict[Cut, Tensor] = {}
-    for group in sorted(totals, key=lambda g: g.ours):
+    for group in sorted(groups, key=lambda g: g.ours):
         of_queries = size > 0 and group.ours == queries * size
         pairs = Cut(group.layer, group.theirs * keys // max(queries, 1), keys * size)
         if of_queries and keys != queries and pairs in kept:
             kept[group] = _reading(kept[pairs], size, queries // keys)
             continue
-        part = next(
-            (p for m in _FUSED if group.theirs % m == 0 == group.ours % m
-             for p in [Cut(group.layer, group.theirs // m, group.ours // m)] if p in kept),
-            None,
-        )  # fmt: skip
-        total = totals[group]
+        fused = [m for m in _FUSED if group.theirs % m == 0 == group.ours % m]
+        sizes = [(group.theirs // m, group.ours // m) for m in fused]
+        candidates = [Cut(layer, *pair) for pair in sizes for layer in (group.layer, None)]
+        part = next((candidate for candidate in candidates if candidate in kept), None)
         if part is not None:
             repeats = group.theirs // part.theirs
             kept[group] = torch.cat([kept[part] + i * part.theirs for i in range(repeats)])
             continue
         whole = size if of_queries or (size > 0 and group.ours == keys * size) else 1
         whole = whole if group.theirs % whole == 0 else 1
-        blocks = total.reshape(-1, whole).sum(-1).topk(group.ours // whole).indices.sort().values
+        blocks = choose(group, whole)
         kept[group] = (blocks[:, None] * whole + torch.arange(whole)).flatten()
     return kept
 
@@ -229,8 +241,8 @@ def _reading(keys: Tensor, size: int, each: int) -> Tensor:
     return (queries[:, None] * size + torch.arange(size)).flatten()
 
 
-def _sizes_of_heads(student: nn.Module) -> tuple[int, int, int]:
-    """Query heads, key-value heads and the size of one, of the student's config, or zeros."""
+def sizes_of_heads(student: nn.Module) -> tuple[int, int, int]:
+    """Query heads, key-value heads and the size of one, of a model's config, or zeros."""
     config = getattr(student, "config", None)
     queries = getattr(config, "num_attention_heads", 0) or 0
     if not queries:
