@@ -1,4 +1,4 @@
-"""Boundaries: transformers, KnowledgeDistillation, other people's loops, torchao, loggers.
+"""Boundaries: transformers, KnowledgeDistillation, other people's loops, torchao, ONNX, loggers.
 
 Each is imported when it is first used: `fkd.interop.modules.bind(objective)`.
 """
@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from . import knowledge_distillation as knowledge_distillation
     from . import loggers as loggers
     from . import modules as modules
+    from . import onnx as onnx
     from . import torchao as torchao
     from . import transformers as transformers
 else:
@@ -20,7 +21,7 @@ else:
         return importlib.import_module(f"{__name__}.{name}")
 
 
-__all__ = ["knowledge_distillation", "loggers", "modules", "torchao", "transformers"]
+__all__ = ["knowledge_distillation", "loggers", "modules", "onnx", "torchao", "transformers"]
 
 
 def __dir__() -> list[str]:
