@@ -54,6 +54,13 @@ def test_programs_that_read_have_a_list_of_the_pages(site: dict[str, bytes]):
     assert b"## Knowledge distillation" in site["llms-full.txt"]
 
 
+def test_what_is_private_is_on_no_page(site: dict[str, bytes]):
+    text = b"\n".join(site.values()).decode(errors="ignore")
+    shown = {n for some in re.findall(r"members: \[(.*)\]", text) for n in some.split(", ")}
+    assert {"attach", "__call__"} <= shown
+    assert not {name for name in shown if name.startswith("_")} - {"__call__"}
+
+
 def test_every_recorded_output_is_there(site: dict[str, bytes]):
     for name, content in site.items():
         if name.startswith("tutorials/"):

@@ -91,6 +91,7 @@ def _for_programs(made: Mapping[str, bytes]) -> dict[str, str]:
 def _about(text: str) -> str:
     """The first sentence after the heading."""
     after = re.sub(r"^# .+$", "", text, count=1, flags=re.MULTILINE).strip()
-    first = next((p for p in after.split("\n\n") if (p and p[0].isalnum()) or p[:1] in "`*"), "")
+    prose = [p for p in after.split("\n\n") if p and not p.startswith("```")]
+    first = next((p for p in prose if p[0].isalnum() or p[0] in "`*"), "")
     plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split()))
     return re.split(r"(?<=[.!?]) ", plain)[0][:200]

@@ -65,6 +65,11 @@ def _paper(recipe: Recipe) -> str:
 
 def _page(file: ModuleType) -> str:
     parts = [f"# Recipes: {(file.__doc__ or '').strip().rstrip('.').lower()}\n"]
+    count = len(file.RECIPES)
+    titles = ", ".join(recipe.title for recipe in file.RECIPES)
+    parts += [
+        f"{count} published methods as terms of an objective, each run by a test: {titles}.\n"
+    ]
     for recipe in file.RECIPES:
         parts += [f"## {recipe.title}\n", f"{_paper(recipe)}. {recipe.note}\n"]
         parts += [_formulas(recipe), f"```python\n{recipe.source}\n```\n"]

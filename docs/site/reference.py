@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib
+import inspect
 import re
 from types import ModuleType
 
@@ -79,9 +80,21 @@ def _package(package: str) -> str:
     about = (module.__doc__ or "").strip()
     names = public_names(package)
     listed = ", ".join(f"[`{name}`](#{package}.{name})" for name in names)
-    objects = "\n\n".join(f"::: {package}.{name}" for name in names)
+    objects = "\n\n".join(
+        f"::: {package}.{name}{_members(getattr(module, name))}" for name in names
+    )
     title = TITLES.get(package, package.rsplit(".", 1)[-1].replace("_", " ").capitalize())
     return f"# {title}: `{package}`\n\n{_plain(about)}\n\n{listed}\n\n{objects}\n"
+
+
+def _members(value: object) -> str:
+    """Of a class only what is public, and `__call__` where that is described."""
+    if not inspect.isclass(value):
+        return ""
+    names = dict.fromkeys([*vars(value).get("__annotations__", ()), *vars(value)])
+    shown = [name for name in names if not name.startswith("_")]
+    shown += ["__call__"] if getattr(vars(value).get("__call__"), "__doc__", None) else []
+    return f"\n    options:\n      members: [{', '.join(shown)}]"
 
 
 def _plain(text: str) -> str:
@@ -93,7 +106,9 @@ def _family(family: str, members: list[Entry]) -> str:
         f"| [`{e.name}`](#{e.path}) | {_cell(e.summary)} | {_cell(e.cost) or 'linear'} |"
         for e in members
     )
-    objects = "\n\n".join(f"::: {entry.path}{_uses(entry)}" for entry in members)
+    objects = "\n\n".join(
+        f"::: {entry.path}{_members(entry.value)}{_uses(entry)}" for entry in members
+    )
     table = f"| name | what it is | cost |\n| --- | --- | --- |\n{rows}"
     return f"# {family}\n\n{table}\n\n{objects}\n"
 
