@@ -207,13 +207,28 @@ def differences(saved: Any, here: Any, path: str = "") -> Generator[str]:
     elif isinstance(saved, list) and isinstance(here, list):
         yield from differences(_numbered(saved), _numbered(here), path)
     elif saved != here or isinstance(saved, bool) != isinstance(here, bool):
-        yield f"{path or 'all'}: {_short(saved)} in the checkpoint, {_short(here)} here"
+        at = _first_difference(saved, here)
+        there = f"{_short(saved, at)} in the checkpoint, {_short(here, at)} here"
+        yield f"{path or 'all'}: {there}"
 
 
 def _numbered(items: list[Any]) -> dict[str, Any]:
     return {str(i): x for i, x in enumerate(items)}
 
 
-def _short(x: Any) -> str:
+def _first_difference(saved: Any, here: Any) -> int:
+    """Where two texts begin to differ; 0 of anything else."""
+    if not (isinstance(saved, str) and isinstance(here, str)):
+        return 0
+    pairs = zip(json.dumps(saved), json.dumps(here), strict=False)
+    return next((i for i, (a, b) in enumerate(pairs) if a != b), 0)
+
+
+def _short(x: Any, at: int = 0) -> str:
+    """A value; of a long one what stands around one of its places."""
     text = json.dumps(x)
-    return text if len(text) <= 120 else text[:117] + "..."
+    if len(text) <= 120:
+        return text
+    first = max(0, min(at - 40, len(text) - 114))
+    end = "..." if first + 114 < len(text) else ""
+    return ("..." if first else "") + text[first : first + 114] + end

@@ -12,7 +12,7 @@ from .._data.epochs import Loader
 from .._log.log import open_log
 from .._log.loggers import Loggers
 from .display import open_display
-from .resume import optimizer_settings
+from .fingerprint import optimizer_settings
 from .run import Run
 from .totals import total_steps
 

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import functools
 import os
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar, cast, get_type_hints
 
 import optree
 import torch
 from torch import Tensor
-from torch.optim import Optimizer
 
 from fkd._base.types import Params
 from fkd._objective.objective import Objective
-from fkd._objective.terms import Term
-from fkd._refs.paths import show
-from fkd.parallel._shards import cut_like, is_cut, local, locals_of, rows_like, whole
+from fkd.parallel._shards import cut_like, is_cut, local, rows_like
 
-from .._base.digest import digest_of
 from .._base.errors import CheckpointError, DamagedError, MismatchError
 from .._base.state import State
 from .._checkpoint.checkpoint import Checkpoint, load, load_latest
@@ -29,11 +23,8 @@ from .._checkpoint.parts import read_in_parts
 from .._checkpoint.places import Places
 from .._checkpoint.schema import COUNT, INTEGER, NUMBER, Each, Of, maybe, validate
 from .._checkpoint.told import tree_of_first
-from .._step.by_model import Names, label
-from .._step.combine import Combined
 from .._step.train_step import TrainStep
-from .._step.updaters import Updaters
-from .identity import facts_of, without_addresses
+from .fingerprint import fingerprint, only_if
 
 T = TypeVar("T")
 
@@ -67,8 +58,8 @@ def to_tree(objective: Objective, state: State) -> dict[str, Any]:
         "skipped": state.skipped,
         "step": state.step,
         "seed": state.seed,
-        **_only_if("combine_state", _leaves(state.combine_state)),
-        **_only_if("loss_scale", state.loss_scale and dict(state.loss_scale)),
+        **only_if("combine_state", _leaves(state.combine_state)),
+        **only_if("loss_scale", state.loss_scale and dict(state.loss_scale)),
     }
 
 
@@ -161,137 +152,6 @@ def nonfinite_in(tree: Any) -> list[str]:
     wide = (x if x.itemsize > 1 else x.float() for _, x in places)
     flags = torch.stack([x.isfinite().all().cpu() for x in wide]).tolist()
     return [place for (place, _), finite in zip(places, flags, strict=True) if not finite]
-
-
-def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
-    """A description of objective and optimizer; runs with different ones do not mix."""
-    objective, here = step.objective, locals_of(state.trainable)
-    return {
-        "terms": {name: _term(term) for name, term in objective.terms.items()},
-        "models": {name: _described(objective, state, name) for name in objective.models},
-        **_how(step, here),
-        **_only_if("within", {n: _how(one, here) for n, one in step.within.items()}),
-    }
-
-
-def _how(step: TrainStep, trainable: Params) -> dict[str, Any]:
-    """How a step updates its models."""
-    choices = step.choices
-    models = {m: params for m, params in trainable.items() if m in choices.models}
-    names = {id(p): f"{m}.{n}" for m, params in models.items() for n, p in params.items()}
-    built = Updaters(choices.optimizers, models, {}).optimizers if choices.optimizers else {}
-    optimizers = {label(k): _optimizer_words(optimizer, names) for k, optimizer in built.items()}
-    alone = list(built) == [choices.models]
-    when = {label(n): _words(_shown(f), f) for n, f in choices.when.items()}
-    rates = {n: _words(_shown(f), f) for n, f in choices.rates.items()}
-    return {
-        "optimizer": optimizers[label(choices.models)] if alone else optimizers,
-        "step": {
-            "accumulate": step.accumulate,
-            "autocast": str(step.autocast),
-            "clip": _by_models(choices.clips, choices.models),
-            "lr": _by_models(rates, choices.models),
-            **_only_if("when", when),
-            **_only_if("combine", step.combined and _combination(step.combined)),
-        },
-    }
-
-
-def _by_models(chosen: Mapping[Names, Any], models: Names) -> Any:
-    """The value for all models; by their names, where it is one of some."""
-    if list(chosen) == [models]:
-        return chosen[models]
-    return {label(names): value for names, value in chosen.items()} or None
-
-
-def _only_if(name: str, value: Any) -> dict[str, Any]:
-    """A field that runs without it do not have, as those of earlier versions."""
-    return {name: value} if value else {}
-
-
-def _combination(combined: Combined) -> dict[str, Any]:
-    what = combined.combination
-    return {
-        "what": _words(_shown(what), what),
-        "groups": {group: list(names) for group, names in combined.groups.items()},
-    }
-
-
-def optimizer_settings(described: Mapping[str, Any]) -> dict[str, Any]:
-    """The optimizer of a fingerprint, or the several by their models, for the log."""
-    if "groups" not in described:
-        return {"optimizers": {name: optimizer_settings(one) for name, one in described.items()}}
-    groups = enumerate(described["groups"])
-    return {
-        "optimizer": described["class"],
-        "groups": {i: {k: v for k, v in g.items() if k != "params"} for i, g in groups},
-    }
-
-
-def _optimizer_words(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str, Any]:
-    groups = [
-        {
-            **{k: _shown(v) for k, v in g.items() if k not in ("params", "param_names")},
-            "params": [names[id(p)] for p in g["params"]],
-        }
-        for g in optimizer.param_groups
-    ]
-    return {"class": type(optimizer).__name__, "groups": groups}
-
-
-def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
-    model = objective.program.model(name)
-    module = model.module
-    assert module is not None
-    parameters, buffers = dict(module.named_parameters()), dict(module.named_buffers())
-    about: dict[str, Any] = {
-        "model": _words(repr(objective.models[name]), (model.inputs, model.outputs)),
-        "training": model.training,
-        "modules": {
-            path or ".": without_addresses(f"{type(part).__name__}({part.extra_repr()})")
-            for path, part in module.named_modules()
-        },
-        "parameters": {n: f"{tuple(p.shape)} {p.dtype}" for n, p in parameters.items()},
-        "unused": list(model.unused),
-    }
-    if model.kind == "frozen":
-        about["values"] = digest_of({**parameters, **buffers}.items())
-    if model.kind == "trainable" and name in state.frozen:
-        about["frozen values"] = digest_of((n, whole(x)) for n, x in state.frozen[name].items())
-    return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})
-
-
-def _term(term: Term) -> str:
-    """A term as code. A 0-d tensor is a knob, whose value may have moved."""
-    kwargs = {k: _knob(v) for k, v in term.kwargs.items()}
-    shown = replace(term, kwargs=kwargs, weight=_knob(term.weight))
-    bound = term.loss
-    extra = ""
-    if isinstance(bound, functools.partial):
-        extra = f" with {show(bound.args)} {show(bound.keywords)}"
-    return _words(repr(shown) + extra, term)
-
-
-def _words(text: str, value: Any) -> str:
-    """A repr, and what it does not say."""
-    facts = facts_of(value)
-    return without_addresses(text) + (f" [{', '.join(facts)}]" if facts else "")
-
-
-def _knob(value: Any) -> Any:
-    return _NUMBER if isinstance(value, Tensor) and value.ndim == 0 else value
-
-
-class _Number:
-    def __repr__(self) -> str:
-        return "tensor"
-
-
-_NUMBER = _Number()
-
-
-def _shown(value: Any) -> str:
-    return without_addresses(show(_knob(value)))
 
 
 def _leaves(loss_state: object) -> list[Any]:

@@ -20,10 +20,11 @@ from .._log.log import Throughput
 from .best_student import hand_over, hand_over_again
 from .dry_run import try_evaluation
 from .events import Event
+from .fingerprint import fingerprint
 from .options import Arguments
 from .prepared import Prepared, restore
 from .records import open_records
-from .resume import fingerprint, nonfinite_in, to_tree
+from .resume import nonfinite_in, to_tree
 from .resumed import go_on, unusable
 from .run import Position, Run
 from .saving import saved
