@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sized
 from typing import Any
 
@@ -12,7 +13,7 @@ from .._base.state import State, device_of
 from .._checkpoint.manifest import differences
 from .._checkpoint.schema import INTEGER, TEXT, Each, Of, validate
 from .._data.batch import examples_in, normalised
-from .._data.epochs import Loader
+from .._data.epochs import Loader, Mapped
 from .._step.train_step import TrainStep
 
 _SETTING = Of(
@@ -62,14 +63,16 @@ def _length(loader: Any) -> int | None:
 
 
 def _batch_size(loader: Any) -> int | None:
-    """So far as it is known before a batch is drawn."""
+    """So far as it is known before a batch is drawn: of a loader, of the one inside of it, or of
+    a function of a seed that has it as an attribute or among its bound arguments."""
+    while isinstance(loader, Mapped):
+        loader = loader.loader
     if isinstance(loader, (list, tuple)) and loader:
         try:
             return examples_in(normalised(loader[0]))
         except (ValueError, TypeError):
             return None
-    for owner in (loader, getattr(loader, "batch_sampler", None)):
-        size = getattr(owner, "batch_size", None)
-        if isinstance(size, int):
-            return size
-    return None
+    owners = (loader, getattr(loader, "batch_sampler", None))
+    bound = loader.keywords if isinstance(loader, functools.partial) else {}
+    sizes = (bound.get("batch_size"), *(getattr(owner, "batch_size", None) for owner in owners))
+    return next((size for size in sizes if isinstance(size, int)), None)

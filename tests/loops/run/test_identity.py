@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,8 @@ from torch import nn
 import fkd
 from fkd import student, teacher, term
 from fkd.loops._base.errors import MismatchError
+from fkd.loops._data.epochs import Mapped
+from fkd.loops._run.settings import settings
 from fkd.losses import kl
 
 from ..training import Net, adamw, batches
@@ -128,6 +132,10 @@ def test_what_moves_or_is_not_read_is_not(tmp_path: Path, name: str, change: str
     _start(tmp_path, _objective(name, change), 3)
 
 
+torch.manual_seed(0)
+_LARGE = Net(8)
+
+
 class Scaled(nn.Module):
     """A student whose repr does not say how it computes."""
 
@@ -151,7 +159,7 @@ Halved.__name__ = "Scaled"
 
 def _of(module: nn.Module) -> fkd.Objective:
     terms = {"kd": term(kl, student.logits, teacher.logits)}
-    return fkd.Objective(terms, student=fkd.trainable(module), teacher=fkd.frozen(Net(8)))
+    return fkd.Objective(terms, student=fkd.trainable(module), teacher=fkd.frozen(_LARGE))
 
 
 @pytest.mark.parametrize(
@@ -202,3 +210,49 @@ def test_the_config_of_a_model_is_part_of_a_run(
     start(2)
     with pytest.raises(MismatchError, match=difference):
         start(3, **settings)
+
+
+def _rows(seed: int, batch_size: int) -> Any:
+    return torch.utils.data.DataLoader([{"x": torch.ones(5)}] * 6, batch_size=batch_size)
+
+
+@pytest.mark.parametrize(
+    "loader",
+    [
+        _rows(0, 3),
+        Mapped(lambda batch: batch, _rows(0, 3)),
+        functools.partial(_rows, batch_size=3),
+        [{"x": torch.ones(3, 5)}],
+    ],
+)
+def test_the_batch_size_is_known_before_a_batch_is_drawn(loader: Any) -> None:
+    step = fkd.loops.train_step(_of(Net(6)), adamw, compile=False)
+    assert settings(step, step.init(), loader)["batch size"] == 3
+
+
+def test_steps_in_two_threads_have_the_bits_of_one() -> None:
+    def trained(module: nn.Module, seed: int) -> torch.Tensor:
+        step = fkd.loops.train_step(_of(module), adamw, compile=False)
+        state = step.init(seed)
+        for batch in 4 * data:
+            state, _ = step(state, batch)
+        return torch.cat([x.flatten() for x in state.trainable["student"].values()])
+
+    torch.manual_seed(0)
+    data, modules = batches(), {1: Net(6), 2: Net(6)}
+    students = {seed: [Net(6) for _ in range(2)] for seed in modules}
+    for seed, copies in students.items():
+        for copied in copies:
+            copied.load_state_dict(modules[seed].state_dict())
+    alone = {seed: trained(copies[0], seed) for seed, copies in students.items()}
+    beside: dict[int, torch.Tensor] = {}
+
+    def run(seed: int) -> None:
+        beside[seed] = trained(students[seed][1], seed)
+
+    threads = [threading.Thread(target=run, args=(seed,)) for seed in students]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert all(torch.equal(alone[seed], beside[seed]) for seed in students)
