@@ -49,15 +49,18 @@ def audio() -> str:
 def embeddings() -> str:
     """One column for each kind of held-out text."""
     rows = rows_of("embeddings")
-    sets = [name for name, value in rows[0].items() if isinstance(value, dict)]
+    sets = {
+        name: values for row in rows for name, values in row.items() if isinstance(values, dict)
+    }
     lines = [["student", "seed", "sentences", "epochs", "parameters", *sets]]
     for row in rows:
         lines.append([f"distilled: {row['student']}", str(row["seed"]),
                       str(row["sentences"]), str(row["epochs"]), f"{row['parameters'] / 1e6:.1f} M",
-                      *(f"{row[name]['distilled']:.3f}" for name in sets)])  # fmt: skip
-    for key in (k for k in rows[0][sets[0]] if k != "distilled"):
+                      *(f"{row[name]['distilled']:.3f}" if name in row else ""
+                        for name in sets)])  # fmt: skip
+    for key in (k for k in sets["docstrings"] if k != "distilled"):
         what = f"mean of the teacher's {key}"
-        lines.append([what, "", "", "", "", *(f"{rows[0][name][key]:.3f}" for name in sets)])
+        lines.append([what, "", "", "", "", *(f"{values[key]:.3f}" for values in sets.values())])
     return table(lines)
 
 
