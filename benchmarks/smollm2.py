@@ -39,9 +39,11 @@ from fkd.loops import language as lm
 from fkd.losses import cosine, head, head_divergence
 
 RESULTS = Path(__file__).parent / "results" / "smollm2.jsonl"
-LENGTH, ROWS, SIZE, HELD_OUT = 128, 256, 4, 64
+LENGTH, ROWS, SIZE, HELD_OUT = 128, 128, 4, 32
 RATES = (1e-3, 2e-3)
-WAYS = ("labels", "kl", "hidden + kl", "top-k", "sampled", "live", "on-policy")
+SWEPT = ("labels", "kl", "hidden + kl")
+WAYS = ("labels", "hidden + kl", "kl", "live", "top-k", "sampled", "on-policy")
+SWEEP_ROWS = 64
 
 
 class Job(NamedTuple):
@@ -52,20 +54,34 @@ class Job(NamedTuple):
     seed: int
     rate: float
     epochs: int
+    rows: int = ROWS
 
     def __str__(self) -> str:
-        return f"{self.layers} {self.way} lr {self.rate:g} seed {self.seed} epochs {self.epochs}"
+        name = f"{self.layers} {self.way} lr {self.rate:g} seed {self.seed} epochs {self.epochs}"
+        return name if self.rows == ROWS else f"{name} rows {self.rows}"
 
 
-def jobs(seeds: int, epochs: int) -> list[Job]:
-    """All runs, in the order in which they say most."""
+def sweep() -> list[Job]:
+    """Short runs of 12 layers that choose the learning rate: as many for labels as for others."""
+    return [Job(12, way, 0, rate, 1, SWEEP_ROWS) for way in SWEPT for rate in RATES]
+
+
+def jobs(seeds: int, epochs: int, done: Sequence[Mapping[str, Any]]) -> list[Job]:
+    """All other runs, each way with its best rate, in the order in which they say most."""
+    best = {way: best_rate(way, done) for way in WAYS}
     return [
-        Job(layers, way, seed, rate, epochs)
+        Job(layers, way, seed, best[way], epochs)
         for seed in range(seeds)
-        for layers in (6, 12)
+        for layers in (12, 6)
         for way in WAYS
-        for rate in RATES
     ]
+
+
+def best_rate(way: str, done: Sequence[Mapping[str, Any]]) -> float:
+    """That of the sweep with the least perplexity; ways that were not in it take that of KL."""
+    way = way if way in SWEPT else "kl"
+    short = [x for x in done if x["way"] == way and x["train_tokens"] == SWEEP_ROWS * LENGTH]
+    return min(short, key=lambda x: x["values"]["1"]["perplexity"])["lr"]
 
 
 def load(cls: Any, folder: Path) -> Any:
@@ -78,9 +94,13 @@ def load(cls: Any, folder: Path) -> Any:
 
 
 def chosen_layers(layers: int, depth: int) -> list[int]:
-    """The first and the last layers of the teacher: as many of either."""
-    first = layers - layers // 2
-    return [*range(first), *range(depth - layers // 2, depth)]
+    """The first third from the beginning of the teacher, the others from its end.
+
+    Untrained, this split is the best of all for 12 layers, and a hundred times nearer to the text
+    in perplexity than layers that are spread evenly.
+    """
+    first = layers // 3
+    return [*range(first), *range(depth - layers + first, depth)]
 
 
 def student_of(big: Any, layers: int) -> Any:
@@ -115,9 +135,8 @@ def objective_of(small: Any, big: Any, way: str) -> fkd.Objective:
     }
     if way == "hidden + kl":
         depth, kept = big.config.num_hidden_layers, small.config.num_hidden_layers
-        half = kept - kept // 2
-        # The first layers are the teacher's own; the last ones begin where those end.
-        pairs = [(half, depth - kept // 2), (kept, depth)]
+        # What enters and leaves the last layers is to be what enters and leaves the teacher's.
+        pairs = [(s, depth - kept + s) for s in range(kept // 3, kept + 1, 2)]
         terms["hidden"] = [
             term(cosine, student.hidden_states[s], teacher.hidden_states[t]) for s, t in pairs
         ]
@@ -161,7 +180,7 @@ def train(job: Job, big: Any, rows: Any, runs: Path) -> dict[str, Any]:
     small = student_of(big, job.layers)
     collate = functools.partial(lm.token_batch, length=LENGTH)
     dev = list(DataLoader(rows[1], 8, collate_fn=collate))
-    loader: Any = DataLoader(rows[0], SIZE, shuffle=True, collate_fn=collate)
+    loader: Any = DataLoader(rows[0][: job.rows], SIZE, shuffle=True, collate_fn=collate)
     objective, prepare, cached = objective_of(small, big, job.way), None, 0.0
     if job.way not in ("labels", "live", "on-policy"):
         begun = time.process_time()
@@ -170,17 +189,20 @@ def train(job: Job, big: Any, rows: Any, runs: Path) -> dict[str, Any]:
         hidden = objective.terms["lm"].kwargs["teacher_hidden"]
         keep = None if few is None else {hidden: few(64, of=teacher.logits)}
         folder = runs / "caches" / f"{job.layers} {job.way}".replace(" ", "-")
-        source = fkd.sources.cache(objective, every, folder, keep=keep, precision="bf16")
-        cached = time.process_time() - begun
+        source = fkd.sources.cache(objective, every, folder, keep=keep, mask=None, precision="bf16")
+        cost = folder.with_suffix(".seconds")
+        if not cost.exists():
+            cost.write_text(f"{time.process_time() - begun:.1f}")
+        cached = float(cost.read_text())
         objective, loader = fkd.sources.bind(objective, source), source.attach(loader)
     if job.way == "on-policy":
         write = lm.generator(objective, new_tokens=LENGTH - 32, end=None)
         prepare = lm.on_policy(write, prompt=32, share=0.5)
-    steps = job.epochs * len(rows[0]) // SIZE
+    steps = job.epochs * job.rows // SIZE
     schedule = fkd.schedules.warmup(steps // 20 + 1, fkd.schedules.cosine(1.0, 0.1, steps))
     step = fkd.loops.train_step(
         objective,
-        lambda params: torch.optim.AdamW(params, lr=job.rate, weight_decay=0.01),
+        lambda params: torch.optim.AdamW(params, lr=job.rate, weight_decay=0.01, fused=True),
         compile=False,
         precision="bf16",
         clip=1.0,
@@ -216,7 +238,7 @@ def train(job: Job, big: Any, rows: Any, runs: Path) -> dict[str, Any]:
         callbacks=[after],
         checkpoint_dir=folder / "checkpoints",
         keep_last=1,
-        save_every=64,
+        save_every=48,
         log_dir=folder / "log",
     )
     return {
@@ -224,7 +246,7 @@ def train(job: Job, big: Any, rows: Any, runs: Path) -> dict[str, Any]:
         "way": job.way,
         "seed": job.seed,
         "lr": job.rate,
-        "train_tokens": len(rows[0]) * LENGTH,
+        "train_tokens": job.rows * LENGTH,
         "epochs": job.epochs,
         "cpu_seconds": round(epochs["seconds"], 1),
         "teacher_cpu_seconds": round(cached, 1),
@@ -244,7 +266,8 @@ def table(done: list[dict[str, Any]]) -> str:
     for layers in (12, 6):
         for way in WAYS:
             ends: dict[tuple[float, str], list[dict[str, float]]] = {}
-            these = [x for x in done if (x["layers"], x["way"]) == (layers, way)]
+            full = [x for x in done if x["train_tokens"] == ROWS * LENGTH]
+            these = [x for x in full if (x["layers"], x["way"]) == (layers, way)]
             for line in these:
                 for epoch, values in line["values"].items():
                     ends.setdefault((line["lr"], epoch), []).append(values)
@@ -260,6 +283,16 @@ def table(done: list[dict[str, Any]]) -> str:
 
 def mean_of(lines: Sequence[Mapping[str, float]], name: str) -> float:
     return sum(line[name] for line in lines) / len(lines)
+
+
+def finish(job: Job, big: Any, rows: Any, runs: Path) -> None:
+    """Run it, unless the results have it."""
+    names = ("layers", "way", "seed", "lr", "epochs")
+    done = [Job(*(x[n] for n in names), x["train_tokens"] // LENGTH) for x in lines()]
+    if job not in done:
+        line = train(job, big, rows, runs)
+        with RESULTS.open("a") as file:
+            file.write(json.dumps(line) + "\n")
 
 
 def main() -> None:
@@ -284,13 +317,11 @@ def main() -> None:
     big = load(AutoModelForCausalLM, options.teacher).eval()
     parts = (("test.txt", ROWS), ("valid.txt", HELD_OUT))
     rows = [blocks(tokenizer, options.data / file, n) for file, n in parts]
-    for job in jobs(options.seeds, options.epochs):
-        of_line = [Job(x["layers"], x["way"], x["seed"], x["lr"], x["epochs"]) for x in lines()]
-        if job in of_line or options.only not in str(job):
-            continue
-        line = train(job, big, rows, options.runs)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+    for job in sweep():
+        finish(job, big, rows, options.runs)
+    for job in jobs(options.seeds, options.epochs, lines()):
+        if options.only in str(job):
+            finish(job, big, rows, options.runs)
 
 
 if __name__ == "__main__":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
@@ -10,6 +11,9 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 from fkd._base.errors import expect
 
 IGNORE = -100
+
+_GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
+"""The tag by which a template marks what the assistant says."""
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`, and what else a template reads."""
@@ -42,10 +46,12 @@ def chat_tokens(
 
     What the assistant says ends with the token that ends its turn, which it has to learn, too.
     Templates that mark it (`{% generation %}`) are asked; for others, its turn is what the
-    template adds to the conversation before it, with the prompt for an answer.
+    template adds to the conversation before it, with the prompt for an answer. A token counts if
+    any of its characters is the assistant's: where the prompt ends with a space that the first
+    token of the answer begins with, that token counts, as in the mask of transformers.
 
     Args:
-      tokenizer: a fast one of transformers, with a chat template.
+      tokenizer: a fast one of transformers, with a chat template; or give it as an option.
       messages: in order, each with a "role" and a "content".
       turns: which turns of the assistant count.
       max_length: leave out what is beyond, from the right; at least 2.
@@ -70,7 +76,8 @@ def chat_tokens(
       >>> chat_tokens(Words(), chat).labels
       [-100, -100, -100, -100, 121, 46]
     """
-    if not getattr(tokenizer, "chat_template", None):
+    template = _template(tokenizer, options)
+    if not template:
         raise ValueError(
             f"chat_tokens: the {type(tokenizer).__name__} has no chat template. Give it that of "
             "the model: tokenizer.chat_template = ...; or use completion_tokens."
@@ -86,13 +93,22 @@ def chat_tokens(
             f"roles: {[m.get('role') for m in messages]}."
         )
     chosen = answers if turns == "all" else answers[-1:]
-    if "{% generation %}" in tokenizer.chat_template or "{%- generation" in tokenizer.chat_template:
+    if _GENERATION.search(template):
         tokens = _marked(tokenizer, messages, options)
         if turns == "last":
             tokens = _last_run(tokens)
     else:
         tokens = _by_prefix(tokenizer, messages, chosen, options)
     return _shortened(tokens, max_length)
+
+
+def _template(tokenizer: Tokenizer, options: Mapping[str, Any]) -> str | None:
+    """The template that is used: that of the options, or that of the tokenizer, which may have
+    several by name."""
+    named, tools = options.get("chat_template"), options.get("tools")
+    if isinstance(tokenizer.chat_template, Mapping):
+        return tokenizer.get_chat_template(named, tools)
+    return named or tokenizer.chat_template
 
 
 def _shortened(tokens: Tokens, max_length: int | None) -> Tokens:
@@ -115,14 +131,18 @@ def _shortened(tokens: Tokens, max_length: int | None) -> Tokens:
 
 def _marked(tokenizer: Tokenizer, messages: Sequence[Message], options: Any) -> Tokens:
     """By the mask that a template with `{% generation %}` gives."""
+    more = options.get("tokenizer_kwargs") or {}
     encoded = tokenizer.apply_chat_template(
         list(messages),
         tokenize=True,
         return_dict=True,
         return_assistant_tokens_mask=True,
-        **options,
+        **{**options, "tokenizer_kwargs": {**more, "return_offsets_mapping": True}},
     )
     ids, mask = list(encoded["input_ids"]), list(encoded["assistant_masks"])
+    at = list(encoded["offset_mapping"])
+    for i in range(1, len(ids)):  # the other bytes of a character at the end of an answer
+        mask[i] |= mask[i - 1] and tuple(at[i]) == tuple(at[i - 1]) and at[i][0] < at[i][1]
     return Tokens(ids, [i if m else IGNORE for i, m in zip(ids, mask, strict=True)])
 
 
@@ -176,11 +196,19 @@ def _by_prefix(
         spans.append((len(before), len(after) - _after_the_end(after[len(before) :], content)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
-    inside = [
-        any(start <= a and b <= end and b > a for start, end in spans)
-        for a, b in encoded["offset_mapping"]
-    ]
+    at = _stretches(encoded["offset_mapping"])
+    inside = [any(a < end and max(b, a + 1) > start for start, end in spans) for a, b in at]
     return Tokens(ids, [i if kept else IGNORE for i, kept in zip(ids, inside, strict=True)])
+
+
+def _stretches(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:
+    """The characters of every token, with the white space before it, which some tokenizers leave
+    out of the offsets (`trim_offsets`)."""
+    read, stretches = 0, list[tuple[int, int]]()
+    for a, b in offsets:
+        stretches.append((min(a, read), b))
+        read = max(read, b)
+    return stretches
 
 
 def _after_the_end(added: str, content: str) -> int:
@@ -196,7 +224,8 @@ def completion_tokens(
 
     Args:
       tokenizer: any tokenizer of transformers.
-      prompt: does not count; may be empty.
+      prompt: does not count; may be empty. If a template has put the token that begins a text
+        before it, no second one is put there.
       completion: counts.
       end: append the token that ends a text.
 
@@ -205,7 +234,10 @@ def completion_tokens(
     """
     if end and tokenizer.eos_token_id is None:
         raise ValueError("completion_tokens: the tokenizer has no eos_token. Give end=False.")
-    before = list(tokenizer(prompt)["input_ids"]) if prompt else []
+    bos = getattr(tokenizer, "bos_token", None)
+    rendered = bool(bos) and prompt.startswith(bos)  # by a template: not a second time
+    options = {"add_special_tokens": False} if rendered else {}
+    before = list(tokenizer(prompt, **options)["input_ids"]) if prompt else []
     if before and before[-1] == tokenizer.eos_token_id:
         before.pop()  # some tokenizers end every text
     after = list(tokenizer(completion, add_special_tokens=False)["input_ids"])

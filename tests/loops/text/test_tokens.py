@@ -8,7 +8,7 @@ import pytest
 
 from fkd.loops.language import Tokens, chat_tokens, completion_tokens, pack_documents, token_blocks
 
-from .tokenizers import CHATML, FORGETFUL, MARKED, byte_level
+from .tokenizers import CHATML, FORGETFUL, MARKED, byte_level, sentence_piece
 
 CHAT = [
     {"role": "system", "content": "Be brief."},
@@ -129,3 +129,66 @@ def test_tools_and_answers_without_words():
     answers = [{"role": "assistant", "content": words} for words in ("", "It is 42")]
     tokens = chat_tokens(tokenizer, [*CHAT[:2], answers[0], tool, answers[1]])
     assert said(tokenizer, tokens) == ["<|im_end|>", "It is 42<|im_end|>"]
+
+
+# The prompt of the first ends with a space, which byte-level tokenizers put into the next token.
+SPACED = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'assistant' %}"
+    "{{ 'ASSISTANT: ' + m['content'] + eos_token }}{% else %}"
+    "{{ m['role'] | upper + ': ' + m['content'] + ' ' }}{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}{{ 'ASSISTANT: ' }}{% endif %}"
+)
+INST = (
+    "{{ bos_token }}{% for m in messages %}{% if m['role'] == 'user' %}"
+    "{{ '[INST] ' + m['content'] + ' [/INST]' }}{% elif m['role'] == 'assistant' %}"
+    "{{ ' ' + m['content'] + eos_token }}{% endif %}{% endfor %}"
+)
+SPACED_AND_MARKED = SPACED.replace(
+    "{{ 'ASSISTANT: ' + m['content'] + eos_token }}",
+    "{{ 'ASSISTANT: ' }}{%- generation -%}{{ m['content'] + eos_token }}{%- endgeneration -%}",
+)
+
+
+@pytest.mark.parametrize("make", [byte_level, sentence_piece])
+@pytest.mark.parametrize("template", [SPACED, INST, SPACED_AND_MARKED])
+@pytest.mark.parametrize("words", ["reads what", "42", "🙂", "x", "  two  spaces\n\n"])
+def test_the_token_across_the_border_of_an_answer_counts(make, template, words):
+    tokenizer = copy.deepcopy(make())
+    tokenizer.chat_template = template
+    chat = [*CHAT[1:3], CHAT[3], {"role": "assistant", "content": words}]
+    tokens = chat_tokens(tokenizer, chat)
+    answers = [text.strip() for text in said(tokenizer, tokens)]
+    assert answers == ["The student. </s>", f"{words.strip()}{words[len(words.rstrip()) :]}</s>"]
+    assert chat_tokens(tokenizer, chat, turns="last").labels.count(-100) > tokens.labels.count(-100)
+
+
+def test_white_space_of_an_answer_counts_with_trimmed_offsets():
+    from tokenizers import processors
+
+    tokenizer = with_template(CHATML)
+    tokenizer.backend_tokenizer.post_processor = processors.ByteLevel(trim_offsets=True)
+    words = "The student.\n\n\n  reads"
+    tokens = chat_tokens(tokenizer, [*CHAT[:2], {"role": "assistant", "content": words}])
+    assert said(tokenizer, tokens) == [f"{words}<|im_end|>"]
+
+
+def test_the_template_may_be_an_option_or_one_of_several():
+    chat = CHAT[1:3]
+    expected = chat_tokens(with_template(MARKED), chat)
+    assert chat_tokens(byte_level(), chat, chat_template=MARKED) == expected
+    several = copy.deepcopy(byte_level())
+    several.chat_template = {"default": CHATML, "tool_use": MARKED}
+    assert chat_tokens(several, chat) == chat_tokens(with_template(CHATML), chat)
+    assert chat_tokens(several, chat, chat_template="tool_use") == expected
+
+
+def test_a_text_begins_once():
+    tokenizer = copy.deepcopy(byte_level())
+    from tokenizers import processors
+
+    first = ("<s>", tokenizer.bos_token_id)
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", special_tokens=[first]
+    )
+    plain, rendered = (completion_tokens(tokenizer, p, "x") for p in ("Who?", "<s>Who?"))
+    assert plain == rendered and plain.ids.count(tokenizer.bos_token_id) == 1
