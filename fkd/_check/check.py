@@ -12,7 +12,7 @@ import inspect
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -41,18 +41,26 @@ from .labels import labels_out_of_range
 from .rows import row, shape_of
 from .shifted import unshifted_labels
 from .table import CheckReport, model_lines
+from .tokenizers import Tokenizer
 from .unreached import unreached
+from .vocabularies import compared, expect_names, vocabulary_problems
 
 FAILED = object()
 """Stands for a value that could not be computed; its cause has been reported."""
 
 
-def check(objective: Objective, batch: Batch) -> CheckReport:
+def check(
+    objective: Objective, batch: Batch, *, tokenizers: Mapping[str, Tokenizer] | None = None
+) -> CheckReport:
     """Run an objective on the shapes of a batch, without computing anything.
 
     Args:
       objective: what is to be trained.
       batch: one batch as the data loader yields it. Only masks and labels are read.
+      tokenizers: of language models, by the names of the models, as in `{"student": ours,
+        "teacher": theirs}`. Whatever differs between them is then in the report, templates too;
+        ids that mean other tokens to a model that reads them, or to a term that compares them,
+        are mistakes.
 
     Returns:
       A `CheckReport`, which prints as a table: for each term its loss, the shapes that go in, its
@@ -61,6 +69,7 @@ def check(objective: Objective, batch: Batch) -> CheckReport:
     Raises:
       ObjectiveError: lists every mistake that was found, each with the term, what was got,
         what is expected, and the names that are available.
+      ValueError: `tokenizers` has the name of no model, or something that is no tokenizer.
 
     Example:
       >>> objective = Objective(
@@ -72,6 +81,23 @@ def check(objective: Objective, batch: Batch) -> CheckReport:
     """
     expect("check", "objective", objective, Objective, "an fkd.Objective")
     objective.raise_problems()
+    if not tokenizers:
+        return _checked(objective, batch)
+    expect_names(objective, tokenizers)
+    reports = compared(objective, tokenizers)
+    problems = list(vocabulary_problems(objective, batch, tokenizers, reports))
+    try:
+        report = _checked(objective, batch)
+    except ObjectiveError as error:
+        raise ObjectiveError([*problems, *error.problems]) from None
+    if problems:
+        raise ObjectiveError(problems)
+    lines = (f"tokenizers of {a!r} and {b!r}: {r}" for (a, b), r in reports.items())
+    return replace(report, tokenizers=tuple(lines))
+
+
+def _checked(objective: Objective, batch: Batch) -> CheckReport:
+    """The dry run on fake tensors, or on those of the batch where fake ones are not enough."""
     try:
         return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))
     except (DataDependentOutputException, DynamicOutputShapeException, _OnlyFake):

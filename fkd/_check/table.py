@@ -31,6 +31,7 @@ class CheckReport:
 
     rows: tuple[Row, ...]
     models: tuple[str, ...]
+    tokenizers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         heads = [f.name for f in fields(Row)]
@@ -38,7 +39,8 @@ class CheckReport:
         widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
         text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
         rule = "  ".join("-" * w for w in widths)
-        return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], "", *self.models])
+        below = [*self.models, *self.tokenizers]
+        return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], "", *below])
 
     def __repr__(self) -> str:
         return str(self)
@@ -46,7 +48,7 @@ class CheckReport:
     def _repr_html_(self) -> str:
         heads = [f.name for f in fields(Row)]
         rows = ([getattr(row, h) for h in heads] for row in self.rows)
-        return html_table(heads, rows) + html_paragraph(self.models)
+        return html_table(heads, rows) + html_paragraph((*self.models, *self.tokenizers))
 
 
 def model_lines(objective: Objective) -> Iterator[str]:

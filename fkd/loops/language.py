@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from fkd._check.tokenizers import TokenizerReport as TokenizerReport
+from fkd._check.tokenizers import compare_tokenizers as compare_tokenizers
+
 from ._generate.generator import Engine as Engine
 from ._generate.generator import Generator as Generator
 from ._generate.generator import completions as completions
@@ -16,8 +19,6 @@ from ._text.align import align_responses as align_responses
 from ._text.batches import document_mask as document_mask
 from ._text.batches import fields_of as fields_of
 from ._text.batches import token_batch as token_batch
-from ._text.tokenizers import TokenizerReport as TokenizerReport
-from ._text.tokenizers import compare_tokenizers as compare_tokenizers
 from ._text.tokenizers import shared_vocabulary as shared_vocabulary
 from ._text.tokenizers import token_bytes as token_bytes
 from ._text.tokens import Tokens as Tokens

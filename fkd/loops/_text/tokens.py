@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 from fkd._base.errors import expect
+from fkd._check.tokenizers import Tokenizer
 
 IGNORE = -100
 
@@ -17,9 +18,6 @@ _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 
 Message: TypeAlias = Mapping[str, Any]
 """`{"role": "user", "content": "..."}`, and what else a template reads."""
-
-Tokenizer: TypeAlias = Any
-"""A tokenizer of transformers, which this package does not import for it."""
 
 
 class Tokens(NamedTuple):
