@@ -89,6 +89,29 @@ def test_what_is_no_way_to_keep_is_refused(tmp_path):
         scaled(torch.int16)
 
 
+class _Rounded(torch.nn.Module):
+    """Classes 0 to 7 are nearly equal: how many rows a batch has decides about their order."""
+
+    def forward(self, x):
+        draw = torch.Generator().manual_seed(len(x))
+        rounding = 1e-4 * torch.rand(len(x), 8, generator=draw)
+        return torch.cat([x[:, :1] * 1e-3 + 1 + rounding, x.new_zeros(len(x), 92)], dim=-1)
+
+
+def test_the_order_of_nearly_equal_classes_is_a_matter_of_rounding(tmp_path):
+    objective = fkd.Objective(
+        {"kd": term(kl, student.logits, teacher.logits)},
+        student=trainable(torch.nn.Linear(3, 100), inputs=lambda batch: {"input": batch["x"]}),
+        teacher=frozen(_Rounded()),
+    )
+    data = [{"x": x} for x in torch.randn(6, 3)]
+    kept = cache(
+        objective, DataLoader(data, 4), tmp_path, keep={teacher.logits: top_k(8)}, progress=False
+    )
+    (values,) = kept.values({"x": torch.stack([row["x"] for row in data])}).values()
+    assert set(values.ids.flatten().tolist()) == set(range(8))
+
+
 def test_another_way_to_keep_is_another_cache(tmp_path):
     made = rows()
     cache(kd(), loader(made), tmp_path, keep={teacher.logits: top_k(3)}, progress=False)
