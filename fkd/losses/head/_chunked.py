@@ -138,13 +138,13 @@ def _sweep(problem: Problem, chunk: int, rows: RowFunction, sums: Sums) -> Tenso
             gradient = gradient.to(hidden.dtype)
         by_token = None if problem.token_weights is None else problem.token_weights[cut, None]
         if sums.hidden is not None or sums.scale is not None:
-            back = gradient @ student.weight
+            back = problem.over_ranks(gradient @ student.weight)
             back = back if by_token is None else (back * by_token).to(back.dtype)
             if sums.hidden is not None:
                 sums.hidden[cut] = back
             if sums.scale is not None:
                 by_bias = _bias_sum(gradient, by_token)
-                sums.scale.add_(_by_scale(student, hidden, back, by_bias))
+                sums.scale.add_(_by_scale(problem, student, hidden, back, by_bias))
         if sums.weight is not None:
             met = hidden if by_token is None else (hidden * by_token).to(hidden.dtype)
             add_outer(sums.weight, gradient, met)
@@ -162,14 +162,16 @@ def _bias_sum(gradient: Tensor, by_token: Tensor | None) -> Tensor:
     return (by_token.to(dtype).t() @ gradient.to(dtype))[0]
 
 
-def _by_scale(student: Head, hidden: Tensor, back: Tensor, by_bias: Tensor) -> Tensor:
+def _by_scale(
+    problem: Problem, student: Head, hidden: Tensor, back: Tensor, by_bias: Tensor
+) -> Tensor:
     """The derivative by the scale, `sum_v g_v z_v / scale` with z = hidden weight^T + bias.
 
     The sum over the vocabulary is that of the gradient by the hidden states times these.
     """
     total = (back.to(by_bias.dtype) * hidden).sum()
     if student.bias is not None:
-        total = total + (by_bias * student.bias).sum()
+        total = total + problem.over_ranks((by_bias * student.bias).sum())
     assert student.scale is not None
     return total / student.scale
 

@@ -9,11 +9,12 @@ from ..._base.mean import Mean, MeanWithParts
 from .._shared.products import outside_autocast
 from ._arguments import HeadArguments, Strategy
 from ._chunked import chunked, torch_rows
+from ._divided import divided_rows
 from ._fused import fused_rows, unfusible
 from ._inputs import problem_of
 from ._materialized import materialized
 from ._problem import Number, Problem, Solution, tracked
-from ._sizes import chunk_tokens
+from ._sizes import chunk_tokens, usual_budget
 
 
 def evaluate(arguments: HeadArguments, *, metrics: bool = False) -> tuple[Mean, dict[str, Tensor]]:
@@ -46,11 +47,16 @@ def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Solut
             f"head_divergence: strategy {strategy!r}; 'auto', 'materialized', 'chunked' or "
             "'fused' is expected."
         )
+    if problem.division is not None:
+        _check_divided(problem, strategy)
     if strategy == "materialized":
         return materialized(problem)
     _check_constants(problem)
     if _mapped():
         return materialized(problem)
+    if problem.division is not None:
+        with outside_autocast(problem.keep):
+            return chunked(problem, _chunk(problem, chunk_size), divided_rows)
     if strategy == "auto":
         strategy = "fused" if problem.keep.is_cuda and unfusible(problem) is None else "chunked"
     if strategy == "fused" and (reason := unfusible(problem)) is not None:
@@ -63,10 +69,29 @@ def solve(problem: Problem, strategy: Strategy, chunk_size: int | None) -> Solut
 def _chunk(problem: Problem, chunk_size: int | None) -> int:
     if chunk_size is None:
         tokens, vocab = problem.student.hidden.shape[0], problem.student.weight.shape[0]
-        return chunk_tokens(tokens, vocab, device=problem.keep.device, dtype=problem.logits_dtype)
+        device, dtype = problem.keep.device, problem.logits_dtype
+        if problem.division is None:
+            return chunk_tokens(tokens, vocab, device=device, dtype=dtype)
+        # The same on all ranks, whatever memory is free on them.
+        vocab, budget = problem.division.most, usual_budget(device)
+        return chunk_tokens(tokens, vocab, device=device, dtype=dtype, budget=budget)
     if chunk_size < 1:
         raise ValueError(f"head_divergence: chunk_size {chunk_size}; 1 or more is expected.")
     return chunk_size
+
+
+def _check_divided(problem: Problem, strategy: Strategy) -> None:
+    """Say what is not to be had of heads that are cut along the vocabulary over several ranks."""
+    cut = "head_divergence: the heads are cut along the vocabulary over several ranks"
+    if strategy not in ("auto", "chunked"):
+        raise ValueError(f"{cut}, and strategy is {strategy!r}; 'chunked' is expected.")
+    if problem.known is not None:
+        raise ValueError(
+            f"{cut}, and the teacher is known on some classes only. Give its hidden states and "
+            "weight, or whole weights: weight.full_tensor()."
+        )
+    if _mapped():
+        raise ValueError(f"{cut}: torch.vmap has no rule for that. Call it without vmap.")
 
 
 def _check_constants(problem: Problem) -> None:

@@ -10,6 +10,7 @@ from .._shared.checks import covers, floating, positive, temperature_fits
 from .._shared.known import entropy_of, same_temperature
 from .._shared.labels import integers
 from ._arguments import HeadArguments, Side, Targets
+from ._cut import divided
 from ._divergence import Divergence, as_divergence
 from ._known import KINDS
 from ._problem import Head, Problem, Vocabulary
@@ -30,6 +31,8 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     _expect_needed(divergence, labels, teacher)
     if not (divergence.needs_teacher or metrics):
         teacher = teacher._replace(hidden=None)
+    student, teacher, division = divided(student, teacher)
+    assert isinstance(student.hidden, Tensor)
     _same_positions(student.hidden, teacher.hidden)
     head = _head("student", student, keep)
     assert head is not None
@@ -51,6 +54,7 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     problem = problem._replace(
         token_weights=_token_weights(arguments.token_weights, student.hidden, problem)
     )
+    problem = problem._replace(division=division)
     if isinstance(teacher.hidden, SparseDistribution):
         _expect_known(problem, teacher, teacher.hidden)
         return problem._replace(known=_flat(teacher.hidden))

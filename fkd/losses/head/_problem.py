@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..._base.sparse import SparseDistribution
 from ._divergence import Divergence
+from ._division import Division
 
 Number = float | Tensor
 Vocabulary = Tensor | slice
@@ -58,6 +59,7 @@ class Problem(NamedTuple):
       metrics: whether columns of metrics follow the divergences.
       known: `[tokens]`, in place of the teacher's head one that is known on some classes.
       token_weights: `[tokens]`, how much each counts in the sum; 0 where a token does not count.
+      division: which entries of the vocabulary the heads have; None: all.
     """
 
     student: Head
@@ -71,6 +73,11 @@ class Problem(NamedTuple):
     metrics: bool
     known: SparseDistribution | None = None
     token_weights: Tensor | None = None
+    division: Division | None = None
+
+    def over_ranks(self, x: Tensor) -> Tensor:
+        """What was summed over the vocabulary, with the entries of the other ranks."""
+        return x if self.division is None else self.division.summed(x)
 
     def summed(self, column: Tensor) -> Tensor:
         """`[]`, the sum over tokens of one of the columns of values, weighted by token."""

@@ -10,6 +10,7 @@ z-loss read softmax(z) at temperature 1.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -89,7 +90,8 @@ def row_gradient(problem: Problem, rows: Rows, labels: Tensor | None) -> Tensor:
     """The derivative of the weighted sum by the student's raw logits, `[rows, vocab]`."""
     parts: list[Tensor] = []
     if problem.divergence.needs_teacher:
-        parts.append(_divergence_slope(problem, rows))
+        u = joint_slope(problem, rows.pairs)
+        parts.append(torch.addcmul(u, rows.q, u.sum(-1, keepdim=True), value=-1))
     if any(pair is None for pair in rows.pairs):
         parts.append(label_slope(problem, rows.student, rows.normaliser, labels))
     gradient = parts[0] if len(parts) == 1 else parts[0] + parts[1]
@@ -103,32 +105,39 @@ def by_raw_logits(gradient: Tensor, student: Tensor, head: Head) -> Tensor:
     return gradient if head.scale is None else gradient * head.scale
 
 
-def _divergence_slope(problem: Problem, rows: Rows) -> Tensor:
+def joint_slope(problem: Problem, pairs: Sequence[tuple[Tensor, Tensor] | None]) -> Tensor:
+    """`[rows, vocab]`, u / T of the text of this file, of all divergences together."""
     temperature, u = problem.temperature, None
-    for (weight, atom), pair in zip(problem.divergence.terms, rows.pairs, strict=True):
+    for (weight, atom), pair in zip(problem.divergence.terms, pairs, strict=True):
         if pair is not None:
             factor = weight * temperature if atom.square else weight / temperature
             slope = _scaled(pair[1], factor)
             u = slope if u is None else u + slope
     assert u is not None
-    return torch.addcmul(u, rows.q, u.sum(-1, keepdim=True), value=-1)
+    return u
 
 
 def label_slope(
     problem: Problem, student: Tensor, normaliser: Tensor, labels: Tensor | None
 ) -> Tensor:
     """`[rows, vocab]`, the derivative of the losses of the student's logits alone."""
+    onto_q, onto_label = label_factors(problem, normaliser)
+    gradient = onto_q * torch.exp(student - normaliser)
+    if labels is None:
+        return gradient
+    label = labels[:, None]
+    return gradient.scatter(-1, label, gradient.gather(-1, label) - onto_label)
+
+
+def label_factors(problem: Problem, normaliser: Tensor) -> tuple[Number, Number]:
+    """The factors of q, and of 1 at the label, in the derivative of these losses."""
     onto_q, onto_label = 0.0, 0.0
     for weight, atom in problem.divergence.terms:
         if atom.kind == "z_loss":
             onto_q = onto_q + 2 * weight * normaliser
         elif atom.kind == "cross_entropy":
             onto_q, onto_label = onto_q + weight, onto_label + weight
-    gradient = onto_q * torch.exp(student - normaliser)
-    if labels is None:
-        return gradient
-    label = labels[:, None]
-    return gradient.scatter(-1, label, gradient.gather(-1, label) - onto_label)
+    return onto_q, onto_label
 
 
 def _scaled(x: Tensor, factor: Number) -> Tensor:

@@ -62,11 +62,16 @@ def chunk_budget(device: str) -> int:
       True
     """
     place = torch.device(device)
-    usual = _BUDGET.get(place.type, _BUDGET["cuda"])
+    usual = usual_budget(place)
     free = _free_memory(place)
     return (
         usual if free is None or free // 4 >= usual else 1 << max(20, (free // 4).bit_length() - 1)
     )
+
+
+def usual_budget(device: torch.device) -> int:
+    """Bytes for one chunk's logits of both models, where enough memory is free."""
+    return _BUDGET.get(device.type, _BUDGET["cuda"])
 
 
 def _free_memory(device: torch.device) -> int | None:
