@@ -10,6 +10,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from .._base.types import Batch
+from .rebound import rebind_forwards
 from .recompute import blocks_of
 
 Kind = Literal["trainable", "frozen", "ema"]
@@ -105,6 +106,7 @@ def skeleton(module: nn.Module, *, training: bool) -> nn.Module:
     for tensor in (*module.parameters(), *module.buffers()):
         shared[id(tensor)] = tensor
     copied = copy.deepcopy(module, shared)
+    rebind_forwards(module, copied)
     return copied.train(training)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch.distributed.device_mesh import DeviceMesh
@@ -11,6 +12,7 @@ from ._shards import ranks_of
 
 REPLICATE = ("replicate", "data", "dp", "ddp", "dp_replicate")
 SHARD = ("shard", "fsdp", "dp_shard")
+TENSOR = ("tensor", "tp")
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,11 +21,13 @@ class Axes:
 
     Attributes:
       mesh: as it was given.
+      data: the same without an axis whose ranks have the same examples.
       ranks: all ranks among which the examples of a batch are divided.
-      shard: the number of the axis along which parameters are cut; None: they are not.
+      shard: the number of the axis of `data` along which parameters are cut; None: they are not.
     """
 
     mesh: DeviceMesh
+    data: DeviceMesh
     ranks: Ranks
     shard: int | None = None
 
@@ -34,6 +38,8 @@ def axes_of(mesh: DeviceMesh) -> Axes:
     `"replicate"` (also `"data"`, `"dp"`, `"ddp"`, `"dp_replicate"`; and the one axis of a mesh
     without names): its ranks hold the same parameters. `"shard"` (also `"fsdp"`, `"dp_shard"`):
     each of its ranks holds a part of every large parameter. All of them divide each batch.
+    `"tensor"` (also `"tp"`): its ranks compute the same examples, with a teacher whose layers its
+    own plan has cut over them.
 
     Raises:
       ValueError: an axis has another name, or there is more than one of a kind.
@@ -53,8 +59,21 @@ def axes_of(mesh: DeviceMesh) -> Axes:
             f"train_step: the mesh has several axes that mean {twice[0]!r}: {', '.join(names)}. "
             "One of each is expected."
         )
-    cut = kinds.index("shard") if "shard" in kinds and mesh.size(kinds.index("shard")) > 1 else None
-    return Axes(mesh, _ranks(mesh), cut)
+    data = _data(mesh, names, kinds)
+    kinds = [kind for kind in kinds if kind != "tensor"]
+    cut = kinds.index("shard") if "shard" in kinds and data.size(kinds.index("shard")) > 1 else None
+    return Axes(mesh, data, _ranks(data), cut)
+
+
+def _data(mesh: DeviceMesh, names: Sequence[str], kinds: Sequence[str]) -> DeviceMesh:
+    """The axes over which a batch is divided; of none, one of this rank alone."""
+    if "tensor" not in kinds:
+        return mesh
+    left = tuple(name for name, kind in zip(names, kinds, strict=True) if kind != "tensor")
+    if left:
+        return mesh[left]
+    alone = DeviceMesh(mesh.device_type, mesh.mesh[None], mesh_dim_names=("replicate", *names))
+    return alone["replicate"]
 
 
 def _kind(name: str) -> str:
@@ -62,10 +81,13 @@ def _kind(name: str) -> str:
         return "replicate"
     if name in SHARD:
         return "shard"
+    if name in TENSOR:
+        return "tensor"
     raise ValueError(
         f"train_step: the mesh has an axis {name!r}; {', '.join(map(repr, REPLICATE))} (ranks that "
-        f"hold the same parameters) or {', '.join(map(repr, SHARD))} (ranks that hold a part of "
-        "each) is expected."
+        f"hold the same parameters), {', '.join(map(repr, SHARD))} (ranks that hold a part of "
+        f"each) or {', '.join(map(repr, TENSOR))} (ranks that compute the same examples, with a "
+        "teacher that is cut over them) is expected."
     )
 
 

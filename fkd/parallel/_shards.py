@@ -156,6 +156,22 @@ def is_cut(x: Any) -> bool:
     return isinstance(x, DTensor) and x in _known
 
 
+def is_foreign(x: Any) -> bool:
+    """Whether a tensor is cut in another way: by a model's own plan (tensor parallel)."""
+    return isinstance(x, DTensor) and x not in _known
+
+
+def has_foreign(*trees: Mapping[str, Mapping[str, Tensor]]) -> bool:
+    """Whether a model computes over several ranks by a plan of its own, so that all of them have
+    to call it with the same examples."""
+    return any(is_foreign(x) for tree in trees for named in tree.values() for x in named.values())
+
+
+def everywhere(x: Tensor) -> Tensor:
+    """The whole tensor of one that is cut in any way; all ranks have to ask."""
+    return x.full_tensor() if isinstance(x, DTensor) else x
+
+
 def cutting_of(*trees: Mapping[str, Mapping[str, Tensor]]) -> Cutting | None:
     """How the tensors of a state are cut; None if they are not."""
     for tree in trees:

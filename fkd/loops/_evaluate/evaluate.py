@@ -23,7 +23,7 @@ from fkd._refs.derived import as_ref
 from fkd._refs.refs import Context, Ref, output_path
 from fkd._refs.sourced import original
 from fkd.metrics import agreement, refuse_reserved
-from fkd.parallel._shards import cutting_of
+from fkd.parallel._shards import cutting_of, has_foreign
 from fkd.parallel._world import World
 
 from .._base.compile import options_of
@@ -135,7 +135,8 @@ class Evaluator:
             None: this one does all.
         """
         cut = cutting_of(state.trainable, state.frozen) is not None
-        if world is None or (cut and self._forward.fixed is not None):
+        alike = has_foreign(state.frozen, state.trainable)
+        if world is None or alike or (cut and self._forward.fixed is not None):
             world = World()  # what is kept is no forward pass, in which all processes gather
         return merged_over(world, self._measured(state, loader, world), self._summary)
 

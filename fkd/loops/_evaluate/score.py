@@ -21,7 +21,7 @@ from fkd._objective.reads import read_models
 from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref
-from fkd.parallel._shards import cutting_of
+from fkd.parallel._shards import cutting_of, has_foreign
 from fkd.parallel._world import ALONE, World, world_of
 
 from .._base.compile import compiled, options_of, unlimited_recompilation
@@ -125,16 +125,17 @@ def readable(objective: Objective, state: State) -> Objective:
 
 
 def processes(name: str, mesh: DeviceMesh | None, state: State) -> World:
-    """Those among which a function deals out the batches of a loader.
+    """Those among which a function deals out the batches of a loader; one, where a model computes
+    over several by a plan of its own, so that they need the same batch.
 
     Raises:
       ValueError: the state is cut over other processes than those of the mesh.
     """
     expect(name, "mesh", mesh, (DeviceMesh, type(None)), "a DeviceMesh")
-    if mesh is None:
+    if mesh is None or has_foreign(state.frozen, state.trainable):
         return ALONE
     cutting = cutting_of(state.trainable, state.frozen)
-    if cutting is not None and sorted(_ranks(cutting.mesh)) != sorted(_ranks(mesh)):
+    if cutting is not None and not set(_ranks(cutting.mesh)) <= set(_ranks(mesh)):
         raise ValueError(
             f"{name}: the mesh has the ranks {_ranks(mesh)}, and the parameters of the state are "
             f"cut over {_ranks(cutting.mesh)}. Give the mesh of its step."

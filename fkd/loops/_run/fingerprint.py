@@ -14,7 +14,7 @@ from fkd._base.types import Params
 from fkd._objective.objective import Objective
 from fkd._objective.terms import Term
 from fkd._refs.paths import show
-from fkd.parallel._shards import locals_of, whole
+from fkd.parallel._shards import everywhere, locals_of, whole
 
 from .._base.digest import digest_of
 from .._base.state import State
@@ -119,7 +119,8 @@ def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
         "unused": list(model.unused),
     }
     if model.kind == "frozen":
-        about["values"] = digest_of({**parameters, **buffers}.items())
+        values = {**parameters, **buffers}
+        about["values"] = digest_of((n, everywhere(x)) for n, x in values.items())
     if model.kind == "trainable" and name in state.frozen:
         about["frozen values"] = digest_of((n, whole(x)) for n, x in state.frozen[name].items())
     return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})

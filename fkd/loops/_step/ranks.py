@@ -16,7 +16,7 @@ from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._ranks import Ranks
 from fkd.parallel._relating import relations
-from fkd.parallel._shards import cutting, moments_like, whole
+from fkd.parallel._shards import cutting, is_foreign, moments_like, whole
 from fkd.parallel._world import World, world_of
 
 from .._base.digest import digest_of
@@ -38,7 +38,7 @@ class Together:
         self.world: World = world_of(mesh)
         self.related: frozenset[str] | None = None
         axis = self.axes.shard
-        self.cutting = None if axis is None else cutting(objective, mesh, axis, sent)
+        self.cutting = None if axis is None else cutting(objective, self.axes.data, axis, sent)
 
     @property
     def ranks(self) -> Ranks:
@@ -106,10 +106,17 @@ class Together:
         return {name: self._part_of_first(part) for name, part in tree.items()}
 
     def _part_of_first(self, part: Any) -> Any:
-        tensors = [x for x in optree.tree_leaves(part) if isinstance(x, Tensor)]
+        leaves = optree.tree_leaves(part)
+        tensors = [x for x in leaves if isinstance(x, Tensor) and not is_foreign(x)]
         digest = digest_of((str(i), x) for i, x in enumerate(tensors))
         if len(set(self.world.exchanged(digest))) == 1:
             return part
-        copies = map_tensors(lambda x: x.detach().clone(), part)
-        map_tensors(self.world.broadcast, copies)
-        return copies
+
+        def of_first(x: Tensor) -> Tensor:
+            if is_foreign(x):
+                return x
+            copy = x.detach().clone()
+            self.world.broadcast(copy)
+            return copy
+
+        return map_tensors(of_first, part)

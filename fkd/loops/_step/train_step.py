@@ -372,7 +372,8 @@ def train_step(
         Value, gradient, metrics, batch statistics and losses that relate the examples of a batch
         are those of the whole batch. Along an axis `replicate` (or the only one) all have the same
         parameters; along an axis `shard` each has some rows of every large parameter, as a
-        `DTensor`, and of what the optimizer remembers. See `fkd.parallel`.
+        `DTensor`, and of what the optimizer remembers; along an axis `tensor` they compute the
+        same examples, with a teacher that its own plan has cut over them. See `fkd.parallel`.
 
     Raises:
       ValueError: an option is out of range, or names what is not a trainable model.

@@ -85,6 +85,12 @@ def head_divergence(arguments: HeadArguments) -> Mean:
     because the total is a sum: dividing by the count afterwards is a factor of all gradients.
     This is why a `Mean` is returned and not one value per token. `head_metrics` has those.
 
+    A weight may be a `DTensor` of which several ranks have some rows each (`Shard(0)`, as
+    `ColwiseParallel` cuts an `lm_head`), and so may its bias: the ranks, which are given the same
+    hidden states, tell each other two numbers a token and model, and what each divergence and its
+    slope sum up to. All get the same result; a gradient is whole, or cut as its weight is. Of
+    another weight that is whole, each uses the same rows.
+
     Args:
       student_hidden: `[*batch, student_features]`.
       student_weight: `[student_vocab, student_features]`. No work is done for the gradient of
