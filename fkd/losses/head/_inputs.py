@@ -38,23 +38,12 @@ def problem_of(arguments: HeadArguments, *, metrics: bool) -> Problem:
     assert head is not None
     dtype = arguments.logits_dtype or torch.promote_types(student.hidden.dtype, torch.float32)
     temperature_fits("head_divergence", temperature, dtype)
-    if not divergence.needs_labels:
-        labels = None
     problem = Problem(
-        head,
-        None,
-        labels,
-        keep,
-        divergence,
-        temperature,
-        dtype,
-        arguments.operand_dtype,
-        metrics,
-    )
-    problem = problem._replace(
-        token_weights=_token_weights(arguments.token_weights, student.hidden, problem)
-    )
-    problem = problem._replace(division=division)
+        head, None, labels if divergence.needs_labels else None, keep, divergence, temperature,
+        dtype, arguments.operand_dtype, metrics, division=division,
+    )  # fmt: skip
+    weights = _token_weights(arguments.token_weights, student.hidden, problem)
+    problem = problem._replace(token_weights=weights)
     if isinstance(teacher.hidden, SparseDistribution):
         _expect_known(problem, teacher, teacher.hidden)
         return problem._replace(known=_flat(teacher.hidden))
