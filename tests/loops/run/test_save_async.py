@@ -17,7 +17,7 @@ from fkd.loops import CheckpointError, Event
 from fkd.loops._base import files
 from fkd.loops._checkpoint import checkpoint
 from fkd.loops._checkpoint.behind import Writer
-from fkd.loops._checkpoint.checkpoint import load, save, to_save
+from fkd.loops._checkpoint.checkpoint import ToSave, load, save, to_save
 from fkd.loops._checkpoint.lock import lock
 
 from ..training import in_process, kill_at, newest, same_end, train
@@ -152,7 +152,7 @@ def test_a_writer_says_an_error_once() -> None:
 def test_copies_are_of_their_own(tmp_path: Path) -> None:
     x = torch.arange(6.0).reshape(2, 3)
     tree = {"x": x, "same": x, "turned": x.t(), "wide": x[:1].expand(4, 3)}
-    saving = to_save(tmp_path / "a", tree, step=1, copies=True)
+    saving = to_save(ToSave(tmp_path / "a", tree, step=1), copies=True)
     save(tmp_path / "b", tree, step=1)
     x.zero_()
     one, other = load(saving.write()).tree, load(newest(tmp_path / "b")).tree
