@@ -270,13 +270,14 @@ class Pass:
     def _as_module(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._apply(name, args, kwargs)
 
-    def _as_function(self, name: str) -> ModelFunction:
+    def _as_function(self, name: str) -> Callable[[], ModelFunction]:
+        """Made where it is asked for: a graph that breaks cannot hand such an object on."""
         params = self._params[name]
 
         def run(params: Mapping[str, Tensor], *args: Any, **kwargs: Any) -> Any:
             return self._call(name, args, kwargs, params=params).output
 
-        return ModelFunction(run, params)
+        return lambda: ModelFunction(run, params)
 
     def _as_run(self, name: str) -> Callable[[Sequence[Any], Mapping[str, Any]], Any]:
         """The model on other inputs: what it returns, and what was seen inside."""

@@ -55,7 +55,7 @@ class Context:
       taps: by model name, what its taps and attention captures saw.
       params: by model name, its parameters (trainable and frozen ones) and buffers.
       modules: by model name, the module as a function of values; taps and buffers are kept.
-      functions: the same, of which neither taps nor buffers are kept.
+      functions: makes the same as a `ModelFunction`; neither taps nor buffers are kept.
       runs: by model name, the model on other inputs, `(args, kwargs) -> (output, taps)`.
       patched: by model name, the model on its own inputs, as a function of what some of its
         submodules return instead; likewise.
@@ -65,7 +65,7 @@ class Context:
     taps: Mapping[str, Mapping[Any, Any]] = field(default_factory=dict)
     params: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
     modules: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
-    functions: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
+    functions: Mapping[str, Callable[[], ModelFunction]] = field(default_factory=dict)
     runs: Mapping[str, Callable[..., Any]] = field(default_factory=dict)
     patched: Mapping[str, Callable[[Mapping[str, Any]], Any]] = field(default_factory=dict)
 

@@ -62,7 +62,7 @@ class AsFunction(Node):
         return frozenset([self.name])
 
     def compute(self, ctx: Context, *values: Any) -> Any:
-        return ctx.functions[self.name]
+        return ctx.functions[self.name]()
 
 
 @dataclass(frozen=True, eq=False, repr=False)

@@ -68,7 +68,7 @@ WRONG: dict[str, tuple[Any, Any, Any, list[str]]] = {
     ),
     "unknown parameter": (
         {"h": term(lambda w: w.sum(), student.param("weight"))}, TOKENS, {},
-        ["term 'h'", "no parameter 'weight'", "Did you mean", "head.weight"],
+        ["term 'h'", "no parameter or buffer 'weight'", "Did you mean", "head.weight"],
     ),
     "unknown root": (
         {"kd": term(kl, student.logits, ref("techer").logits)}, TOKENS, {},
