@@ -216,12 +216,17 @@ class TrainStep:
     def _first(self, batch: TensorBatch | list[Share]) -> None:
         """What is looked at before anything is compiled."""
         if self.together is None:
+            self._check(batch)
+
+    def _check(self, batch: TensorBatch | list[Share]) -> None:
+        """The dry run of the objective, which leaves the generators of other threads alone."""
+        with seeded(0, torch.device("cpu")):
             check(self.objective, batch)
 
     def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""
         if self.together is not None and self._over is None:
-            check(self.objective, batch)
+            self._check(batch)
             self._over = self.together.objective(self.objective, batch)
             self._graphs = {}
 

@@ -69,6 +69,23 @@ def test_what_a_model_draws_from_numpy_and_python_follows_the_seed(accumulate):
 
 
 @pytest.mark.plain
+def test_a_first_step_leaves_the_generators_as_they_were():
+    model = DrawsOnTheHost()
+
+    def drawn() -> tuple[float, float, float]:
+        return random.random(), np.random.rand(), torch.rand(()).item()
+
+    def seed() -> None:
+        random.seed(3), np.random.seed(3), torch.manual_seed(3)
+
+    seed()
+    expected = drawn()
+    seed()
+    trained(model, 0, 1)
+    assert drawn() == expected
+
+
+@pytest.mark.plain
 @pytest.mark.parametrize("kind", [DrawsOnTheHost, Dropped])
 def test_runs_in_several_threads_have_the_bits_that_each_has_alone(kind):
     models = {seed: kind() for seed in range(4)}
