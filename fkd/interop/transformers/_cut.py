@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import operator
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, TypeVar
@@ -10,7 +10,7 @@ from typing import Any, NamedTuple, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._layers import bare_state, chosen_layers, depth_of, stacks_of
+from ._layers import bare, bare_state, begun, chosen_layers, depth_of, stacks_of
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _FUSED = (2, 3)
@@ -87,7 +87,8 @@ def cut(
       Sixteen Heads Really Better than One?, arXiv:1905.10650.
     """
     ours, theirs = bare_state(student), bare_state(teacher)
-    weights = theirs if scores is None else {**theirs, **_bare_scores(teacher, scores)}
+    scored = {bare(teacher, n): x for n, x in (scores or {}).items()}
+    weights = {**theirs, **scored}
     places = _places(student, teacher, ours, theirs, layers)
     kept = _kept(places, ours, theirs, weights, squared=scores is None, student=student)
     start: dict[str, Tensor] = {}
@@ -97,16 +98,7 @@ def cut(
             if a != b:
                 tensor = tensor.index_select(axis, kept[cut_of(place, a, b, kept)])
         start[place.name] = tensor
-    result = copy.deepcopy(student)
-    prefix = getattr(student, "base_model_prefix", "")
-    names = {n.removeprefix(f"{prefix}.") if prefix else n: n for n in result.state_dict()}
-    result.load_state_dict({names[n]: w for n, w in start.items()}, strict=False)
-    return result
-
-
-def _bare_scores(teacher: nn.Module, scores: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    prefix = getattr(teacher, "base_model_prefix", "")
-    return {n.removeprefix(f"{prefix}.") if prefix else n: x for n, x in scores.items()}
+    return begun(student, start)
 
 
 def _places(
@@ -130,23 +122,37 @@ def _places(
                 )
             chosen[stack] = sources[label], chosen_layers(numbers, label, mine, deep)
     places = [place_of(name, chosen) for name in ours]
-    problems = [
-        f"{p.name} {tuple(ours[p.name].shape)}, teacher's "
-        + (f"{tuple(theirs[p.source].shape)}" if p.source in theirs else "is missing")
-        for p in places
-        if p.source not in theirs or not _fits(ours[p.name], theirs[p.source])
-    ]
-    if problems:
+    wrong = misfits(places, ours, theirs, operator.le, "teacher's")
+    if wrong:
         raise ValueError(
-            f"cut: {'; '.join(problems[:4])} ({len(problems)} in all). A student of the teacher's "
-            "parameters, none of them larger, is expected."
+            f"cut: {wrong}. A student of the teacher's parameters, none of them larger, is "
+            "expected."
         )
     return places
 
 
-def _fits(ours: Tensor, theirs: Tensor) -> bool:
-    pairs = zip(ours.shape, theirs.shape, strict=False)
-    return ours.ndim == theirs.ndim and all(a <= b for a, b in pairs)
+def misfits(
+    places: Sequence[Place],
+    ours: Mapping[str, Tensor],
+    theirs: Mapping[str, Tensor],
+    fits: Callable[[int, int], bool],
+    whose: str,
+) -> str:
+    """The first tensors whose sizes, ours and theirs, do not fit on every axis, in words; or ""."""
+
+    def fit(place: Place) -> bool:
+        if place.source not in theirs:
+            return False
+        a, b = ours[place.name].shape, theirs[place.source].shape
+        return len(a) == len(b) and all(map(fits, a, b))
+
+    wrong = [
+        f"{p.name} {tuple(ours[p.name].shape)}, {whose} "
+        + (f"{tuple(theirs[p.source].shape)}" if p.source in theirs else "is missing")
+        for p in places
+        if not fit(p)
+    ]
+    return f"{'; '.join(wrong[:4])} ({len(wrong)} in all)" if wrong else ""
 
 
 def place_of(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:

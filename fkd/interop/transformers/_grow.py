@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
@@ -10,8 +10,8 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from ._cut import Cut, Place, cut_of, place_of, sizes_of_heads, units_of
-from ._layers import bare_state, chosen_layers, depth_of, stacks_of
+from ._cut import Cut, Place, cut_of, misfits, place_of, sizes_of_heads, units_of
+from ._layers import bare, bare_state, begun, chosen_layers, depth_of, stacks_of
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _NORMS = ("norm", "layernorm", "rmsnorm")
@@ -84,7 +84,7 @@ def grow(
     }
     whole = {cut: None for cut in widening if cut.layer is None}
     groups = [c for c in widening if c.layer is None or Cut(None, *c[1:]) not in whole]
-    modules = {_bare(larger, n): m for n, m in larger.named_modules()}
+    modules = {bare(larger, n): m for n, m in larger.named_modules()}
     _refuse(larger, modules, places, ours, theirs, whole)
     units = units_of(groups, sizes_of_heads(larger), _in_turn)
     generator = torch.Generator().manual_seed(seed)
@@ -101,21 +101,14 @@ def grow(
                 shape = [-1 if i == axis else 1 for i in range(tensor.ndim)]
                 tensor = tensor * shares[group].to(tensor).reshape(shape)
         start[place.name] = tensor
-    result = copy.deepcopy(larger)
-    names = {_bare(larger, n): n for n in result.state_dict()}
-    result.load_state_dict({names[n]: w for n, w in start.items()}, strict=False)
+    result = begun(larger, start)
     for block in new:
         _add_nothing(dict(result.named_modules())[_full(result, block)], block)
     return result
 
 
-def _bare(model: nn.Module, name: str) -> str:
-    prefix = getattr(model, "base_model_prefix", "")
-    return name.removeprefix(f"{prefix}.") if prefix else name
-
-
-def _full(model: nn.Module, bare: str) -> str:
-    return next(n for n, _ in model.named_modules() if _bare(model, n) == bare)
+def _full(model: nn.Module, name: str) -> str:
+    return next(n for n, _ in model.named_modules() if bare(model, n) == name)
 
 
 Chosen = dict[str, tuple[str, list[int]]]
@@ -186,23 +179,13 @@ def _places(
         places = [Place(f"{i}.{n}", f"{numbers[int(i)]}.{n}", None) for i, _, n in split]
     else:
         places = [place_of(name, chosen) for name in ours]
-    wrong = [
-        f"{p.name} {tuple(ours[p.name].shape)}, the trained one's "
-        + (f"{tuple(theirs[p.source].shape)}" if p.source in theirs else "is missing")
-        for p in places
-        if p.source not in theirs or not _fits(ours[p.name], theirs[p.source])
-    ]
+    wrong = misfits(places, ours, theirs, operator.ge, "the trained one's")
     if wrong:
         raise ValueError(
-            f"grow: {'; '.join(wrong[:4])} ({len(wrong)} in all). A model of the trained one's "
-            "parameters, none of them smaller, is expected."
+            f"grow: {wrong}. A model of the trained one's parameters, none of them smaller, is "
+            "expected."
         )
     return places
-
-
-def _fits(ours: Tensor, theirs: Tensor) -> bool:
-    pairs = zip(ours.shape, theirs.shape, strict=False)
-    return ours.ndim == theirs.ndim and all(a >= b for a, b in pairs)
 
 
 def _cuts(place: Place, ours: Tensor, theirs: Tensor) -> list[Cut]:

@@ -82,8 +82,13 @@ def init_from_layers(
         if not label:
             _log_types(student, teacher, chosen)
     start |= _outside(mine, weights, tuple(ours.values()))
-    result = copy.deepcopy(student)
-    names = {_bare(student, n): n for n in result.state_dict()}
+    return begun(student, start)
+
+
+def begun(model: _Model, start: Mapping[str, Tensor]) -> _Model:
+    """A copy of a model, some of whose tensors, by their bare names, are others."""
+    result = copy.deepcopy(model)
+    names = {bare(model, n): n for n in result.state_dict()}
     result.load_state_dict({names[n]: w for n, w in start.items()}, strict=False)
     return result
 
@@ -96,7 +101,7 @@ def stacks_of(model: nn.Module) -> dict[str, str]:
         if isinstance(module, nn.ModuleList) and not inside and _is_stack(module):
             outermost.append(name)
     labels = {outermost[0]: ""} if len(outermost) == 1 else label_stacks(outermost)
-    return {label: _bare(model, stack) for stack, label in labels.items()}
+    return {label: bare(model, stack) for stack, label in labels.items()}
 
 
 def _is_stack(module: nn.ModuleList) -> bool:
@@ -145,14 +150,14 @@ def _log_types(student: nn.Module, teacher: nn.Module, chosen: Sequence[int]) ->
             )
 
 
-def _bare(model: nn.Module, name: str) -> str:
+def bare(model: nn.Module, name: str) -> str:
     """A name without the prefix that a head puts before its base model."""
     prefix = getattr(model, "base_model_prefix", "")
     return name.removeprefix(f"{prefix}.") if prefix else name
 
 
 def bare_state(model: nn.Module) -> dict[str, Tensor]:
-    return {_bare(model, n): w for n, w in model.state_dict().items()}
+    return {bare(model, n): w for n, w in model.state_dict().items()}
 
 
 def _layer_weights(
