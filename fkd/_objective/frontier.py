@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .._refs.derived import AsFunction, Call, Function
-from .._refs.refs import Capture, Param, Patched, Ref, Root, Run, Tap, children, node, roots, walk
+from .._refs.refs import OfModel, Param, Patched, Ref, Root, Run, children, node, roots, walk
 from .objective import Objective
 from .terms import Term
 
@@ -100,7 +100,7 @@ def _largest(ref: Ref, frozen: set[str]) -> Iterator[Ref]:
 
 def named_by(part: Any) -> frozenset[str]:
     """The model that a node itself names, apart from what it is computed from."""
-    if isinstance(part, Tap | Capture | Param | Patched | Run):
+    if isinstance(part, OfModel):
         return frozenset([part.root])
     called = isinstance(part, AsFunction) or (isinstance(part, Call) and part.fn is None)
     named = isinstance(part, Root) or called

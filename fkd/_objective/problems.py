@@ -17,13 +17,12 @@ from .._refs.refs import (
     Capture,
     Inside,
     Node,
+    OfModel,
     Param,
     Patched,
     Ref,
     Root,
-    Run,
     Tap,
-    inside,
     node,
     output_path,
     walk,
@@ -264,7 +263,7 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
     part = node(ref)
     yield from _left_out(ref, known)
     if isinstance(part, Inside):
-        part = inside(_root_of(node(part.run)) or "", part.key)
+        part = part.place
     name = _root_of(part)
     if name is None or name == "batch":
         return
@@ -305,7 +304,7 @@ def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
     """What one layer gives, of a model that leaves out layers at random."""
     part, path = node(ref), output_path(ref)
     if isinstance(part, Inside):
-        part = inside(_root_of(node(part.run)) or "", part.key)
+        part = part.place
     name = _root_of(part)
     layer = isinstance(part, Capture) or (isinstance(part, Tap) and _NUMBER.search(part.module))
     if path is not None and len(path[1]) == 2 and isinstance(path[1][1], int):
@@ -323,7 +322,7 @@ def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
 def _root_of(part: Node) -> str | None:
     if isinstance(part, Root):
         return part.name
-    if isinstance(part, Tap | Capture | Param | Patched | Run):
+    if isinstance(part, OfModel):
         return part.root
     if isinstance(part, AsFunction):
         return part.name

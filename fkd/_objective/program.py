@@ -245,7 +245,7 @@ class Pass:
         args, kwargs = call_arguments(model, self._batch)
         with torch.set_grad_enabled(torch.is_grad_enabled() and model.kind == "trainable"):
             output = self._apply(name, args, kwargs)
-        self._outputs[name] = output if model.outputs is None else model.outputs(output)
+        self._outputs[name] = _returned(model, output)
 
     def _call(
         self,
@@ -261,11 +261,16 @@ class Pass:
             return apply(params, self.buffers.get(name, {}), args, kwargs, patches)
 
     def _apply(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-        applied = self._call(name, args, kwargs)
+        applied = self._remembered(name, args, kwargs)
         self._taps[name] = applied.taps
+        return applied.output
+
+    def _remembered(self, name: str, args: Sequence[Any], kwargs: Mapping[str, Any]) -> Applied:
+        """A run whose batch statistics stay, if the model is trained."""
+        applied = self._call(name, args, kwargs)
         if applied.buffers and self._program.models[name].kind == "trainable":
             self.buffers[name] = applied.buffers
-        return applied.output
+        return applied
 
     def _as_module(self, name: str) -> Callable[..., Any]:
         return lambda *args, **kwargs: self._apply(name, args, kwargs)
@@ -283,12 +288,8 @@ class Pass:
         """The model on other inputs: what it returns, and what was seen inside."""
 
         def run(args: Sequence[Any], kwargs: Mapping[str, Any]) -> Any:
-            model = self._program.model(name)
-            applied = self._call(name, args, kwargs)
-            if applied.buffers and model.kind == "trainable":
-                self.buffers[name] = applied.buffers
-            output = applied.output
-            return output if model.outputs is None else model.outputs(output), applied.taps
+            applied = self._remembered(name, args, kwargs)
+            return _returned(self._program.model(name), applied.output), applied.taps
 
         return run
 
@@ -298,10 +299,14 @@ class Pass:
         def run(patches: Mapping[str, Any]) -> Any:
             model = self._program.model(name)
             args, kwargs = call_arguments(model, self._batch)
-            output = self._call(name, args, kwargs, patches).output
-            return output if model.outputs is None else model.outputs(output)
+            return _returned(model, self._call(name, args, kwargs, patches).output)
 
         return run
+
+
+def _returned(model: Model, output: Any) -> Any:
+    """What refs see of a model's output."""
+    return output if model.outputs is None else model.outputs(output)
 
 
 def make_program(

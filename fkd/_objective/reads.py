@@ -16,7 +16,6 @@ from .._refs.refs import (
     Run,
     Tap,
     further_path,
-    inside,
     node,
     output_path,
 )
@@ -50,8 +49,8 @@ def seen_inside(nodes: Iterable[Node], name: str) -> list[Tap | Capture]:
     for part in nodes:
         if isinstance(part, Tap | Capture) and part.root == name:
             seen[part] = None
-        elif isinstance(part, Inside) and getattr(node(part.run), "root", "") == name:
-            seen[inside(name, part.key)] = None
+        elif isinstance(part, Inside) and part.place.root == name:
+            seen[part.place] = None
     return list(seen)
 
 

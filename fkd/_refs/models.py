@@ -6,25 +6,36 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from .._base.errors import RefError
-from .code import Node, Ref, Root, filled, listed
+from .code import Node, Ref, Root, filled, listed, node
 from .context import Context
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Tap(Node):
-    """What a submodule returned or was given."""
+class OfModel(Node):
+    """What names a model itself, apart from what it is computed from.
+
+    Attributes:
+      root: the name of the model.
+    """
 
     root: str
+
+    @property
+    def roots(self) -> frozenset[str] | None:
+        below = super().roots
+        return None if below is None else below | {self.root}
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Tap(OfModel):
+    """What a submodule returned or was given."""
+
     module: str
     side: Literal["output", "input"] = "output"
 
     def __repr__(self) -> str:
         side = "" if self.side == "output" else f", {self.side!r}"
         return f"{Root(self.root)!r}.tap({self.module!r}{side})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         try:
@@ -34,10 +45,9 @@ class Tap(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Capture(Node):
+class Capture(OfModel):
     """An inner value of one attention layer of a transformers model."""
 
-    root: str
     kind: str
     layer: int
     part: str | None = None
@@ -45,10 +55,6 @@ class Capture(Node):
     def __repr__(self) -> str:
         part = "" if self.part is None else f", part={self.part!r}"
         return f"{Root(self.root)!r}.{self.kind}({self.layer!r}{part})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         try:
@@ -58,28 +64,22 @@ class Capture(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Param(Node):
+class Param(OfModel):
     """A parameter of a model."""
 
-    root: str
     parameter: str
 
     def __repr__(self) -> str:
         return f"{Root(self.root)!r}.param({self.parameter!r})"
-
-    @property
-    def roots(self) -> frozenset[str]:
-        return frozenset([self.root])
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         return ctx.params[self.root][self.parameter]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Patched(Node):
+class Patched(OfModel):
     """What a model returns on its own inputs where submodules return other values."""
 
-    root: str
     outputs: tuple[tuple[str, Ref], ...]
 
     def __repr__(self) -> str:
@@ -89,7 +89,7 @@ class Patched(Node):
     @property
     def roots(self) -> frozenset[str] | None:
         below = super().roots
-        return None if below is None else below | {self.root, "batch"}
+        return None if below is None else below | {"batch"}
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         names = (name for name, _ in self.outputs)
@@ -97,20 +97,14 @@ class Patched(Node):
 
 
 @dataclass(frozen=True, eq=False, repr=False)
-class Run(Node):
+class Run(OfModel):
     """A run of a model on inputs of its own: its output, and what was seen inside."""
 
-    root: str
     args: tuple[Any, ...]
     kwargs: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
         return f"{Root(self.root)!r}.on({listed(self.args, self.kwargs)})"
-
-    @property
-    def roots(self) -> frozenset[str] | None:
-        below = super().roots
-        return None if below is None else below | {self.root}
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         args, kwargs = filled((self.args, self.kwargs), iter(values))
@@ -141,6 +135,12 @@ class Inside(Node):
 
     run: Ref
     key: tuple[Any, ...]
+
+    @property
+    def place(self) -> Tap | Capture:
+        """The same in the model's run on the batch."""
+        run = node(self.run)
+        return inside(run.root if isinstance(run, Run) else "", self.key)
 
     def __repr__(self) -> str:
         return repr(inside("", self.key)).replace(repr(Root("")), repr(self.run), 1)

@@ -35,6 +35,7 @@ from .code import walk as walk
 from .context import Context as Context
 from .models import Capture as Capture
 from .models import Inside as Inside
+from .models import OfModel as OfModel
 from .models import Param as Param
 from .models import Patched as Patched
 from .models import Returned as Returned
