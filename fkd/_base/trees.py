@@ -40,6 +40,15 @@ def stacked(trees: Sequence[Any]) -> Any:
     return optree.tree_map(lambda *xs: torch.stack(xs), first, *others)
 
 
+def merged(*trees: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
+    """Tensors by model and name, of all trees together."""
+    every: dict[str, dict[str, Tensor]] = {}
+    for tree in trees:
+        for model, named in tree.items():
+            every.setdefault(model, {}).update(named)
+    return every
+
+
 def sizes(tree: Mapping[str, Any]) -> str:
     """What a tree holds, in a few words for a `repr`: `{student: 12 tensors of 3,410 numbers}`."""
     return "{" + ", ".join(f"{name}: {size(part)}" for name, part in tree.items()) + "}"

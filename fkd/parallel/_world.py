@@ -294,7 +294,7 @@ def in_turn(mesh: DeviceMesh, fn: Callable[[], T]) -> T:
 
 def world_of(mesh: DeviceMesh) -> World:
     """The processes of a mesh, with a group that works on the host."""
-    ranks = [int(rank) for rank in mesh.mesh.flatten().tolist()]
+    ranks = ranks_in(mesh)
     everyone = dist.group.WORLD
     if everyone is not None and len(ranks) == dist.get_world_size() and _on_host(everyone):
         group = everyone
@@ -304,6 +304,11 @@ def world_of(mesh: DeviceMesh) -> World:
     world = World(group)
     _worlds[:] = [world]
     return world
+
+
+def ranks_in(mesh: DeviceMesh) -> list[int]:
+    """The ranks of the processes of a mesh."""
+    return [int(rank) for rank in mesh.mesh.flatten().tolist()]
 
 
 def _on_host(group: dist.ProcessGroup) -> bool:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fkd._base.errors import expect
+from fkd._base.trees import merged
 from fkd._base.types import TensorBatch
 from fkd._objective.terms import part_names
 from fkd.loops import State, TrainStep, fold_in
@@ -154,7 +155,7 @@ class Stages(TrainStep):
         choices, models = self.stages[name].step.choices, self.stages[name].step.objective.models
         program = self.stages[name].step.objective.program
         trained = {m: set(program.trained(m)) for m in choices.models}
-        tensors = _merged(state.trainable, state.frozen)
+        tensors = merged(state.trainable, state.frozen)
         fresh = state.step == self.starts[index]
         prefix = f"{name}/"
         trainable = {
@@ -184,7 +185,7 @@ class Stages(TrainStep):
     @torch.no_grad()
     def _begin(self, state: State, index: int, one: Stage) -> None:
         """Copy into the models of a stage what they begin with."""
-        now = _merged(state.trainable, state.frozen, state.buffers)
+        now = merged(state.trainable, state.frozen, state.buffers)
         whole = {model: Wholes(named) for model, named in now.items()}
         if one.start is not None:
             for model, named in one.start(whole).items():
@@ -214,14 +215,6 @@ class Stages(TrainStep):
     def __repr__(self) -> str:
         parts = zip(self.stages, self.starts, strict=True)
         return f"Stages({', '.join(f'{name} from step {start}' for name, start in parts)})"
-
-
-def _merged(*trees: Mapping[str, Mapping[str, Tensor]]) -> dict[str, dict[str, Tensor]]:
-    merged: dict[str, dict[str, Tensor]] = {}
-    for tree in trees:
-        for model, named in tree.items():
-            merged.setdefault(model, {}).update(named)
-    return merged
 
 
 def _copy(now: Mapping[str, Mapping[str, Tensor]], model: str, name: str, value: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from fkd._base.trees import map_tensors, stacked
+from fkd._base.trees import map_tensors, merged, stacked
 from fkd._base.types import Scalars, TensorBatch
 from fkd._objective.evaluation import contributions
 from fkd._objective.models import modules_of
@@ -81,7 +81,7 @@ class Stacked:
         kinds = {name: model.kind for name, model in self.objective.models.items()}
 
         def run(own: Parts, knobs: Scalars) -> Any:
-            parts = _merged(divided.shared, own)
+            parts = _with_shared(divided.shared, own)
             call: Any = self.objective
             loss, aux = call(parts, batch, scalars=knobs, autocast=self.graphs.autocast)
             means, weights, buffers, loss_state = aux
@@ -150,13 +150,9 @@ def divided(parts: Sequence[Parts]) -> Divided:
     return Divided(shared, own)
 
 
-def _merged(shared: Parts, own: Parts) -> Parts:
-    def both(field: str) -> dict[str, dict[str, Tensor]]:
-        one, other = getattr(shared, field), getattr(own, field)
-        names = [*one, *(name for name in other if name not in one)]
-        return {name: {**one.get(name, {}), **other.get(name, {})} for name in names}
-
-    return Parts(own.trainable, both("frozen"), both("buffers"), own.loss_state)
+def _with_shared(shared: Parts, own: Parts) -> Parts:
+    frozen, buffers = merged(shared.frozen, own.frozen), merged(shared.buffers, own.buffers)
+    return Parts(own.trainable, frozen, buffers, own.loss_state)
 
 
 def _unstacked(computed: tuple[Any, ...], k: int) -> tuple[Any, ...]:

@@ -22,7 +22,7 @@ from fkd._objective.terms import Term
 from fkd._refs.derived import as_ref
 from fkd._refs.refs import Ref
 from fkd.parallel._shards import cutting_of, has_foreign
-from fkd.parallel._world import ALONE, World, world_of
+from fkd.parallel._world import ALONE, World, ranks_in, world_of
 
 from .._base.compile import compiled, options_of, unlimited_recompilation
 from .._base.precision import Precision, autocast_dtype
@@ -135,16 +135,12 @@ def processes(name: str, mesh: DeviceMesh | None, state: State) -> World:
     if mesh is None or has_foreign(state.frozen, state.trainable):
         return ALONE
     cutting = cutting_of(state.trainable, state.frozen)
-    if cutting is not None and not set(_ranks(cutting.mesh)) <= set(_ranks(mesh)):
+    if cutting is not None and not set(ranks_in(cutting.mesh)) <= set(ranks_in(mesh)):
         raise ValueError(
-            f"{name}: the mesh has the ranks {_ranks(mesh)}, and the parameters of the state are "
-            f"cut over {_ranks(cutting.mesh)}. Give the mesh of its step."
+            f"{name}: the mesh has the ranks {ranks_in(mesh)}, and the parameters of the state are "
+            f"cut over {ranks_in(cutting.mesh)}. Give the mesh of its step."
         )
     return world_of(mesh)
-
-
-def _ranks(mesh: DeviceMesh) -> list[int]:
-    return [int(rank) for rank in mesh.mesh.flatten().tolist()]
 
 
 def autocast_of(objective: Objective, state: State) -> torch.dtype | None:

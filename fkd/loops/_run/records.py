@@ -4,13 +4,9 @@ from __future__ import annotations
 
 import contextlib
 
-import torch
-
 from fkd._base.types import TensorBatch
-from fkd._check.check import check
 from fkd._draw.draw import draw
 
-from .._base.random import seeded
 from .._data.epochs import Loader
 from .._log.log import open_log
 from .._log.loggers import Loggers
@@ -24,8 +20,7 @@ def describe(run: Run, batch: TensorBatch) -> None:
     """Log the table and the drawing of the objective."""
     if run.log is None:
         return
-    with seeded(0, torch.device("cpu")):  # the dry run draws, and other threads do
-        run.log.text("check", str(check(run.step.objective, batch)))
+    run.log.text("check", str(run.step.checked(batch)))
     drawing = draw(run.step.objective)
     run.log.graph(drawing.svg, text=drawing.mermaid)
 

@@ -13,6 +13,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from fkd._base.errors import expect
 from fkd._base.types import Batch, Scalars, TensorBatch
 from fkd._check.check import check
+from fkd._check.table import CheckReport
 from fkd._objective.objective import Objective
 from fkd.parallel._objective import OverRanks, Share
 from fkd.parallel._world import ALONE, World
@@ -216,17 +217,17 @@ class TrainStep:
     def _first(self, batch: TensorBatch | list[Share]) -> None:
         """What is looked at before anything is compiled."""
         if self.together is None:
-            self._check(batch)
+            self.checked(batch)
 
-    def _check(self, batch: TensorBatch | list[Share]) -> None:
+    def checked(self, batch: TensorBatch | list[Share]) -> CheckReport:
         """The dry run of the objective, which leaves the generators of other threads alone."""
         with seeded(0, torch.device("cpu")):
-            check(self.objective, batch)
+            return check(self.objective, batch)
 
     def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""
         if self.together is not None and self._over is None:
-            self._check(batch)
+            self.checked(batch)
             self._over = self.together.objective(self.objective, batch)
             self._graphs = {}
 

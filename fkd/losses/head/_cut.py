@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -11,18 +11,6 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 
 from ._arguments import Side
 from ._division import Division
-
-
-class _Rows(NamedTuple):
-    """The rows of a whole weight that this rank has; `group`, `size`, `rank`, `most` as of a
-    division."""
-
-    group: str
-    size: int
-    rank: int
-    most: int
-    start: int
-    stop: int
 
 
 def divided(student: Side, teacher: Side) -> tuple[Side, Side, Division | None]:
@@ -80,8 +68,8 @@ def _if_everywhere(x: Tensor | None) -> Tensor | None:
     return x
 
 
-def _rows_of(name: str, side: Side) -> _Rows:
-    """Which rows of its weight this rank has."""
+def _rows_of(name: str, side: Side) -> Division:
+    """Which rows of its whole weight this rank has."""
     weight = side.weight
     assert isinstance(weight, DTensor)
     mesh, places = weight.device_mesh, weight.placements
@@ -95,16 +83,16 @@ def _rows_of(name: str, side: Side) -> _Rows:
     every = weight.shape[0]
     most = -(-every // size)
     start, stop = min(rank * most, every), min((rank + 1) * most, every)
-    return _Rows(mesh.get_group(axes[0]).group_name, size, rank, most, start, stop)
+    return Division(mesh.get_group(axes[0]).group_name, size, rank, most, start, stop)
 
 
-def _place(name: str, side: Side, rows: _Rows) -> Division:
+def _place(name: str, side: Side, rows: Division) -> Division:
     """Where the rows of this rank are in the shared vocabulary."""
     assert side.weight is not None
     begin, end = _shared(name, side)
     start = min(max(rows.start - begin, 0), end - begin)
     stop = min(max(rows.stop - begin, start), end - begin)
-    return Division(rows.group, rows.size, rows.rank, rows.most, start, stop)
+    return rows._replace(start=start, stop=stop)
 
 
 def _shared(name: str, side: Side) -> tuple[int, int]:
@@ -124,7 +112,7 @@ def _shared(name: str, side: Side) -> tuple[int, int]:
     )
 
 
-def _local(side: Side, rows: _Rows | None, part: Division) -> Side:
+def _local(side: Side, rows: Division | None, part: Division) -> Side:
     """A head with the entries of this rank."""
     if side.weight is None:
         return side
@@ -136,7 +124,7 @@ def _local(side: Side, rows: _Rows | None, part: Division) -> Side:
     return side._replace(weight=weight, bias=bias, vocabulary=None)
 
 
-def _entries(x: Tensor, rows: _Rows | None, wanted: slice, part: Division) -> Tensor:
+def _entries(x: Tensor, rows: Division | None, wanted: slice, part: Division) -> Tensor:
     if isinstance(x, DTensor):
         assert rows is not None
         return x.to_local()[wanted.start - rows.start : wanted.stop - rows.start]
