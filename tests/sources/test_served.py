@@ -198,8 +198,8 @@ def test_what_goes_wrong_once_changes_nothing(server, name):
 
 LASTING = {
     "hang up": (faulty.hang_up, "failed 3 times .* RemoteDisconnected|failed 3 times .*Connection"),
-    "stall": (faulty.stall(1.0), "failed 3 times .* no answer in 0.3 s"),
-    "trickle": (faulty.trickle, "failed 3 times .* no answer in 0.3 s"),
+    "stall": (faulty.stall(1.5), "failed 3 times .* no answer in 1 s"),
+    "trickle": (faulty.trickle, "failed 3 times .* no answer in 1 s"),
     "cut off": (faulty.cut_off, "failed 3 times .*(cut off|IncompleteRead)"),
     "503": (faulty.status(503), "failed 3 times .* 503 overloaded"),
     "garbage": (faulty.garbage, "failed 3 times .* is damaged"),
@@ -224,7 +224,7 @@ def test_a_run_ends_after_its_checkpoint_and_goes_on_when_it_is_called_again(
     objective, made = goal(), loader(rows(), shuffle=True)
 
     def train(url):
-        timeout = 0.3 if name in ("stall", "trickle") else 5.0
+        timeout = 1.0 if name in ("stall", "trickle") else 5.0
         with served(url, timeout=timeout, retries=2, requests=1) as source:
             step = sgd(bind(objective, source), compile=False)
             return run(step, step.init(3), source.attach(made), epochs=2, progress=False,
