@@ -109,6 +109,10 @@ def test_scores_decide():
 def test_mistakes_are_said():
     with pytest.raises(ValueError, match="2 layers and the teacher 3; say which"):
         cut(bert(num_hidden_layers=2), bert())
+    with pytest.raises(
+        ValueError, match=r"cut: layers \[0\] has 1 entries; the student has 2 layers"
+    ):
+        cut(bert(num_hidden_layers=2), bert(), layers=[0])
     with pytest.raises(ValueError, match="none of them larger"):
         cut(bert(intermediate_size=32), bert())
     with pytest.raises(ValueError, match="is missing"):

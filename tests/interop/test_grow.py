@@ -122,6 +122,14 @@ def test_copies_of_a_unit_learn_apart():
 def test_mistakes_are_said():
     with pytest.raises(ValueError, match="has 4 layers and the trained one 2; say which"):
         grow(untied(num_hidden_layers=4), untied())
+    with pytest.raises(
+        ValueError, match=r"grow: layers \[0, 1\] has 2 entries; the larger model has 4"
+    ):
+        grow(untied(num_hidden_layers=4), untied(), layers=[0, 1])
+    with pytest.raises(ValueError, match=r"grow: layers \[7\] are not layers of the trained model"):
+        grow(untied(num_hidden_layers=4), untied(), layers=[0, 0, 1, 7])
+    with pytest.raises(ValueError, match=r"grow: layers \['decoder'\]; an entry is expected"):
+        grow(untied(num_hidden_layers=4), untied(), layers={"decoder": [0, 0, 1, 1]})
     with pytest.raises(ValueError, match="none of them smaller"):
         grow(untied(intermediate_size=8), untied())
     with pytest.raises(ValueError, match="norms come after its branches"):

@@ -120,7 +120,7 @@ def _places(
                     f"cut: the student has {mine} layers and the teacher {deep}; say which: "
                     "layers=[0, 2, 4]."
                 )
-            chosen[stack] = sources[label], chosen_layers(numbers, label, mine, deep)
+            chosen[stack] = sources[label], chosen_layers(numbers, label, mine, deep, "cut")
     places = [place_of(name, chosen) for name in ours]
     wrong = misfits(places, ours, theirs, operator.le, "teacher's")
     if wrong:

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor, nn
 
 from ._cut import Cut, Place, cut_of, misfits, place_of, sizes_of_heads, units_of
-from ._layers import bare, bare_state, begun, chosen_layers, depth_of, stacks_of
+from ._layers import (
+    bare,
+    bare_state,
+    begun,
+    chosen_layers,
+    depth_of,
+    layers_of_stack,
+    stacks_of,
+)
 
 _Model = TypeVar("_Model", bound=nn.Module)
 _NORMS = ("norm", "layernorm", "rmsnorm")
@@ -134,7 +142,7 @@ def _chosen(
         if label not in sources:
             continue
         mine, deep = depth_of(ours, stack), depth_of(theirs, sources[label])
-        numbers: Any = layers[label] if isinstance(layers, Mapping) else layers
+        numbers: Any = layers_of_stack(layers, label, "grow")
         if numbers is None and mine != deep:
             raise ValueError(
                 f"grow: the larger model has {mine} layers and the trained one {deep}; say which: "
@@ -158,7 +166,7 @@ def _sources(
         numbers.append(before)
         if layer is None:
             new.append(f"{stack}.{i}" if stack else str(i))
-    return chosen_layers(numbers, "", ours, theirs)
+    return chosen_layers(numbers, "", ours, theirs, "grow", ("larger model", "trained model"))
 
 
 def _is_new(name: str, new: Sequence[str]) -> bool:

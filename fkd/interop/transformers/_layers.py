@@ -115,23 +115,38 @@ def depth_of(state: Mapping[str, Tensor], stack: str) -> int:
     return max(int(m[1]) for m in matches if m) + 1
 
 
-def chosen_layers(layers: Any, label: str, ours: int, theirs: int) -> list[int]:
+def layers_of_stack(layers: Any, label: str, caller: str) -> Any:
+    """The layers of one stack, where `layers` may be a mapping from stacks."""
+    if not isinstance(layers, Mapping):
+        return layers
+    if label not in layers:
+        which = f" for {label!r}" if label else ""
+        raise ValueError(
+            f"{caller}: layers {sorted(map(str, layers))}; an entry{which} is expected."
+        )
+    return layers[label]
+
+
+def chosen_layers(
+    layers: Any,
+    label: str,
+    ours: int,
+    theirs: int,
+    caller: str = "init_from_layers",
+    models: tuple[str, str] = ("student", "teacher"),
+) -> list[int]:
+    """One layer of the second model for each of the first one's, counted from 0, or an error."""
     which = f" for {label!r}" if label else ""
-    if isinstance(layers, Mapping):
-        if label not in layers:
-            raise ValueError(
-                f"init_from_layers: layers {sorted(map(str, layers))}; an entry{which} is expected."
-            )
-        layers = layers[label]
+    layers = layers_of_stack(layers, label, caller)
     if len(layers) != ours:
         raise ValueError(
-            f"init_from_layers: layers {list(layers)}{which} has {len(layers)} entries; the "
-            f"student has {ours} layers, and one teacher layer for each is expected."
+            f"{caller}: layers {list(layers)}{which} has {len(layers)} entries; the "
+            f"{models[0]} has {ours} layers, and one {models[1]} layer for each is expected."
         )
     outside = [i for i in layers if not -theirs <= i < theirs]
     if outside:
         raise ValueError(
-            f"init_from_layers: layers {outside}{which} are not layers of the teacher; "
+            f"{caller}: layers {outside}{which} are not layers of the {models[1]}; "
             f"0 to {theirs - 1} are expected (or {-theirs} to -1, from the end)."
         )
     return [i % theirs for i in layers]
