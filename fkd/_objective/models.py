@@ -41,7 +41,7 @@ def trainable(
     inputs: Callable[[Batch], Any] | None = None,
     outputs: Callable[[Any], Any] | None = None,
     training: bool = True,
-    unused: Sequence[str] = (),
+    unused: str | Sequence[str] = (),
     checkpoint_blocks: bool | Sequence[str] = False,
 ) -> Model:
     """A model that is trained: the student, an adapter, a peer.
@@ -53,8 +53,8 @@ def trainable(
         `forward` takes.
       outputs: what the model returned -> the outputs that refs see. By default as returned.
       training: train mode (dropout on, batch statistics) or eval mode.
-      unused: dotted prefixes of parameters that no term is meant to reach (an unused pooler);
-        they are kept, and not trained.
+      unused: one or several dotted prefixes of parameters that no term is meant to reach (an
+        unused pooler); they are kept, and not trained.
       checkpoint_blocks: of which blocks only the inputs are kept; the backward pass runs them
         again, which takes memory from all blocks to one, for about a third more time
         (arXiv:1604.06174). True: the members of every list of blocks; or their names. Values and
@@ -64,7 +64,8 @@ def trainable(
       ValueError: `checkpoint_blocks` names what the module does not have, or finds no list.
     """
     blocks = blocks_of(module, checkpoint_blocks)
-    return Model("trainable", module, inputs, outputs, training, tuple(unused), recomputed=blocks)
+    prefixes = (unused,) if isinstance(unused, str) else tuple(unused)
+    return Model("trainable", module, inputs, outputs, training, prefixes, recomputed=blocks)
 
 
 def frozen(
@@ -96,7 +97,15 @@ def ema(
       of: the name of the trainable model that it follows.
       decay: in [0, 1): a float, a 0-d tensor or a schedule.
       inputs, outputs: as for `trainable`; by default those of the model it follows.
+
+    Raises:
+      ValueError: `of` is not a name.
     """
+    if not isinstance(of, str):  # pyright: ignore[reportUnnecessaryIsInstance]
+        raise ValueError(
+            f"ema: of is a {type(of).__name__}; the name of a trainable model is expected: "
+            "fkd.ema('student')."
+        )
     return Model("ema", None, inputs, outputs, of=of, decay=decay)
 
 

@@ -83,7 +83,9 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
                 f"model {name!r} is a {type(model).__name__}; fkd.trainable(module), "
                 "fkd.frozen(module) or fkd.ema(name) is expected. Wrap it."
             )
-        elif model.kind == "ema":
+            continue
+        yield from _functions(name, model)
+        if model.kind == "ema":
             yield from _ema(name, model, models)
         elif not isinstance(model.module, nn.Module):
             yield f"model {name!r}: {type(model.module).__name__} is not a torch.nn.Module."
@@ -95,6 +97,17 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
             "no model has a parameter to train. Give at least one fkd.trainable(module) whose "
             "parameters have requires_grad=True."
         )
+
+
+def _functions(name: str, model: Model) -> Iterator[str]:
+    uses = {"inputs": "lambda batch: {'x': batch['pixels']}", "outputs": "lambda out: out[0]"}
+    for argument, example in uses.items():
+        function = getattr(model, argument)
+        if function is not None and not callable(function):
+            yield (
+                f"model {name!r}: {argument}={function!r:.60} is a {type(function).__name__}; a "
+                f"function is expected: {argument}={example}."
+            )
 
 
 def _ambiguous(models: Mapping[str, Any]) -> Iterator[str]:
