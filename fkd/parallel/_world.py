@@ -9,22 +9,22 @@ from __future__ import annotations
 
 import contextlib
 import json
-import time
 from collections.abc import Callable, Generator, Sequence
 from contextvars import ContextVar
 from typing import Any, TypeVar, cast
+from weakref import WeakKeyDictionary
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
+from ._blame import culprit, says_failed
+
 T = TypeVar("T")
 
 FAILED = -1
 """Says that a process has failed, where the first of the four numbers stands."""
-PATIENCE = 5.0
-"""Seconds in which a process that lives says so, after an exchange has broken."""
 
 
 class RankError(RuntimeError):
@@ -150,24 +150,9 @@ class World:
     def _explained(self, error: Exception) -> Exception:
         store = _store()
         if not _of_a_collective(error):
-            store.set(f"fkd/failed/{self.rank}", _message(error))
+            says_failed(store, self.rank, _message(error))
             return error
-        store.set(f"fkd/alive/{self.rank}", b"1")
-        others = [rank for rank in range(self.size) if rank != self.rank]
-        silent, end = others, time.monotonic() + PATIENCE
-        while silent and time.monotonic() < end:
-            for rank in others:
-                if store.check([f"fkd/failed/{rank}"]):
-                    said = store.get(f"fkd/failed/{rank}").decode(errors="replace")
-                    return RankError(f"rank {rank} failed: {said}")
-            silent = [rank for rank in others if not store.check([f"fkd/alive/{rank}"])]
-            time.sleep(0.05)
-        if not silent:
-            return RankError(f"the processes cannot reach each other: {_first_line(error)}")
-        names = ", ".join(map(str, silent))
-        return RankError(
-            f"rank {names} does not answer: it was killed, or hangs ({_first_line(error)})"
-        )
+        return RankError(culprit(store, self.rank, self.size, _first_line(error)))
 
     def _numbers(self, *values: int) -> list[tuple[int, ...]]:
         """Four numbers of every process; raises what another one says that has failed."""
@@ -299,11 +284,23 @@ def world_of(mesh: DeviceMesh) -> World:
     if everyone is not None and len(ranks) == dist.get_world_size() and _on_host(everyone):
         group = everyone
     else:
-        on_host = dist.new_group(ranks, backend="gloo")
-        group = cast(dist.ProcessGroup, on_host)
+        group = _host_group(everyone, tuple(ranks))
     world = World(group)
     _worlds[:] = [world]
     return world
+
+
+_host_groups: WeakKeyDictionary[Any, dict[tuple[int, ...], dist.ProcessGroup]]
+_host_groups = WeakKeyDictionary()
+"""By default group, the groups on the host that were made beside it: one for the same ranks."""
+
+
+def _host_group(everyone: dist.ProcessGroup | None, ranks: tuple[int, ...]) -> dist.ProcessGroup:
+    """A group of gloo; a second step over the same processes uses that of the first."""
+    groups = _host_groups.setdefault(everyone, {})
+    if ranks not in groups:
+        groups[ranks] = cast(dist.ProcessGroup, dist.new_group(list(ranks), backend="gloo"))
+    return groups[ranks]
 
 
 def ranks_in(mesh: DeviceMesh) -> list[int]:

@@ -20,10 +20,10 @@ import fkd
 from fkd import batch, ref, student, teacher, term
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
 from fkd.loops._base.errors import CheckpointError
-from fkd.loops._checkpoint import parts
+from fkd.loops._checkpoint import checkpoint, parts
 from fkd.loops._evaluate import score as score_module
 from fkd.losses import kl, mse
-from fkd.parallel import RankError, _shards
+from fkd.parallel import RankError, _shards, _world
 from tests.parallel.cases import adamw, digest
 from tests.parallel.objectives import CLASSES, FEATURES, Net, centred, differences, plain
 
@@ -137,10 +137,10 @@ def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None, fault: str = 
 
     Args:
       fault: "apart": rank 1 does not find the folder of rank 0; "full": its disk is full from the
-        second checkpoint on.
+        second checkpoint on; "first": so is that of rank 0.
     """
     _shards.SMALLEST = 8
-    if fault and mesh.get_rank() == 1:
+    if fault and mesh.get_rank() == (fault != "first"):
         _break(fault)
     cut = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",))
     try:
@@ -150,16 +150,19 @@ def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None, fault: str = 
 
 
 def _break(fault: str) -> None:
-    write, written = parts.write_file, []
+    write, written = parts.write_file, list[Path]()
 
     def full(path: Path, chunks: Any) -> Any:
-        written.append(path)
+        if path.suffix == ".safetensors":
+            written.append(path)
         if len(written) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, chunks)
 
     if fault == "full":
         parts.write_file = full
+    elif fault == "first":
+        checkpoint.write_file = full
     else:
         parts.Path = lambda text: Path("/nonexistent")  # pyright: ignore[reportAttributeAccessIssue]
 
@@ -273,6 +276,14 @@ def refused(mesh: DeviceMesh) -> Any:
         except Exception as error:
             told[name] = f"{type(error).__name__}: {error}"
     return told
+
+
+def host_groups(mesh: DeviceMesh) -> Any:
+    """Whether two steps use one group on the host where the default group is on the devices, and
+    what its processes tell each other."""
+    _world._on_host = lambda group: False
+    one, other = _world.world_of(mesh), _world.world_of(mesh)
+    return [one.group is other.group, one.group is mesh.get_group(), one.exchanged(one.rank)]
 
 
 def failing(mesh: DeviceMesh, folder: str, where: str) -> Any:

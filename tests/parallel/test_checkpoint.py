@@ -109,10 +109,16 @@ def test_a_manifest_of_other_files_is_refused(change, told, folder, tmp_path):
         load(last)
 
 
-def test_a_full_disk_of_one_process_is_an_error_of_all(tmp_path):
-    ranks = in_processes(2, runs.sharded_part, str(tmp_path), None, "full")
-    for rank in ranks:
-        assert "rank 1: its part cannot be written: No space left on device" in rank["message"]
+@pytest.mark.parametrize(
+    ("fault", "told"),
+    [
+        ("full", "rank 1: its part cannot be written: No space left on device"),
+        ("first", "step-00000006 cannot be written: No space left on device"),
+    ],
+)
+def test_a_full_disk_of_one_process_is_an_error_of_all(fault, told, tmp_path):
+    ranks = in_processes(2, runs.sharded_part, str(tmp_path), None, fault)
+    assert all(told in rank["message"] for rank in ranks), ranks
     assert len(list(tmp_path.glob("step-*"))) == 1 and not list(tmp_path.glob(".writing-*"))
     load(newest(tmp_path))
 

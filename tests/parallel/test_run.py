@@ -97,6 +97,10 @@ def test_an_error_of_one_ends_all_with_its_message(where, told, tmp_path):
         assert ranks[0]["saved"]
 
 
+def test_steps_on_the_same_processes_have_one_group_on_the_host():
+    assert in_processes(2, runs.host_groups) == [[True, False, [0, 1]]] * 2
+
+
 def test_a_signal_to_one_ends_all_after_the_same_step(tmp_path):
     ranks = in_processes(2, runs.failing, str(tmp_path), "signal")
     assert [rank["type"] for rank in ranks] == ["Interrupted", "Interrupted"]
