@@ -24,6 +24,7 @@ from fkd._blocks.sharing import Sharing
 
 from .cannot_compile import compile_error
 from .errors import CompileError
+from .random import in_turn
 
 CompileOptions: TypeAlias = Mapping[str, object]
 """The keyword arguments of `torch.compile`, and `blocks`: see `sharing_of`."""
@@ -113,7 +114,7 @@ class Shapes:
     def new(
         self, shape: Hashable, *, first: Callable[[], object]
     ) -> contextlib.AbstractContextManager[bool]:
-        """Around a call that may compile: whether the shape is new.
+        """Around a call that may compile: whether the shape is new. Threads compile in turn.
 
         Args:
           shape: of the arguments.
@@ -126,7 +127,7 @@ class Shapes:
         if not self._known:
             first()
         began = time.perf_counter()
-        with unlimited_recompilation():
+        with in_turn(), unlimited_recompilation():  # the compiler sets the generators back
             yield True
         self._known.add(shape)
         self.seconds += time.perf_counter() - began

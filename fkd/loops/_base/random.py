@@ -77,6 +77,17 @@ def seeded(seed: int, device: torch.device, *, host: bool = True) -> Generator[N
 
 
 @contextlib.contextmanager
+def in_turn() -> Generator[None]:
+    """Other threads that draw random numbers wait meanwhile: for what saves the generators of the
+    process and sets them back, as torch's compiler does."""
+    _wait_for_turn()
+    try:
+        yield
+    finally:
+        _TURN.release()
+
+
+@contextlib.contextmanager
 def _host_seeded(seed: int) -> Generator[None]:
     python, numpy = random.getstate(), np.random.get_state(legacy=False)
     random.seed(seed)
@@ -93,8 +104,8 @@ def _wait_for_turn() -> None:
     if not _TURN.acquire(timeout=_PATIENCE):
         _LOG.warning(
             "%s has waited %g s for another thread, which uses the random generators of the "
-            "process. Steps and loaders take turns: a loader must not wait for a step or a score "
-            "that runs in another thread.",
+            "process, or compiles. Steps and loaders take turns: a loader must not wait for a step "
+            "or a score that runs in another thread.",
             *(threading.current_thread().name, _PATIENCE),
         )
         _TURN.acquire()

@@ -43,7 +43,8 @@ class TrainStep:
     """See `train_step`, which makes it.
 
     A step holds what is compiled, and beside each state that it is used for, an optimizer over
-    that state's tensors. It may be used for several states in at.
+    that state's tensors. It may be used for several states, and steps in several threads, which
+    compile and draw random numbers in turn: each has the bits that it has alone.
 
     Attributes:
       objective: what is minimised.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import random
 import threading
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -32,11 +33,14 @@ class DrawsOnTheHost(torch.nn.Module):
 class Dropped(torch.nn.Module):
     """Dropout, from torch's own generator."""
 
-    def __init__(self) -> None:
+    def __init__(self, layers: int = 1) -> None:
         super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(8, 8) for _ in range(layers - 1))
         self.linear = torch.nn.Linear(8, 3)
 
     def forward(self, x):
+        for layer in self.layers:
+            x = torch.nn.functional.dropout(torch.relu(layer(x)), 0.5, self.training)
         return torch.nn.functional.dropout(self.linear(x), 0.5, self.training)
 
 
@@ -85,20 +89,36 @@ def test_a_first_step_leaves_the_generators_as_they_were():
     assert drawn() == expected
 
 
+def in_threads(work: Callable[[int], Any], count: int) -> dict[int, Any]:
+    """What `work(i)` gives in each of some threads that begin at one moment."""
+    found, start = dict[int, Any](), threading.Barrier(count)
+
+    def run(i: int) -> None:
+        start.wait()
+        found[i] = work(i)
+
+    threads = [threading.Thread(target=run, args=(i,)) for i in range(count)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    return found
+
+
 @pytest.mark.plain
 @pytest.mark.parametrize("kind", [DrawsOnTheHost, Dropped])
 def test_runs_in_several_threads_have_the_bits_that_each_has_alone(kind):
     models = {seed: kind() for seed in range(4)}
     alone = {seed: trained(model, seed, 20) for seed, model in models.items()}
-    found, start = {}, threading.Barrier(len(models))
+    assert in_threads(lambda seed: trained(models[seed], seed, 20), len(models)) == alone
 
-    def run(seed: int) -> None:
-        start.wait()
-        found[seed] = trained(models[seed], seed, 20)
 
-    threads = [threading.Thread(target=run, args=(seed,)) for seed in models]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert found == alone
+@pytest.mark.compile
+def test_compiled_runs_in_several_threads_have_the_bits_that_each_has_alone():
+    models = [Dropped(), Dropped(layers=2)]
+
+    def run(i: int) -> list[float]:
+        return trained(models[i], i, 10, compile=True)
+
+    found = in_threads(run, len(models))
+    assert found == {i: run(i) for i in range(len(models))}
