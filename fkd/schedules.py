@@ -18,7 +18,10 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
+from numbers import Real
 from typing import TypeAlias
+
+from fkd._base.errors import expect
 
 Scheduled: TypeAlias = Callable[[int], float]
 
@@ -215,5 +218,9 @@ def _progress(step: int, steps: int) -> float:
 
 
 def _positive(name: str, steps: int) -> None:
-    if steps <= 0:
-        raise ValueError(f"{name}: steps is {steps}; a positive number of steps is expected.")
+    expect(name, "steps", steps, Real, "a positive number of steps")
+    if not steps >= 1:
+        share = " A share of a run is int(share * steps)." if steps > 0 else ""
+        raise ValueError(
+            f"{name}: steps is {steps}; a positive number of steps is expected.{share}"
+        )

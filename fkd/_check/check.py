@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import inspect
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -35,8 +34,10 @@ from .._objective.program import Parts, Pass
 from .._objective.terms import Term
 from .._refs.derived import Function
 from .._refs.paths import describe, name_of
-from .._refs.refs import Context, Item, Ref, compute, node, output_path, roots
+from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .._refs.syntax import ATOM
+from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
+from .hints import adapter_hint, record_hint
 from .labels import labels_out_of_range
 from .rows import row, shape_of
 from .shifted import unshifted_labels
@@ -50,7 +51,11 @@ FAILED = object()
 
 
 def check(
-    objective: Objective, batch: Batch, *, tokenizers: Mapping[str, Tokenizer] | None = None
+    objective: Objective,
+    batch: Batch,
+    *,
+    tokenizers: Mapping[str, Tokenizer] | None = None,
+    autocast: torch.dtype | None = None,
 ) -> CheckReport:
     """Run an objective on the shapes of a batch, without computing anything.
 
@@ -61,6 +66,8 @@ def check(
         "teacher": theirs}`. Whatever differs between them is then in the report, templates too;
         ids that mean other tokens to a model that reads them, or to a term that compares them,
         are mistakes.
+      autocast: dtype in which models run their matrix products, if they do in training:
+        `torch.bfloat16` for `train_step(precision="bf16")`.
 
     Returns:
       A `CheckReport`, which prints as a table: for each term its loss, the shapes that go in, its
@@ -82,12 +89,12 @@ def check(
     expect("check", "objective", objective, Objective, "an fkd.Objective")
     objective.raise_problems()
     if not tokenizers:
-        return _checked(objective, batch)
+        return _checked(objective, batch, autocast)
     expect_names(objective, tokenizers)
     reports = compared(objective, tokenizers)
     problems = list(vocabulary_problems(objective, batch, tokenizers, reports))
     try:
-        report = _checked(objective, batch)
+        report = _checked(objective, batch, autocast)
     except ObjectiveError as error:
         raise ObjectiveError([*problems, *error.problems]) from None
     if problems:
@@ -96,15 +103,16 @@ def check(
     return replace(report, tokenizers=tuple(lines))
 
 
-def _checked(objective: Objective, batch: Batch) -> CheckReport:
+def _checked(objective: Objective, batch: Batch, autocast: torch.dtype | None) -> CheckReport:
     """The dry run on fake tensors, or on those of the batch where fake ones are not enough."""
     try:
-        return _dry_run(objective, batch, FakeTensorMode(allow_non_fake_inputs=True))
+        fake = FakeTensorMode(allow_non_fake_inputs=True)
+        return _dry_run(objective, batch, fake, autocast)
     except (DataDependentOutputException, DynamicOutputShapeException, _OnlyFake):
         # The forward pass looks at values, which fake tensors do not have, or an operation knows
         # no fake tensors: run it for real.
         with torch.random.fork_rng(devices=[]):
-            return _dry_run(objective, batch, None)
+            return _dry_run(objective, batch, None, autocast)
 
 
 class _OnlyFake(Exception):
@@ -122,7 +130,12 @@ class _Trial:
     failed: set[str] = field(default_factory=set[str])
 
 
-def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) -> CheckReport:
+def _dry_run(
+    objective: Objective,
+    batch: Batch,
+    mode: FakeTensorMode | None,
+    autocast: torch.dtype | None,
+) -> CheckReport:
     fake = mode.from_tensor if mode else (lambda x: x)
     parts = objective.parts(
         copied=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
@@ -130,8 +143,8 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
     for leaf in (p for params in parts.trainable.values() for p in params.values()):
         leaf.requires_grad_(leaf.is_floating_point())
     trial = _Trial(objective, map_tensors(fake, batch), [])
-    with mode if mode else torch.enable_grad(), torch.enable_grad(), _quiet():
-        ctx = _forward(trial, parts).context
+    with _as_on(mode), torch.enable_grad(), _quiet():
+        ctx = _forward(trial, parts, autocast).context
         if trial.failed and mode is not None:
             raise _OnlyFake
         trial.values = objective.program.values(ctx, attempt=functools.partial(_attempt, trial))
@@ -149,6 +162,16 @@ def _dry_run(objective: Objective, batch: Batch, mode: FakeTensorMode | None) ->
 
 
 @contextlib.contextmanager
+def _as_on(mode: FakeTensorMode | None) -> Generator[None, None, None]:
+    """Fake tensors, which refuse what real ones do."""
+    if mode is None:
+        yield
+        return
+    with mode, SameDtypes():
+        yield
+
+
+@contextlib.contextmanager
 def _quiet() -> Generator[None, None, None]:
     """Without torch's own log of what fails on fake tensors: that is reported here."""
     log, this_thread = logging.getLogger("torch._subclasses.fake_tensor"), threading.get_ident()
@@ -163,10 +186,10 @@ def _quiet() -> Generator[None, None, None]:
         log.removeFilter(of_others)
 
 
-def _forward(trial: _Trial, parts: Parts) -> Pass:
+def _forward(trial: _Trial, parts: Parts, autocast: torch.dtype | None) -> Pass:
     """A forward pass, with the models left out that fail on this batch."""
     program = trial.objective.program
-    forward = program.start(parts, trial.batch)
+    forward = program.start(parts, trial.batch, autocast=autocast)
     for name in program.runs:
         try:
             forward.run(name)
@@ -190,11 +213,19 @@ def _forward_problem(trial: _Trial, name: str, error: Exception) -> str:
             f"model {name!r}: inputs={name_of(model.inputs)} failed on the batch "
             f"({describe(trial.batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
         )
-    adaptor = "Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
+    hint = ""
+    if is_of_dtypes(error) and model.module is not None:
+        hint = dtypes_hint(model.module, {**{str(i): x for i, x in enumerate(args)}, **kwargs})
+    elif isinstance(trial.batch, list) and all(isinstance(x, Mapping) for x in trial.batch):
+        hint = (
+            " A list of samples becomes a batch in the loader: "
+            "DataLoader(..., collate_fn=torch.utils.data.default_collate)."
+        )
+    if not hint and model.inputs is None:
+        hint = " Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
     return (
         f"model {name!r}: its forward failed when given {received}; the batch is "
-        f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error)} "
-        + (adaptor if model.inputs is None else "")
+        f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error).rstrip('.')}.{hint}"
     )
 
 
@@ -250,7 +281,7 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
             raise
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
-            hint = _record_hint(term, args) or _adapter_hint(term, args)
+            hint = record_hint(term, args) or adapter_hint(term, args)
             problem = f"{kind}{_first_line(error)}{hint}"
     shapes = [f"{r!r} -> {shape_of(a)}" for r, a in zip(term.args, args, strict=True)]
     if term.where is not None:
@@ -311,55 +342,6 @@ def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:
         f"{name_of(term.loss)}: shapes {shape_of(pair[0])} and {shape_of(pair[1])} would be "
         "broadcast. Index, squeeze or expand one of them, so that they agree."
     )
-
-
-def _record_hint(term: Term, args: Sequence[Any]) -> str:
-    """What to write where a whole output was given instead of one of its values."""
-    for ref, value in zip(term.args, args, strict=True):
-        if isinstance(value, Mapping):
-            first = next(iter(value), "logits")
-            return f" {ref!r} is {describe(value)}. Take one: {ref!r}.{first}."
-        if isinstance(value, tuple | list):
-            return f" {ref!r} is {describe(value)}. Take one: {ref!r}[0]."
-    return ""
-
-
-def _adapter_hint(term: Term, args: Sequence[Any]) -> str:
-    """The module that would make student and teacher agree, where one is obvious."""
-    if len(args) < 2 or not all(isinstance(a, Tensor) and a.is_floating_point() for a in args[:2]):
-        return ""
-    student, teacher = args[0].shape, args[1].shape
-    if len(student) != len(teacher) or student == teacher:
-        return ""
-    if _compares_logits(term):
-        least = min(student[-1], teacher[-1])
-        cut = ", ".join(f"{ref!r}[..., :{least}]" for ref in term.args[:2])
-        return (
-            f" If one vocabulary is the other one padded, compare what they share: {cut}. If they "
-            "are different ones, see fkd.losses.uld."
-        )
-    differing = [i for i, (a, b) in enumerate(zip(student, teacher, strict=True)) if a != b]
-    if differing == [len(student) - 1] and len(student) > 1:
-        layer = f"torch.nn.Linear({student[-1]}, {teacher[-1]})"
-    elif differing == [1] and len(student) == 4:
-        layer = f"torch.nn.Conv2d({student[1]}, {teacher[1]}, 1)"
-    else:
-        return ""
-    return (
-        f" An adapter fits: fkd.module('project')({term.args[0]!r}) in the term, and "
-        f"project=fkd.trainable({layer}) in the objective."
-    )
-
-
-def _compares_logits(term: Term) -> bool:
-    """Whether a loss of logits is given the logits of two models. A model that returns a plain
-    tensor has `logits`, too, whatever they are."""
-    with contextlib.suppress(TypeError, ValueError):  # of a builtin
-        names = [*inspect.signature(term.loss).parameters][:2]
-        paths = [output_path(ref) for ref in term.args[:2]]
-        of_logits = all(path is not None and path[1][-1:] == ("logits",) for path in paths)
-        return of_logits and all(name.endswith("logits") for name in names)
-    return False
 
 
 def _first_line(error: Exception) -> str:

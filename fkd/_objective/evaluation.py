@@ -13,6 +13,7 @@ from torch import Tensor
 from .._base.mean import Mean, MeanWithParts, divide, mean
 from .._base.trees import map_tensors
 from .._base.types import Scalars
+from .._refs.paths import describe, name_of
 from .._refs.refs import Ref
 from .knobs import knob_values
 from .terms import Moving, Term, knobs_of
@@ -76,6 +77,7 @@ class BoundTerms:
                 result = self.functions[name](values, scalars, state, autocast, by_position)
                 if weight is not None and by_position is not None:
                     weight = weight.new_ones(())
+                _expect_values(name, term, result.result)
                 evaluation.means[name] = result.mean
                 for part, value in result.parts.items():
                     evaluation.means[self._part_name(name, part)] = value
@@ -124,6 +126,15 @@ def contributions(
         count = means[name].count if counts is None else counts[name]
         parts[name] = weight * divide(means[name].total, count)
     return parts
+
+
+def _expect_values(name: str, term: Term, result: object) -> None:
+    """Refuse what a mean cannot be taken of."""
+    if not isinstance(result, (Tensor, Mean, MeanWithParts)):
+        raise ValueError(
+            f"{name!r}: {name_of(term.loss)} returned {describe(result)}; a tensor with one value "
+            "for each position (without .item()), or a fkd.Mean, is expected."
+        )
 
 
 class Evaluated(NamedTuple):

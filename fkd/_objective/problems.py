@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import math
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -29,6 +29,7 @@ from .._refs.refs import (
 )
 from .apply import has_attention_captures, layer_drop
 from .models import Model, trainable_parameters
+from .not_models import not_a_model
 from .reach import reach_problems
 from .terms import Term, moves, value_at
 
@@ -87,8 +88,8 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
         yield from _functions(name, model)
         if model.kind == "ema":
             yield from _ema(name, model, models)
-        elif not isinstance(model.module, nn.Module):
-            yield f"model {name!r}: {type(model.module).__name__} is not a torch.nn.Module."
+        elif problem := not_a_model(model.module):
+            yield f"model {name!r}: {problem}"
         else:
             yield from _shared(name, model, models, owners)
     yield from _ambiguous(models)
@@ -169,8 +170,9 @@ def _ema(name: str, model: Model, models: Mapping[str, Any]) -> Iterator[str]:
     yield from (f"model {name!r}: {p}" for p in _number("decay", model.decay, low=0.0, high=1.0))
 
 
-def _not_a_loss(loss: Any) -> str:
+def _not_a_loss(term: Term) -> str:
     """What is wrong with a loss that cannot be called as one; nothing if it can."""
+    loss: Any = term.loss
     if isinstance(loss, Ref):
         return (
             f"the loss is {loss!r}, which is a ref. The function comes first, then what it is "
@@ -189,12 +191,31 @@ def _not_a_loss(loss: Any) -> str:
             "fkd.module('name')(student.logits)."
         )
     if isinstance(loss, nn.Module) or callable(loss):
-        return ""
+        return _wants_log_probabilities(term)
     return f"the loss is {loss!r}; a function is expected. Import it: from fkd.losses import kl."
 
 
+def _wants_log_probabilities(term: Term) -> str:
+    """What is wrong with torch's losses of log-probabilities where they are given logits."""
+    ours: dict[Any, str] = {
+        nn.functional.kl_div: "fkd.losses.kl, student.logits, teacher.logits",
+        nn.functional.nll_loss: "fkd.losses.cross_entropy, student.logits, batch.labels",
+    }
+    ours |= {nn.KLDivLoss: ours[nn.functional.kl_div], nn.NLLLoss: ours[nn.functional.nll_loss]}
+    loss: Any = getattr(term.loss, "func", term.loss)
+    kind = type(loss) if isinstance(loss, nn.Module) else loss
+    instead = ours.get(kind) if isinstance(kind, Hashable) else None
+    path = output_path(term.args[0]) if term.args else None
+    if instead is None or path is None or path[1][-1:] != ("logits",):
+        return ""
+    return (
+        f"{name_of(loss)} expects log-probabilities, and {term.args[0]!r} are logits. Write "
+        f"fkd.term({instead}), which takes logits; or torch.log_softmax({term.args[0]!r}, -1)."
+    )
+
+
 def _signature(term: Term) -> Iterator[str]:
-    problem = _not_a_loss(term.loss)
+    problem = _not_a_loss(term)
     if problem:
         yield problem
         return

@@ -19,7 +19,8 @@ from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd.loops._base.files import make_folder
-from fkd.loops._data.epochs import Loader, epoch_batches, expect_loader
+from fkd.loops._data.epochs import Loader, epoch_batches
+from fkd.loops._data.loaders import expect_loader
 from fkd.loops._log.progress import open_progress
 
 from ._bind import bound_terms

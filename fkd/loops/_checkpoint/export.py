@@ -71,6 +71,7 @@ def export(
     expect("export", "objective", objective, Objective, "an fkd.Objective", "Try step.objective.")
     expect("export", "state", state, State, "a state of a step", "A run's: result.state.")
     for wanted in (name, *adapters):
+        expect("export", "name", wanted, str, "the name of a model", "export(..., 'student').")
         if wanted not in objective.models:
             raise ValueError(
                 f"export: no model {wanted!r}. {nearest(wanted, objective.models)}"

@@ -15,6 +15,7 @@ from __future__ import annotations
 import zlib
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass
 from typing import NamedTuple, cast
 
 import numpy as np
@@ -35,8 +36,9 @@ def normalised(batch: Batch, device: torch.device | None = None) -> TensorBatch:
     """The batch as tensors in dicts, tuples and lists, on a device.
 
     Numbers and arrays become tensors; a compiled step would otherwise be compiled again for
-    every value. Mappings of any type become dicts. What is not a tensor (text, ids as strings,
-    None) is left out of mappings, and is None in tuples and lists, whose places have numbers.
+    every value. Mappings of any type and dataclasses become dicts. What is not a tensor (text, ids
+    as strings, None) is left out of mappings, and is None in tuples and lists, whose places have
+    numbers.
     Of a batch that is normalised already, this is a copy of the containers.
 
     Args:
@@ -54,15 +56,20 @@ def normalised(batch: Batch, device: torch.device | None = None) -> TensorBatch:
     tensors = _normalised(batch, device)
     if tensors is None and batch is not None:
         raise ValueError(
-            f"a batch is a {type(batch).__name__} without a tensor; a tensor, or dicts, tuples and "
-            "lists of tensors, arrays and numbers are expected. Convert it in the loader's "
-            "collate_fn."
+            f"a batch is a {type(batch).__name__} without a tensor; a tensor, or dicts, tuples, "
+            "lists and dataclasses of tensors, arrays and numbers are expected. Convert it in the "
+            "loader's collate_fn."
         )
     return tensors
 
 
 def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
     if isinstance(batch, Tensor):
+        if batch.is_meta and device is not None and device.type != "meta":
+            raise ValueError(
+                f"a batch has a tensor {tuple(batch.shape)} on the meta device, where tensors have "
+                "no values. Make it on the CPU."
+            )
         # Not towards the host, which would read the copy before it is there.
         return batch if device is None else batch.to(device, non_blocking=device.type != "cpu")
     if isinstance(batch, _ARRAYS):
@@ -82,6 +89,8 @@ def _normalised(batch: Batch, device: torch.device | None) -> TensorBatch:
         if batch and all(value is None for value in inside):
             return None
         return tuple(inside) if isinstance(batch, tuple) else inside
+    if is_dataclass(batch) and not isinstance(batch, type):
+        return _normalised({f.name: getattr(batch, f.name) for f in fields(batch)}, device)
     return None
 
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, TypeAlias
 
 import torch
 from torch.utils.data import DataLoader
 
-from fkd._base.errors import expect
 from fkd._base.types import Batch
 
 from .._base.errors import LoopError
@@ -153,22 +152,6 @@ class Epochs:
 def epoch_batches(loader: Loader, seed: int, epoch: int, *, skip: int = 0) -> Iterator[Batch]:
     """The batches of one epoch, from number `skip` on; see `Epochs`."""
     return Epochs(loader, seed).batches(epoch, skip=skip)
-
-
-def expect_loader(function: str, name: str, loader: object) -> None:
-    """Refuse what gives no batches, before any is asked for.
-
-    Raises:
-      TypeError: it is one batch, or nothing that can be iterated.
-    """
-    fix = "Put it into a list: [batch]."
-    if isinstance(loader, (Mapping, torch.Tensor)):
-        raise TypeError(
-            f"{function}: {name} is a {type(loader).__name__}, which looks like one batch; an "
-            f"iterable of batches is expected. {fix}"
-        )
-    if not callable(loader) and not hasattr(loader, "__iter__"):
-        expect(function, name, loader, Iterable, "an iterable of batches", fix)
 
 
 def _unwrapped(loader: Any) -> tuple[Any, list[Callable[[Batch], Batch]]]:

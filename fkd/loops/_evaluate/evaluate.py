@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, TypeAlias
@@ -20,6 +21,7 @@ from fkd._objective.objective import Objective
 from fkd._objective.program import Program
 from fkd._objective.terms import Term, metric, part_names
 from fkd._refs.derived import as_ref
+from fkd._refs.paths import name_of
 from fkd._refs.refs import Context, Ref, output_path
 from fkd._refs.sourced import original
 from fkd.metrics import agreement, refuse_reserved
@@ -28,7 +30,8 @@ from fkd.parallel._world import World
 
 from .._base.compile import options_of
 from .._base.state import State
-from .._data.epochs import Loader, epoch_batches, expect_loader
+from .._data.epochs import Loader, epoch_batches
+from .._data.loaders import expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, processes, readable
@@ -88,7 +91,7 @@ class Evaluator:
         metrics = dict(metrics or {})
         refuse_reserved("evaluate", metrics)
         self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
-        measured = {n: _as_term(m) for n, m in metrics.items() if not isinstance(m, Collect)}
+        measured = {n: _as_term(n, m) for n, m in metrics.items() if not isinstance(m, Collect)}
         compared = _agreement(objective)
         if compared is not None and "agreement" not in metrics:
             measured["agreement"] = compared
@@ -273,15 +276,32 @@ def _fixed(
     return FixedValues(program, known, compile=compile, autocast=autocast) if known else None
 
 
-def _as_term(value: Metric) -> Term:
+def _as_term(name: str, value: Metric) -> Term:
     if isinstance(value, Term):
         return value
     if callable(value):
+        _takes_the_context(name, value)
         return metric(_as_mean, value)
     raise TypeError(
-        f"evaluate: a metric is a {type(value).__name__}; fkd.metric(fn, ref, ...), "
+        f"evaluate: {name!r}: a metric is a {type(value).__name__}; fkd.metric(fn, ref, ...), "
         "fkd.loops.collect(fn, ref, ...) or a function of the context is expected."
     )
+
+
+def _takes_the_context(name: str, function: Callable[..., Any]) -> None:
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):  # a builtin
+        return
+    try:
+        signature.bind(None)
+    except TypeError as error:
+        called = name_of(function)
+        raise ValueError(
+            f"evaluate: metric {name!r} is the function {called}{signature}, which would be given "
+            f"the context alone ({error}). Say of what it is: "
+            f"fkd.metric({called}, student.logits, batch.labels)."
+        ) from None
 
 
 def _as_mean(values: Any) -> Any:

@@ -14,7 +14,8 @@ from fkd._base.types import Batch
 from fkd.metrics import higher_is_better, refuse_reserved
 
 from .._base.state import State
-from .._data.epochs import Loader, expect_loader
+from .._data.epochs import Loader
+from .._data.loaders import expect_again, expect_loader
 from .._evaluate.evaluate import Metric
 from .._log.loggers import Logger
 from .._step.train_step import TrainStep
@@ -134,6 +135,14 @@ class Arguments(Options):
         if self.dev is not None:
             expect_loader("fit", "dev", self.dev)
         super().__post_init__()
+        self._again()
+
+    def _again(self) -> None:
+        """Refuse an iterator where its batches are asked for more than once."""
+        if self.epochs is not None and self.epochs > 1:
+            expect_again("fit", "loader", self.loader, f"there are {self.epochs} epochs")
+        if self.epochs != 1 or self.evaluate_every is not None:
+            expect_again("fit", "dev", self.dev, "it is evaluated on several times")
 
     @property
     def options(self) -> Options:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias, TypeVar
@@ -10,6 +11,7 @@ from typing import TypeAlias, TypeVar
 from fkd._base.errors import expect, listing, nearest
 from fkd._objective.models import trainable_parameters
 from fkd._objective.objective import Objective
+from fkd.schedules import Schedule as Fixed
 
 from .optimizer import MakeOptimizer
 
@@ -23,6 +25,9 @@ When: TypeAlias = Callable[[int], bool]
 
 Names: TypeAlias = tuple[str, ...]
 """The models for which one option holds."""
+
+_LEAST = 0.005
+"""A schedule that is never above this is one of learning rates, and not of factors on them."""
 
 ByModel: TypeAlias = Mapping[str | Names, T]
 """An option by model; a tuple of names has one option in common."""
@@ -86,7 +91,7 @@ class Choices:
         """
         if not self.when:
             return self.models
-        resting = {n for names, when in self.when.items() if not when(step) for n in names}
+        resting = {n for names, when in self.when.items() if not _says(when, step) for n in names}
         updated = tuple(name for name in self.models if name not in resting)
         if not updated:
             raise ValueError(f"train_step: at step {step} no model is updated, as `when` has it.")
@@ -100,11 +105,11 @@ class Choices:
         """
         factors = dict.fromkeys(self.optimizers, 1.0)
         for names, schedule in self.rates.items():
-            factors[names] = factor = float(schedule(step))
-            if not math.isfinite(factor):
+            factors[names] = factor = _number_at("lr", schedule, step)
+            if not (math.isfinite(factor) and factor >= 0):
                 raise ValueError(
                     f"train_step: lr gives {factor} at step {step}; a finite factor on the "
-                    "learning rate is expected. Nothing was updated."
+                    "learning rate is expected, 0 or more. Nothing was updated."
                 )
         return factors
 
@@ -194,11 +199,9 @@ def rates_of(
     if schedules is None:
         return {}
     if not isinstance(schedules, Mapping):
-        _is_function("lr", schedules, _LR)
-        return dict.fromkeys(optimizers, schedules)
+        return dict.fromkeys(optimizers, _factor(schedules))
     rates: dict[Names, Schedule] = {}
     for names, schedule in by_models("lr", schedules, trainable).items():
-        _is_function("lr", schedule, _LR)
         owner = next((key for key in optimizers if set(key) == set(names)), None)
         if owner is None:
             raise ValueError(
@@ -206,7 +209,7 @@ def rates_of(
                 f"Optimizers: {listing(map(label, optimizers))}. Give them one: "
                 "optimizer={'student': ..., ...}."
             )
-        rates[owner] = schedule
+        rates[owner] = _factor(schedule)
     return rates
 
 
@@ -215,6 +218,44 @@ _LR = (
     "given to the optimizer: lambda params: torch.optim.AdamW(params, lr=1e-4)"
 )
 _WHEN = "a function step -> bool is expected, as fkd.schedules.turns makes them"
+
+
+def _number_at(option: str, schedule: Schedule, step: int) -> float:
+    try:
+        return float(schedule(step))
+    except Exception as error:
+        raise ValueError(
+            f"train_step: {option} failed at step {step}: {type(error).__name__}: {error}. A "
+            "function of the step alone is expected, which gives a number: lambda step: 0.99**step."
+        ) from error
+
+
+def _says(when: Callable[[int], object], step: int) -> bool:
+    try:
+        answer = when(step)
+    except Exception as error:
+        raise ValueError(
+            f"train_step: when failed at step {step}: {type(error).__name__}: {error}. {_WHEN}."
+        ) from error
+    if answer is None:
+        raise ValueError(f"train_step: when gives None at step {step}; {_WHEN}.")
+    return bool(answer)
+
+
+def _factor(schedule: Schedule) -> Schedule:
+    """A schedule of the learning rate; one that gives rates instead of factors is told."""
+    _is_function("lr", schedule, _LR)
+    if isinstance(schedule, Fixed):
+        greatest = max(schedule(step) for step in (0, *(10**i for i in range(8))))
+        if 0 < greatest < _LEAST:
+            warnings.warn(
+                f"train_step: lr={schedule!r} is at most {greatest:g}, and it is a factor on the "
+                "learning rate of the optimizer, which would hardly move anything. The rate is "
+                "given to the optimizer: lambda params: torch.optim.AdamW(params, lr=1e-4); "
+                "factors are about 1.",
+                stacklevel=5,
+            )
+    return schedule
 
 
 def _is_function(option: str, value: object, expected: str) -> None:

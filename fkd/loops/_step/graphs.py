@@ -246,6 +246,15 @@ class Graphs:
         return torch.full_like(like, rows / every)
 
 
+def moving(scalars: Scalars) -> Metrics:
+    """The weights and knobs that may have moved, for the log."""
+    weights = [name for name in scalars if name.endswith("/weight")]
+    return {
+        **{f"weight/{name.removesuffix('/weight')}": scalars[name] for name in weights},
+        **{f"knob/{name}": value for name, value in scalars.items() if name not in weights},
+    }
+
+
 def _sharing(objective: Objective, options: CompileOptions | None) -> Objective:
     """The objective with equal blocks compiled once, if a model has so many."""
     sharing = sharing_of(options)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 from collections.abc import Mapping
 from typing import NamedTuple
@@ -28,6 +29,7 @@ class Handles:
         here and not in the graph, since torch 2.11 cannot trace `requires_grad_`.
       updater: the optimizers.
       marked: whether the tensors are known to captured graphs as staying where they are.
+      last_step: the number of the last step that was taken; -1 before the first.
     """
 
     def __init__(self, make_optimizer: MakeOptimizer | Optimizers, state: State) -> None:
@@ -43,6 +45,12 @@ class Handles:
         if cutting_of(state.trainable) is not None:
             _refuse_matrices(self.updater)
         self.marked = False
+        self._began, self.last_step = state.optimizer, -1
+
+    def were_of(self, state: State) -> bool:
+        """Whether these are the handles of what has become of a state by a step."""
+        began_here = state.optimizer is self._began or state.optimizer is self.updater.tree
+        return state.step == self.last_step and began_here
 
     def parts(self, state: State) -> Parts:
         """What the objective is a function of, with leaves in place of the trainable tensors."""
@@ -104,6 +112,19 @@ class HandlesByState:
         if self._last is None or self._last[1]() is not handles:
             self._last = weakref.ref(state.skipped), weakref.ref(handles)
         return handles
+
+    def next_of(self, state: State) -> Handles:
+        """The same before a step; a state that was left behind by one is told."""
+        known = self._known(state.skipped)
+        if known is not None and known.were_of(state):
+            warnings.warn(
+                f"step: step {state.step} of this state was taken before, and its tensors have "
+                "moved on since, with what the optimizer remembers. Go on with the new state: "
+                "state, metrics = step(state, batch).",
+                RuntimeWarning,
+                stacklevel=5,
+            )
+        return self.of(state)
 
     def _known(self, skipped: Tensor) -> Handles | None:
         """The handles kept for a state; those of the last one are at hand."""

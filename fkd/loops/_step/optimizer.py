@@ -106,7 +106,7 @@ class Updater:
         tree: Mapping[str, Mapping[str, object]],
     ) -> None:
         self.named = {f"{m}.{n}": p for m, params in trainable.items() for n, p in params.items()}
-        self.optimizer = make(list(self.named.items()))
+        self.optimizer = _made(make, list(self.named.items()))
         _check_optimizer(self.optimizer, self.named)
         _use_fused(self.optimizer)
         self.base_lr = [group["lr"] for group in self.optimizer.param_groups]
@@ -165,6 +165,17 @@ def _in_order_of(p: Tensor, grad: Tensor | None) -> Tensor | None:
 def _tensors(optimizer: Optimizer) -> list[Tensor]:
     values = [x for state in optimizer.state.values() for x in state.values()]
     return [x for x in values if isinstance(x, Tensor)]
+
+
+def _made(make: MakeOptimizer, named: NamedParameters) -> Optimizer:
+    try:
+        return make(named)
+    except (AttributeError, IndexError, KeyError, TypeError) as error:
+        raise TypeError(
+            f"train_step: the function that makes the optimizer failed: {type(error).__name__}: "
+            f"{error}. It is given one list of (name, parameter) pairs, as named_parameters() "
+            "would give them: lambda params: torch.optim.AdamW(params, lr=1e-4)."
+        ) from error
 
 
 def _check_optimizer(optimizer: object, named: Mapping[str, Tensor]) -> None:

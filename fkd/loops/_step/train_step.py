@@ -11,7 +11,7 @@ from torch import nn
 from torch.distributed.device_mesh import DeviceMesh
 
 from fkd._base.errors import expect
-from fkd._base.types import Batch, Scalars, TensorBatch
+from fkd._base.types import Batch, TensorBatch
 from fkd._check.check import check
 from fkd._check.table import CheckReport
 from fkd._objective.objective import Objective
@@ -31,7 +31,7 @@ from .combine import Combine, Combined
 from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_static
 from .ema import follow
 from .gradient import Gradients
-from .graphs import Computed, Graphs, Metrics
+from .graphs import Computed, Graphs, Metrics, moving
 from .handles import AtStep, Handles, HandlesByState
 from .initial import initial
 from .loss_scale import initial_scale
@@ -183,7 +183,8 @@ class TrainStep:
         """What holds at the next step of a state."""
         scalars = self.objective.scalars(state.step, device)
         updated = self.choices.updated(state.step)
-        return AtStep(scalars, self.choices.factors(state.step), updated, self._handles.of(state))
+        factors, handles = self.choices.factors(state.step), self._handles.next_of(state)
+        return AtStep(scalars, factors, updated, handles)
 
     def updated(
         self, state: State, at: AtStep, computed: Computed, *, replayed: bool = False
@@ -195,6 +196,7 @@ class TrainStep:
         here = at.handles.here(state)
         follow(self.objective.models, here, at.scalars, finite, at.updated)
         skipped = state.skipped.add_(left_out)
+        at.handles.last_step = state.step
         if replayed:  # the next call of a captured graph writes into the same memory
             measured = copied_scalars(measured)
             loss_state = copied_into(state.loss_state, loss_state)
@@ -207,7 +209,7 @@ class TrainStep:
             combine_state=combine_state,
             loss_scale=scale,
         )
-        return state, {**measured, **_moving(at.scalars), "skipped": skipped.clone()}
+        return state, {**measured, **moving(at.scalars), "skipped": skipped.clone()}
 
     def _shape(self, batch: TensorBatch | list[Share]) -> Hashable:
         """What the step is compiled for."""
@@ -223,7 +225,7 @@ class TrainStep:
     def checked(self, batch: TensorBatch | list[Share]) -> CheckReport:
         """The dry run of the objective, which leaves the generators of other threads alone."""
         with seeded(0, torch.device("cpu")):
-            return check(self.objective, batch)
+            return check(self.objective, batch, autocast=self.autocast)
 
     def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""
@@ -301,17 +303,8 @@ class TrainStep:
         handles.marked = True
 
     def __repr__(self) -> str:
-        how = "eager" if self.options is None else "compiled"
-        return f"TrainStep({len(self.objective.terms)} terms, {how}, accumulate={self.accumulate})"
-
-
-def _moving(scalars: Scalars) -> Metrics:
-    """The weights and knobs that may have moved, for the log."""
-    weights = [name for name in scalars if name.endswith("/weight")]
-    return {
-        **{f"weight/{name.removesuffix('/weight')}": scalars[name] for name in weights},
-        **{f"knob/{name}": value for name, value in scalars.items() if name not in weights},
-    }
+        how, terms = "eager" if self.options is None else "compiled", len(self.objective.terms)
+        return f"TrainStep({terms} terms, {how}, accumulate={self.accumulate})"
 
 
 def _same(x: Gradients) -> Gradients:
@@ -383,9 +376,11 @@ def train_step(
         same examples, with a teacher that its own plan has cut over them. See `fkd.parallel`.
 
     Raises:
+      ObjectiveError: the objective has mistakes that show without a batch.
       ValueError: an option is out of range, or names what is not a trainable model.
     """
     expect("train_step", "objective", objective, Objective, "an fkd.Objective")
+    objective.raise_problems()
     expect("train_step", "accumulate", accumulate, int, "a whole number")
     if accumulate < 1:
         raise ValueError(f"train_step: accumulate is {accumulate}; at least 1 is expected.")

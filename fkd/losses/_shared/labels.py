@@ -11,7 +11,12 @@ from .masks import keep
 
 def integers(loss: str, labels: Tensor) -> None:
     """Refuse labels that are not class indices."""
-    if labels.is_floating_point() or labels.dtype == torch.bool:
+    if labels.dtype == torch.bool:
+        raise ValueError(
+            f"{loss}: labels {tuple(labels.shape)} have dtype torch.bool; integers are expected, "
+            "one class for every position. Of two classes use labels.long()."
+        )
+    if labels.is_floating_point():
         raise ValueError(
             f"{loss}: labels {tuple(labels.shape)} have dtype {labels.dtype}; integers are "
             "expected, one class for every position. Labels that are distributions over the "
@@ -26,10 +31,12 @@ def check_labels(
     integers(loss, labels)
     if labels.shape != logits.shape[:-1]:
         first = fits_classes_first(logits, labels.shape)
+        one_hot = labels.shape == logits.shape
         raise ValueError(
             f"{loss}: labels {tuple(labels.shape)} must be the leading shape of {name} "
             f"{tuple(logits.shape)}: one label for every position"
             + (f"; {CLASSES_LAST}." if first else ".")
+            + (" Of one-hot rows use labels.argmax(-1), or labels.float()." if one_hot else "")
         )
 
 

@@ -29,7 +29,7 @@ def two(logits: Any, labels: Any) -> Any:
     ("dev", "metrics", "message"),
     [
         ([{"x": torch.ones(3, 5)}], {}, "evaluation fails on the first batch of dev.*'y'"),
-        (None, {"agree": two}, "evaluation fails on the first batch of dev"),
+        (None, {"agree": two}, "'agree' is the function two.*fkd.metric.two, student.logits"),
         (None, {"f1": fkd.loops.collect(two, student.logits)}, "'f1' collects 1 refs"),
         (None, {"f1": fkd.loops.collect(two, batch.y, batch["no"])}, "evaluation fails.*'no'"),
         ([], {}, "evaluate: the loader gave no batch"),

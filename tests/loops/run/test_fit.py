@@ -112,16 +112,31 @@ def test_a_stream_without_a_length_can_be_logged(tmp_path):
     assert train(None, DataLoader(Stream(), batch_size=None), log_dir=tmp_path)[-1].step == 10
 
 
+class Once:
+    """An iterator of a class of one's own, of which it is not known that it cannot begin again."""
+
+    def __init__(self) -> None:
+        self.batches = iter(batches())
+
+    def __iter__(self):
+        return self
+
+    def __next__(self):
+        return next(self.batches)
+
+
 def test_an_iterator_that_is_used_up_is_said_so(tmp_path):
-    with pytest.raises(LoopError, match=r"no batch in epoch 1.*used only once"):
+    with pytest.raises(ValueError, match=r"list_iterator, .* used only once, and there are 2 epo"):
         train(tmp_path, iter(batches()))
+    with pytest.raises(LoopError, match=r"no batch in epoch 1.*used only once"):
+        train(tmp_path, Once())
     assert newest(tmp_path).name == "step-00000005"
 
 
 @pytest.mark.parametrize("empty", [[], iter([]), lambda seed: []])
 def test_an_empty_loader_is_said_so(empty):
     with pytest.raises(LoopError, match="no batch in epoch 0"):
-        train(None, empty)
+        train(None, empty, epochs=1)
 
 
 def test_an_empty_dev_set_is_said_so():

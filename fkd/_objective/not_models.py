@@ -1,0 +1,77 @@
+"""What is given for a model and is none, or cannot be copied: what it is, and what to give."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.parameter import is_lazy
+
+
+def not_a_model(module: object) -> str:
+    """What is wrong with a module, as the end of a sentence; nothing if it can be used."""
+    if not isinstance(module, nn.Module):
+        return _not_a_module(module)
+    if isinstance(module, torch.jit.ScriptModule):
+        return (
+            "is a torch.jit.ScriptModule, whose structure cannot be copied; the module that it was "
+            "made from is expected. fkd compiles the whole step."
+        )
+    if hasattr(module, "_orig_mod"):  # of torch.compile
+        return (
+            "is what torch.compile(module) returned; the module itself is expected: "
+            "module._orig_mod. fkd compiles the whole step."
+        )
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return (
+            f"is a {type(module).__name__}; the module inside is expected: module.module. Several "
+            "processes: train_step(mesh=...)."
+        )
+    return _without_values(module)
+
+
+def _not_a_module(value: object) -> str:
+    what = f"{type(value).__name__} is not a torch.nn.Module."
+    if isinstance(value, type):
+        loads = hasattr(value, "from_pretrained")
+        loaded = f", or {value.__name__}.from_pretrained(...)" if loads else ""
+        return (
+            f"is the class {value.__name__}, not a torch.nn.Module. Make one: "
+            f"{value.__name__}(...){loaded}."
+        )
+    if isinstance(value, str):
+        return (
+            f"is the string {value!r}, not a torch.nn.Module. Load it: transformers.AutoModel..."
+            f".from_pretrained({value!r}), or of a file, module.load_state_dict(torch.load(...))."
+        )
+    if isinstance(value, Mapping):
+        return (
+            f"{what} A state dict has no forward pass: make the module, and "
+            "module.load_state_dict(it)."
+        )
+    if hasattr(value, "convert_tokens_to_ids"):
+        return (
+            f"{what} It is a tokenizer: the model is expected here, and tokenizers are given to "
+            "fkd.check(objective, batch, tokenizers={'student': tokenizer})."
+        )
+    if callable(value):
+        return f"{what} A function of the outputs or the batch is a ref: fkd.call(fn, ref, ...)."
+    return what
+
+
+def _without_values(module: nn.Module) -> str:
+    """What is wrong with tensors that are not there yet."""
+    for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
+        if is_lazy(tensor):
+            return (
+                f"has the parameter {name!r}, whose shape is not known before the first forward "
+                "pass. Run the module once on a batch, before the objective is made."
+            )
+        if tensor.is_meta:
+            return (
+                f"has {name!r} on the meta device, where tensors have no values. Load it on a "
+                "device that has: module.to_empty(device='cpu') and load_state_dict, or "
+                "from_pretrained without a meta device."
+            )
+    return ""

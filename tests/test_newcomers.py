@@ -1,0 +1,212 @@
+"""What one writes who comes from a plain loop, a Trainer, another library: said, or right."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import fkd
+from fkd import batch, student, teacher, term
+from fkd.loops import export, fit, train_step
+from fkd.losses import cross_entropy, kl
+from fkd.schedules import linear, warmup
+
+from .models import same_bits
+
+ROW = {"x": torch.randn(6, 4), "y": torch.tensor([0, 1, 2, 0, 1, 2])}
+
+
+class Net(nn.Module):
+    """A linear classifier."""
+
+    def __init__(self, classes: int = 3) -> None:
+        super().__init__()
+        self.linear = nn.Linear(4, classes)
+
+    def forward(self, x):
+        return self.linear(x)
+
+
+class Tokenizer:
+    """As far as it is told from a model."""
+
+    def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
+        return [len(token) for token in tokens]
+
+
+@dataclasses.dataclass
+class Row:
+    """A batch of a collate function."""
+
+    x: torch.Tensor
+    y: torch.Tensor
+
+
+def goal(*, terms: Any = None, **models: Any) -> fkd.Objective:
+    both = {
+        "kd": term(kl, student.logits, teacher.logits),
+        "ce": term(cross_entropy, student.logits, batch.y),
+    }
+    pair = {"student": fkd.trainable(Net()), "teacher": fkd.frozen(Net())}
+    return fkd.Objective(terms or both, **{**pair, **models})
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+def stepped(objective: fkd.Objective | None = None, row: Any = ROW, **options: Any) -> Any:
+    maker = options.pop("optimizer", sgd)
+    step = train_step(objective or goal(), maker, **{"compile": False, **options})
+    return step(step.init(), row)
+
+
+def fitted(loader: Any = None, **options: Any) -> Any:
+    step = train_step(goal(), sgd, compile=False)
+    options = {"epochs": 1, "progress": False, **options}
+    loader = [ROW] if loader is None else loader
+    return list(fit(step, step.init(), loader, **options))
+
+
+def of_labels(labels: Any) -> Any:
+    return stepped(row={"x": ROW["x"], "y": labels})
+
+
+def lossy(loss: Any, *refs: Any) -> Any:
+    return stepped(goal(terms={"a": term(loss, *refs)}))
+
+
+def on_meta() -> nn.Module:
+    with torch.device("meta"):
+        return Net()
+
+
+DATA = torch.utils.data.TensorDataset(ROW["x"], ROW["y"])
+FLOATS = {"x": ROW["x"].double(), "y": ROW["y"]}
+
+MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a class for a model": (
+        lambda: stepped(goal(student=fkd.trainable(Net))), r"'student': is the class Net.*Net\("),  # type: ignore[arg-type]
+    "a module that is not wrapped": (
+        lambda: stepped(goal(student=Net())), r"'student' is a Net; fkd.trainable\(module\)"),
+    "a name for a student": (
+        lambda: stepped(goal(student=fkd.trainable("bert"))), "the string 'bert'"),  # type: ignore[arg-type]
+    "a name for a model": (
+        lambda: stepped(goal(teacher=fkd.frozen("bert"))), "the string 'bert'.*from_pretrained"),  # type: ignore[arg-type]
+    "a tokenizer for a model": (
+        lambda: stepped(goal(teacher=fkd.frozen(Tokenizer()))), "It is a tokenizer.*fkd.check"),  # type: ignore[arg-type]
+    "a state dict for a model": (
+        lambda: stepped(goal(teacher=fkd.frozen(Net().state_dict()))), "load_state_dict"),  # type: ignore[arg-type]
+    "a model compiled before": (
+        lambda: stepped(goal(student=fkd.trainable(torch.compile(Net())))), "module._orig_mod"),
+    "a parallel model": (
+        lambda: stepped(goal(student=fkd.trainable(nn.DataParallel(Net())))), "module.module"),
+    "a model without values": (
+        lambda: stepped(goal(student=fkd.trainable(on_meta()))), "'linear.weight' on the meta"),
+    "a lazy model": (
+        lambda: stepped(goal(student=fkd.trainable(nn.LazyLinear(3)))), "'weight'.*Run the module"),
+    "numbers in float64": (
+        lambda: stepped(row=FLOATS), r"parameters are float32; x is float64.*\.to\(torch.float32"),
+    "a teacher in float16": (
+        lambda: stepped(goal(teacher=fkd.frozen(Net().half()))), "float16; x is float32"),
+    "an optimizer of a dict": (
+        lambda: stepped(optimizer=lambda p: torch.optim.SGD(p.values())), "one list of .name, par"),
+    "a rate that is None": (lambda: stepped(lr=lambda step: None), "lr failed at step 0: Type"),
+    "a rate of two arguments": (lambda: stepped(lr=lambda a, b: 1.0), "function of the step alone"),
+    "a negative rate": (lambda: stepped(lr=lambda step: -1.0), "lr gives -1.0 at step 0"),
+    "turns that are None": (
+        lambda: stepped(when={"student": lambda step: None}), "when gives None at step 0"),
+    "a share for steps": (lambda: warmup(0.1), r"warmup: steps is 0.1.*int\(share"),  # type: ignore[arg-type]
+    "logits for log-probabilities": (
+        lambda: lossy(nn.KLDivLoss(), student.logits, teacher.logits), "KLDivLoss expects log-"),
+    "logits for kl_div": (
+        lambda: lossy(nn.functional.kl_div, student.logits, teacher.logits), "fkd.losses.kl"),
+    "logits for nll_loss": (
+        lambda: lossy(nn.functional.nll_loss, student.logits, batch.y), "losses.cross_entropy"),
+    "labels in a list": (lambda: of_labels(ROW["y"].tolist()), "list of 6 numbers.*torch.tensor"),
+    "labels of True and False": (lambda: of_labels(ROW["y"] > 1), r"bool.*labels.long\(\)"),
+    "one-hot integers": (
+        lambda: of_labels(nn.functional.one_hot(ROW["y"], 3)), r"labels.argmax\(-1\)"),
+    "samples for a batch": (
+        lambda: stepped(row=[{"x": x, "y": y} for x, y in zip(*ROW.values(), strict=True)]),
+        "A list of samples.*collate_fn"),
+    "a name in a tuple": (lambda: stepped(row=tuple(ROW.values())), r"by its place: batch\[0\]"),
+    "a batch without values": (
+        lambda: stepped(row={"x": ROW["x"].to("meta"), "y": ROW["y"]}), "a batch has .* meta"),
+    "a data set for a loader": (lambda: fitted(DATA), r"gives samples.*DataLoader\("),
+    "a path for a loader": (lambda: fitted("train.csv"), "loader is 'train.csv'; an iterable"),
+    "a loader without a seed": (lambda: fitted(lambda: [ROW]), "called with a seed"),
+    "a generator for epochs": (
+        lambda: fitted((row for row in [ROW]), epochs=2), "loader is a generator.*lambda seed"),
+    "a generator for dev": (
+        lambda: fitted(dev=(row for row in [ROW]), epochs=2), "dev is a generator.*several times"),
+    "a metric without refs": (
+        lambda: fitted(dev=[ROW], metrics={"acc": fkd.metrics.accuracy}),
+        r"'acc'.*fkd.metric\(accuracy, student.logits, batch.labels\)"),
+    "a metric that gives a number": (
+        lambda: fitted(dev=[ROW], metrics={"acc": fkd.metric(lambda x: x.mean().item(), batch.x)}),
+        "'acc': <lambda> returned a float; a tensor"),
+    "a module for a name": (
+        lambda: export(goal(), train_step(goal(), sgd).init(), Net()), "name is a Net; the name"),  # type: ignore[arg-type]
+}  # fmt: skip
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("name", MISTAKES)
+def test_it_is_said_before_a_step(name: str) -> None:
+    call, message = MISTAKES[name]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        with pytest.raises((TypeError, ValueError), match=f"(?s){message}"):
+            call()
+
+
+@pytest.mark.plain
+def test_a_schedule_of_rates_is_told_from_one_of_factors():
+    with pytest.warns(UserWarning, match=r"at most 0.0001.*factor.*AdamW\(params, lr="):
+        stepped(lr=linear(1e-4, 0.0, 10))
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stepped(lr=warmup(100, linear(1.0, 0.0, 1000)))
+        stepped(lr=lambda step: 1e-4)  # whoever writes a function has read what it is
+
+
+@pytest.mark.plain
+def test_a_state_that_was_left_behind_is_told():
+    step = train_step(goal(), sgd, compile=False)
+    first = step.init()
+    second, _ = step(first, ROW)
+    with pytest.warns(RuntimeWarning, match="step 0 of this state was taken before"):
+        step(first, ROW)
+    step = train_step(goal(), sgd, compile=False)
+    second, _ = step(step.init(), ROW)
+    third, _ = step(second, ROW)
+    with pytest.warns(RuntimeWarning, match="step 1 of this state"):
+        step(second, ROW)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        step(third._replace(step=0), ROW)  # a schedule that begins again
+
+
+@pytest.mark.plain
+def test_a_dataclass_is_a_batch():
+    objective = goal()
+    found = [stepped(copy.deepcopy(objective), row)[1] for row in (ROW, Row(**ROW))]
+    assert same_bits(*found)
+
+
+@pytest.mark.plain
+def test_a_model_in_bfloat16_runs_in_autocast():
+    objective = goal(teacher=fkd.frozen(Net().bfloat16()))
+    with pytest.raises(fkd.ObjectiveError, match="bfloat16; x is float32"):
+        fkd.check(objective, ROW)
+    assert fkd.check(objective, ROW, autocast=torch.bfloat16).rows
+    _, metrics = stepped(objective, precision="bf16")
+    assert metrics["finite"].item() == 1.0
