@@ -36,6 +36,7 @@ from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .._refs.syntax import ATOM
+from .documents import crossed_documents
 from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
 from .hints import adapter_hint, record_hint
 from .labels import labels_out_of_range
@@ -61,7 +62,8 @@ def check(
 
     Args:
       objective: what is to be trained.
-      batch: one batch as the data loader yields it. Only masks and labels are read.
+      batch: one batch as the data loader yields it. Only masks and labels are read; where a row
+        holds several documents, each model reads a few tokens, to see that it keeps them apart.
       tokenizers: of language models, by the names of the models, as in `{"student": ours,
         "teacher": theirs}`. Whatever differs between them is then in the report, templates too;
         ids that mean other tokens to a model that reads them, or to a term that compares them,
@@ -155,6 +157,7 @@ def _dry_run(
     if not trial.problems:
         trial.problems += unshifted_labels(objective, batch)
         trial.problems += labels_out_of_range(objective, batch, trial.values)
+        trial.problems += crossed_documents(objective, batch)
     if trial.problems:
         raise ObjectiveError(list(dict.fromkeys(trial.problems)))
     rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]
