@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from typing import Any, Protocol, TypeAlias, runtime_checkable
@@ -70,7 +71,10 @@ def generator(
     """Generation by a model of the objective, on the parameters of a state: nothing is copied.
 
     In eval mode, without gradients. Every batch has the same shape. In a bf16 run the parameters
-    are rounded once a call, as in an engine: a copy of half the size.
+    are rounded once a call, as in an engine: a copy of half the size. Of the model's own
+    `generation_config` only its special tokens and its kind of cache are used: a repetition penalty
+    or a `top_k` of it would draw from another distribution than the one that is trained. They may
+    be given here.
 
     Args:
       objective: which model.
@@ -89,7 +93,8 @@ def generator(
       options: for `generate`, such as `cache_implementation="static"`.
 
     Returns:
-      `(state, prompts, seed) -> batch`, with the fields of `completions`.
+      `(state, prompts, seed) -> batch`, with the fields of `completions`. For an encoder-decoder
+      the prompts, and as `labels` what its decoder said, -100 after the end, as its data have it.
 
     Raises:
       ValueError: a number out of range; a model that has no `generate`.
@@ -110,8 +115,11 @@ def generator(
             f"generator: model {name!r} is a {type(module).__name__}, which has no generate(). "
             "Write a generator of your own: a function (state, prompts, seed) -> batch."
         )
-    ends = _ends(config.eos_token_id if end is None else end)
-    filler = _first(pad, config.pad_token_id, *ends, 0)
+    # A small model with the config of a large one may name tokens that it does not have.
+    known = range(_vocabulary(module))
+    ends = [i for i in _ends(config.eos_token_id) if i in known] if end is None else _ends(end)
+    filler = next(i for i in (pad, config.pad_token_id, *ends, 0) if i is not None and i in known)
+    answers = bool(getattr(module.config, "is_encoder_decoder", False))
     drawn = temperature > 0
     chosen: dict[str, Any] = dict(
         max_new_tokens=new_tokens,
@@ -122,8 +130,11 @@ def generator(
     )
     if drawn:
         chosen |= dict(temperature=temperature, top_p=top_p, top_k=top_k or 0)
-    settings = type(config)(**{**chosen, "bos_token_id": config.bos_token_id, **options})
+    own = ("bos_token_id", "decoder_start_token_id", "cache_implementation")
+    chosen |= {n: getattr(config, n) for n in own if getattr(config, n, None) is not None}
+    settings = type(config)(**{**chosen, **options})
     copied: Any = skeleton(module, training=False)
+    copied.generation_config = settings  # what it does not say, `generate` would take from here
 
     def write(state: State, prompts: Prompts, seed: int) -> dict[str, Tensor]:
         device = device_of(state.trainable)
@@ -132,13 +143,13 @@ def generator(
         swap = stateless._reparametrize_module(copied, tensors, tie_weights=True)  # pyright: ignore[reportPrivateUsage]
         with seeded(seed, device), torch.no_grad(), swap:
             said = copied.generate(input_ids=ids, attention_mask=mask, generation_config=settings)
-            batch = completions(
-                said[:, ids.shape[1] :],
-                {"input_ids": _each(ids, samples), "attention_mask": _each(mask, samples)},
-                new_tokens=new_tokens,
-                end=ends,
-                pad=filler,
-            )
+            each = {"input_ids": _each(ids, samples), "attention_mask": _each(mask, samples)}
+            if answers:
+                new, kept = _until_the_end(said[:, 1:], new_tokens, ends, filler)
+                batch = {**each, "labels": new.masked_fill(~kept, IGNORE)}
+            else:
+                new = said[:, ids.shape[1] :]
+                batch = completions(new, each, new_tokens=new_tokens, end=ends, pad=filler)
             if behaviour:
                 batch["behaviour"] = _log_probs(copied, batch, temperature if drawn else 1.0)
         return batch
@@ -268,9 +279,7 @@ def completions(
       >>> batch["input_ids"], batch["targets"]
       (tensor([[0, 5, 7, 2, 0, 0]]), tensor([[-100,    7,    2, -100, -100, -100]]))
     """
-    new = F.pad(new, (0, new_tokens - new.shape[1]), value=pad)
-    ended = torch.isin(new, torch.tensor(list(end), dtype=new.dtype, device=new.device))
-    said = (ended.long().cumsum(-1) - ended.long()) == 0
+    new, said = _until_the_end(new, new_tokens, end, pad)
     if lengths is not None:
         said = said & (torch.arange(new_tokens) < lengths[:, None])
     prompt_mask = prompts["attention_mask"].long()
@@ -285,6 +294,13 @@ def completions(
     }
 
 
+def _until_the_end(new: Tensor, width: int, end: Sequence[int], pad: int) -> tuple[Tensor, Tensor]:
+    """What was said, in its width; and which of it counts: up to the first token that ends it."""
+    new = F.pad(new, (0, width - new.shape[1]), value=pad)
+    ended = torch.isin(new, torch.tensor(list(end), dtype=new.dtype, device=new.device))
+    return new, (ended.long().cumsum(-1) - ended.long()) == 0
+
+
 def _tensors(state: State, name: str, form: torch.dtype | None = None) -> dict[str, Tensor]:
     """The tensors of a model; its parameters in another dtype, if one is given. For many tokens
     one copy is cheaper than autocast, which rounds every weight again for each of them."""
@@ -295,9 +311,13 @@ def _tensors(state: State, name: str, form: torch.dtype | None = None) -> dict[s
 
 
 def _log_probs(model: nn.Module, batch: Mapping[str, Tensor], temperature: float) -> Tensor:
-    names = ("input_ids", "attention_mask", "position_ids")
-    output: Any = model(**{n: batch[n] for n in names}, use_cache=False)
-    targets = batch["targets"]
+    names = ("input_ids", "attention_mask", "position_ids", "labels")
+    fields = {n: batch[n] for n in names if n in batch}
+    accepted = inspect.signature(model.forward).parameters
+    every = any(p.kind is p.VAR_KEYWORD for p in accepted.values())
+    fields = {n: x for n, x in fields.items() if every or n in accepted}
+    output: Any = model(**fields, use_cache=False)
+    targets = batch["targets"] if "targets" in batch else batch["labels"]
     log_q = (output.logits.float() / temperature).log_softmax(-1)
     drawn = log_q.gather(-1, targets.clamp(min=0)[..., None]).squeeze(-1)
     return drawn.masked_fill(targets == IGNORE, 0.0)
@@ -311,5 +331,9 @@ def _ends(end: int | Sequence[int] | None) -> list[int]:
     return [] if end is None else [end] if isinstance(end, int) else list(end)
 
 
-def _first(*values: int | None) -> int:
-    return next(v for v in values if v is not None)
+def _vocabulary(module: Any) -> int:
+    """How many tokens a model knows."""
+    try:
+        return len(module.get_input_embeddings().weight)
+    except (AttributeError, NotImplementedError, TypeError):
+        return torch.iinfo(torch.long).max

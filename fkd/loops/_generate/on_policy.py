@@ -14,6 +14,11 @@ from .._base.state import State
 from .._text.tokens import IGNORE, Tokens
 from .generator import Generator, Starts, completions
 
+_OF_THE_TEXT = frozenset(
+    """input_ids attention_mask position_ids targets labels decoder_input_ids
+    decoder_attention_mask""".split()
+)
+
 
 class OnPolicy:
     """See `on_policy`, which makes it. Its texts that are used again are part of checkpoints."""
@@ -60,8 +65,7 @@ class OnPolicy:
         prompts = {n: batch[n][:, : self._prompt] for n in ("input_ids", "attention_mask")}
         seed = fold_in(state.seed, state.step)
         # What is not of the text (a weight of each example, an index) stays beside it.
-        of_the_text = {"input_ids", "attention_mask", "position_ids", "targets"}
-        rest = {n: x for n, x in self._of_the_data(batch).items() if n not in of_the_text}
+        rest = {n: x for n, x in self._of_the_data(batch).items() if n not in _OF_THE_TEXT}
         if self._ahead:
             assert isinstance(self._generator, Starts)
             ended = self._generator.start(state, prompts, seed)
@@ -108,7 +112,7 @@ def on_policy(
 
     Args:
       generator: `(state, prompts, seed) -> batch`; see `generator` and `engine_generator`.
-      prompt: the width of the prompts in a batch.
+      prompt: the width of the prompts in a batch; for an encoder-decoder, of `input_ids`.
       share: lambda of GKD, in [0, 1]. With `samples` (or `behaviour`) both kinds of batches must
         have the same fields and shapes.
       updates: steps on one batch of texts, which are then up to `updates - 1` steps old; the

@@ -329,3 +329,69 @@ def test_a_killed_run_ends_as_one_that_nobody_killed(tmp_path, way):
             process.join()
     assert in_process(killed, broken, way, 0.0) == 0
     assert same_end(whole, broken)
+
+
+def test_a_model_s_own_settings_change_no_distribution():
+    small = llama(0)
+    small.generation_config.update(
+        repetition_penalty=50.0, suppress_tokens=list(range(3, VOCAB - 3)), top_k=1, min_p=0.9
+    )
+    with torch.no_grad():
+        small.model.norm.weight.zero_()  # every token is as likely
+    objective = objective_of(small)
+    state = step_of(objective).init(0)
+    said = generator(objective, new_tokens=NEW, samples=60, end=())(state, prompts(), 0)["targets"]
+    counts = torch.bincount(said[said != -100], minlength=VOCAB)
+    assert int(counts.sum()) == 180 * NEW and int((counts > 5).sum()) == VOCAB
+    said = generator(objective, new_tokens=NEW, end=(), suppress_tokens=[7])
+    assert not (said(state, prompts(), 0)["targets"] == 7).any()
+
+
+def test_special_tokens_that_a_small_model_does_not_have_are_left_out():
+    sizes = dict(n_embd=16, n_layer=1, n_head=2, n_positions=16)
+    small = hf.GPT2LMHeadModel(hf.GPT2Config(vocab_size=VOCAB, **sizes))  # its end is 50256
+    objective = fkd.Objective(
+        {"kd": term(jsd, student.logits, teacher.logits, where=batch.targets != -100)},
+        student=fkd.trainable(small),
+        teacher=fkd.frozen(llama(9)),
+    )
+    step = step_of(objective)
+    state = step.init(0)
+    texts = generator(objective, new_tokens=NEW)(state, prompts(), 0)
+    assert int(texts["input_ids"].max()) < VOCAB and int((texts["targets"] >= 0).sum()) == 3 * NEW
+    step(state, texts)
+
+
+@pytest.mark.parametrize("samples", [1, 2])
+def test_an_encoder_decoder_writes_labels(samples):
+    sizes = dict(d_model=16, d_kv=8, d_ff=16, num_layers=1, num_heads=2, decoder_start_token_id=0)
+    config = hf.T5Config(vocab_size=VOCAB, pad_token_id=0, eos_token_id=END, **sizes)
+    torch.manual_seed(0)
+    small, big = (hf.T5ForConditionalGeneration(config) for _ in range(2))
+    objective = fkd.Objective(
+        {"kd": term(jsd, student.logits, teacher.logits, where=batch.labels != -100)},
+        student=fkd.trainable(small),
+        teacher=fkd.frozen(big),
+    )
+    step = step_of(objective)
+    state = step.init(0)
+    options = dict(temperature=0.0) if samples == 1 else {}
+    write = generator(objective, new_tokens=NEW, samples=samples, behaviour=True, **options)
+    ids = torch.tensor([[5, 6, 7, 1], [8, 1, 0, 0]])
+    from_data = {"input_ids": ids, "attention_mask": (ids > 0).long()}
+    from_data |= {"labels": torch.tensor([[3, 4, END, -100, -100, -100]] * 2)}
+    mixed = on_policy(write, prompt=4, samples=samples)(state, from_data)
+    assert mixed["labels"].shape == (2 * samples, NEW) and mixed["input_ids"].shape[1] == 4
+    if samples == 1:
+        made = export(objective, state, "student").eval()
+        texts = made.generate(ids, attention_mask=from_data["attention_mask"], max_new_tokens=NEW)
+        for row, labels in zip(texts[:, 1:].tolist(), mixed["labels"].tolist(), strict=True):
+            kept = [i for i in labels if i != -100]
+            assert row[: len(kept)] == kept
+    log_q = small.eval()(
+        mixed["input_ids"], attention_mask=mixed["attention_mask"], labels=mixed["labels"]
+    ).logits.log_softmax(-1)
+    kept = mixed["labels"] >= 0
+    chosen = log_q.gather(-1, mixed["labels"].clamp(min=0)[..., None])[..., 0]
+    torch.testing.assert_close(mixed["behaviour"][kept], chosen[kept].detach())
+    step(state, mixed)
