@@ -141,3 +141,26 @@ def test_the_inside_of_a_peft_model_is_merged_or_refused(tmp_path):
 def test_adapters_on_the_head_are_refused():
     with pytest.raises(ValueError, match="adapters on the head"):
         head(adapted(target_modules=["lm_head"]))
+
+
+def test_a_head_that_is_trained_beside_adapters_is_the_head(tmp_path):
+    model = adapted(modules_to_save=["lm_head"])
+    step = step_of(model)
+    state = step.init(0)
+    objective, parts = step.objective, step.objective.init()
+    by_head, aux = objective(parts, fields())
+    by_logits = fkd.Objective(
+        {"kd": term(kl, student.logits, teacher.logits)},
+        student=fkd.trainable(model),
+        teacher=objective.models["teacher"],
+    )
+    whole, _ = by_logits(by_logits.init(), fields())
+    torch.testing.assert_close(aux.terms["head"].value, whole)
+    assert torch.isfinite(by_head)
+    state, _ = step(state, fields())
+    made = export(objective, state, "student", tmp_path)
+    again = peft.PeftModel.from_pretrained(llama(1), tmp_path)
+    assert torch.equal(logits(made), logits(again))
+    weights = (m.get_output_embeddings() for m in (made.get_base_model(), llama(1)))
+    moved, first = (getattr(w, "modules_to_save", {"default": w})["default"] for w in weights)
+    assert not torch.equal(moved.weight, first.weight)

@@ -81,7 +81,7 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
             "copy give the model that it follows."
         )
     inner = _with_head(module)
-    layer = inner.get_output_embeddings()
+    layer = _in_use(inner.get_output_embeddings())
     place = next((n for n, m in module.named_modules() if m is layer), None)
     params = dict(layer.named_parameters(recurse=False))
     if place is None or type(params.get("weight")) is not nn.Parameter:
@@ -143,6 +143,13 @@ def _with_head(module: nn.Module) -> Any:
         "AutoModelForCausalLM loads is expected; for others give head_divergence the hidden "
         "states and the weight: student.tap('head', 'input'), student.param('head.weight')."
     )
+
+
+def _in_use(layer: Any) -> nn.Module:
+    """An output layer, or the copy of it that PEFT trains (`modules_to_save`)."""
+    copies = getattr(layer, "modules_to_save", None)
+    active = next(iter(getattr(layer, "active_adapters", ())), None)
+    return copies[active] if isinstance(copies, nn.ModuleDict) and active in copies else layer
 
 
 def _stated(model: Any) -> Iterator[tuple[float | None, float | None]]:
