@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .._data.packing import Packed
+from .same_text import Cut, same_text
 from .tokens import IGNORE
 
 
@@ -92,7 +93,8 @@ def align_responses(
                 f"align_responses: row {i} has {len(at)} tokens that count for the student and "
                 f"{len(there)} for the teacher, and they are not the same. The same response is "
                 "expected after both prompts, tokenized apart from them (completion_tokens, or "
-                "the last turn of a chat); for two tokenizers see align."
+                "the last turn of a chat), and not cut shorter for one of them (max_length, "
+                "length); for two tokenizers see align."
             )
         pairs.append((at, there))
     return _aligned(pairs, student_targets.shape, teacher_targets.shape, multiple)
@@ -126,8 +128,12 @@ def align(
       The positions after which both have read the same bytes: the one before the text, where
       there is one, and those after each boundary of both; and the spans between boundaries.
 
+    Two texts are the same if their bytes are, or if they differ only by what tokenizers change:
+    white space where a text begins or ends (also beside a special token inside), and the
+    normal form of a character (NFC, NFKC).
+
     Raises:
-      ValueError: the two texts of a row are not the same bytes.
+      ValueError: the two texts of a row are not the same.
 
     Example:
       >>> both, spans = align(
@@ -143,26 +149,26 @@ def align(
       Matching, arXiv:2503.20083.
     """
     _same_rows("align", student_ids, teacher_ids)
-    texts = [
-        (_Text.of(ours, at, student_bytes), _Text.of(theirs, there, teacher_bytes))
-        for ours, at, theirs, there in zip(
+    texts: list[tuple[Cut, Cut]] = []
+    pairs: list[tuple[np.ndarray, np.ndarray]] = []
+    boundaries: list[np.ndarray] = []
+    for i, (ours, at, theirs, there) in enumerate(
+        zip(
             student_ids.numpy(),
             student_where.bool().numpy(),
             teacher_ids.numpy(),
             teacher_where.bool().numpy(),
             strict=True,
         )
-    ]
-    pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    boundaries: list[np.ndarray] = []
-    for i, (ours, theirs) in enumerate(texts):
-        theirs = _without_first_space(ours, theirs)
-        ours = _without_first_space(theirs, ours)
-        if ours.read != theirs.read:
-            raise ValueError(f"align: row {i}: {_difference(ours.read, theirs.read)}")
-        texts[i] = ours, theirs
-        common, a, b = np.intersect1d(ours.ends, theirs.ends, return_indices=True)
-        pairs.append((ours.after[a], theirs.after[b]))
+    ):
+        one, other = Cut.of(ours, at, student_bytes), Cut.of(theirs, there, teacher_bytes)
+        try:
+            cuts = same_text(one, other)
+        except ValueError as error:
+            raise ValueError(f"align: row {i}: {error}") from None
+        common, a, b = np.intersect1d(cuts[0].ends, cuts[1].ends, return_indices=True)
+        texts.append(cuts)
+        pairs.append((cuts[0].after[a], cuts[1].after[b]))
         boundaries.append(common)
     most = max((len(b) - 1 for b in boundaries), default=0)
     capacity = max(1, -(-max(most, 1) // multiple)) * multiple
@@ -174,73 +180,14 @@ def align(
     return _aligned(pairs, student_ids.shape, teacher_ids.shape, multiple), spans
 
 
-class _Text(NamedTuple):
-    """The text of a row, as one tokenizer cuts it.
-
-    Attributes:
-      read: its bytes.
-      tokens: the columns of its tokens.
-      token_ends: how many bytes are read after each of these.
-      ends: the boundaries: how many bytes are read,
-      after: and the column after which they are.
-    """
-
-    read: bytes
-    tokens: np.ndarray
-    token_ends: np.ndarray
-    ends: np.ndarray
-    after: np.ndarray
-
-    @classmethod
-    def of(cls, ids: np.ndarray, where: np.ndarray, table: Sequence[bytes]) -> _Text:
-        tokens = np.flatnonzero(where)
-        pieces = [table[i] for i in ids[tokens].tolist()]
-        sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        ends = np.cumsum(sizes)
-        kept = sizes > 0  # a special token inside ends nothing
-        first = tokens[:1] - 1
-        first = first[first >= 0]  # what stands before the text predicts its first token
-        starts = np.zeros(len(first), dtype=np.int64)
-        return cls(
-            b"".join(pieces),
-            tokens,
-            ends,
-            np.concatenate([starts, ends[kept]]),
-            np.concatenate([first, tokens[kept]]),
-        )
-
-
-def _without_first_space(ours: _Text, theirs: _Text) -> _Text:
-    """The other text without the space that SentencePiece puts before a text."""
-    if theirs.read != b" " + ours.read:
-        return theirs
-    shorter = np.maximum(theirs.token_ends - 1, 0)
-    return theirs._replace(read=ours.read, token_ends=shorter, ends=np.maximum(theirs.ends - 1, 0))
-
-
-def _difference(ours: bytes, theirs: bytes) -> str:
-    at = next(
-        (i for i, (a, b) in enumerate(zip(ours, theirs, strict=False)) if a != b),
-        min(len(ours), len(theirs)),
-    )
-    near = slice(max(at - 10, 0), at + 10)
-    return (
-        f"the texts are not the same bytes: from byte {at} on, the student's has {ours[near]!r} "
-        f"and the teacher's {theirs[near]!r} (with 10 bytes before). Give where=True only for the "
-        "tokens of the text that both have; a tokenizer that changes the text (lower case, "
-        "normalisation) cannot be aligned."
-    )
-
-
-def _spans(texts: Sequence[_Text], boundaries: Sequence[np.ndarray], shape: torch.Size) -> Tensor:
+def _spans(texts: Sequence[Cut], boundaries: Sequence[np.ndarray], shape: torch.Size) -> Tensor:
     """The number of the span that each position's next token is in."""
     numbers = np.full(tuple(shape), -1, dtype=np.int64)
     for i, (text, common) in enumerate(zip(texts, boundaries, strict=True)):
         if len(common) < 2:
             continue
         span = np.searchsorted(common, text.token_ends, side="left") - 1
-        sizes = np.diff(text.token_ends, prepend=0)
-        inside = (span >= 0) & (span < len(common) - 1) & (text.tokens > 0) & (sizes > 0)
+        inside = (span >= 0) & (span < len(common) - 1) & (text.tokens > 0) & text.reads
         numbers[i, text.tokens[inside] - 1] = span[inside]
     return torch.from_numpy(numbers)
 

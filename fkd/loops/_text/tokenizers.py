@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -35,8 +36,10 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
             f"token_bytes: the {type(tokenizer).__name__} is neither byte-level nor SentencePiece, "
             "and what its entries stand for in the text is not known."
         )
+    # Ids may have holes, so that the last one is beyond the number of entries.
+    last = max(tokenizer.get_vocab().values(), default=-1)
     table: list[bytes] = []
-    for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(len(tokenizer))))):
+    for i, token in enumerate(tokenizer.convert_ids_to_tokens(list(range(last + 1)))):
         entry = added.get(i)
         if token is None or (entry is not None and entry["special"]):
             table.append(b"")
@@ -47,11 +50,17 @@ def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
 
 def _reader(parts: str, normalizer: str) -> Any:
     if '"ByteLevel"' in parts:
-        letters = _byte_letters()
-        return lambda token: bytes(letters[c] for c in token)
+        return functools.partial(_byte_level, letters=_byte_letters())
     if '"Metaspace"' in parts or "\\u2581" in parts + normalizer:
         return _sentence_piece
     return None
+
+
+def _byte_level(token: str, letters: Mapping[str, int]) -> bytes:
+    """Letters that stand for bytes; an entry with any other letter stands for itself."""
+    if all(c in letters for c in token):
+        return bytes(letters[c] for c in token)
+    return token.encode()
 
 
 def _sentence_piece(token: str) -> bytes:

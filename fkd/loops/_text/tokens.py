@@ -182,21 +182,38 @@ def _by_prefix(
     whole, spans = text(len(messages), prompt=False), list[tuple[int, int]]()
     for i in answers:
         after = text(i + 1, prompt=False)
-        before = text(i, prompt=True) if i else opening(after)
-        if not (after.startswith(before) and whole.startswith(after)):
+        content = str(messages[i].get("content") or "")
+        start = len(opening(after)) if i == 0 else None
+        if start is None:
+            start = _start(text(i, prompt=True), text(i, prompt=False), after, content)
+        if start is None or not whole.startswith(after):
             raise ValueError(
                 f"chat_tokens: the template does not leave turn {i} as it was when later ones "
                 "come (or its prompt for an answer is not how an answer begins), so that it "
                 "cannot be told what the assistant said. Take one turn a conversation, "
                 "turns='last', or a template with {% generation %} around its words."
             )
-        content = str(messages[i].get("content") or "")
-        spans.append((len(before), len(after) - _after_the_end(after[len(before) :], content)))
+        spans.append((start, len(after) - _after_the_end(after[start:], content)))
     encoded = tokenizer(whole, add_special_tokens=False, return_offsets_mapping=True)
     ids = list(encoded["input_ids"])
     at = _stretches(encoded["offset_mapping"])
     inside = [any(a < end and max(b, a + 1) > start for start, end in spans) for a, b in at]
     return Tokens(ids, [i if kept else IGNORE for i, kept in zip(ids, inside, strict=True)])
+
+
+def _start(prompt: str, before: str, after: str, content: str) -> int | None:
+    """Where in a conversation its last answer begins: behind the prompt for one. A prompt that
+    begins to think (`<think>`) where the finished turn does not ends where the two part."""
+    if after.startswith(prompt):
+        return len(prompt)
+    if not after.startswith(before):
+        return None
+    pairs = zip(prompt, after, strict=False)
+    same = sum(1 for _ in itertools.takewhile(lambda pair: pair[0] == pair[1], pairs))
+    if same == len(before):  # nothing there makes the turn the assistant's
+        return None
+    words = after.find(content, len(before))
+    return min(same, words) if content and words >= 0 else same
 
 
 def _stretches(offsets: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

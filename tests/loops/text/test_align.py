@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import json
+import unicodedata
 
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 
 from fkd.loops.language import (
     Tokens,
@@ -133,3 +135,54 @@ def test_a_report_says_what_differs():
     marked = copy.deepcopy(other)
     marked.chat_template = CHATML.replace("<|im_end|>", "</s>")
     assert "the chat templates differ" in str(compare_tokenizers(other, marked))
+
+
+def aligned(ours, theirs, text: str):
+    """The spans of one text, as bytes of both."""
+    tables = token_bytes(ours), token_bytes(theirs)
+    ids = [[0, *t(text, add_special_tokens=False)["input_ids"]] for t in (ours, theirs)]
+    where = [torch.tensor([[False] + [True] * (len(row) - 1)]) for row in ids]
+    _, spans = align(*(torch.tensor([row]) for row in ids), *tables, *where, multiple=1)
+    read: list[list[bytes]] = []
+    for row, table, side in zip(ids, tables, (spans.student, spans.teacher), strict=True):
+        inside = [(side[0] == k).nonzero().flatten() + 1 for k in range(int(spans.kept.sum()))]
+        read.append([b"".join(table[row[i]] for i in at.tolist()) for at in inside])
+    return read
+
+
+def test_a_tokenizer_that_composes_characters_is_aligned():
+    composing = copy.deepcopy(byte_level())
+    composing.backend_tokenizer.normalizer = normalizers.NFC()
+    text = "nai\u0308ve e\u0301\u0302 models \U0001f642"
+    for pair in ((composing, byte_level()), (byte_level(290), composing)):
+        ours, theirs = aligned(*pair, text)
+        same = [unicodedata.normalize("NFC", b"".join(side).decode()) for side in (ours, theirs)]
+        assert same[0] == same[1] == unicodedata.normalize("NFC", text)
+        pairs = [
+            [unicodedata.normalize("NFC", piece.decode(errors="ignore")) for piece in pieces]
+            for pieces in zip(ours, theirs, strict=True)
+        ]
+        assert all(a == b for a, b in pairs) and len(pairs) > 8
+
+
+def test_a_space_after_a_special_token_is_no_other_text():
+    ours, theirs = aligned(byte_level(), sentence_piece(), "x<|im_start|>y z</s>so")
+    assert b"".join(ours) == b"".join(theirs) == b"xy zso"
+    assert ours == [b"x", b"y", b" ", b"z", b"s", b"o"]
+
+
+def test_ids_beyond_the_last_entry_read_nothing():
+    table = token_bytes(byte_level())
+    ids = torch.tensor([[1, 80, 5000]])
+    where = torch.tensor([[False, True, True]])
+    both, spans = align(ids, ids, table, table, where, where, multiple=1)
+    assert both.student.positions.tolist() == [[0, 1]] and int(spans.kept.sum()) == 1
+
+
+def test_holes_in_a_vocabulary_and_letters_that_are_no_bytes():
+    state = json.loads(byte_level().backend_tokenizer.to_str())
+    last = max(state["model"]["vocab"].values())
+    state["model"]["vocab"] |= {"\uff5craw\uff5c": last + 40}
+    table = token_bytes(wrapped(Tokenizer.from_str(json.dumps(state))))
+    assert len(table) == last + 41
+    assert table[-1].decode() == "\uff5craw\uff5c" and table[last + 1] == b""

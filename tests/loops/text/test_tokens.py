@@ -192,3 +192,19 @@ def test_a_text_begins_once():
     )
     plain, rendered = (completion_tokens(tokenizer, p, "x") for p in ("Who?", "<s>Who?"))
     assert plain == rendered and plain.ids.count(tokenizer.bos_token_id) == 1
+
+
+# The prompt begins to think, and a finished turn holds no thoughts, as DeepSeek's.
+THINKING = (
+    "{% for m in messages %}{% if m['role'] == 'user' %}<|im_start|>{{ m['content'] }}{% else %}"
+    "<s>{{ m['content'].split('</think>')[-1] }}</s>{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<s><think>\n{% endif %}"
+)
+
+
+@pytest.mark.parametrize("words", ["reads", "<b>", "hm</think>reads"])
+def test_a_prompt_that_begins_to_think_is_no_part_of_the_answer(words):
+    tokenizer = with_template(THINKING)
+    chat = [CHAT[1], {"role": "assistant", "content": words}]
+    tokens = chat_tokens(tokenizer, chat)
+    assert said(tokenizer, tokens) == [f"{words.split('>')[-1] if 'k>' in words else words}</s>"]
