@@ -30,7 +30,7 @@ def crossed_documents(objective: Objective, batch: Batch) -> Iterator[str]:
     """
     if not isinstance(batch, Mapping):
         return
-    for field in [n for n in batch if isinstance(n, str) and n.endswith(_FIELD)]:
+    for field in [n for n in batch if str(n).endswith(_FIELD)]:
         near = _around_a_border(batch, field.removesuffix(_FIELD))
         for name in () if near is None else objective.program.runs:
             model = objective.program.model(name)

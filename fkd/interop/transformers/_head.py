@@ -148,7 +148,7 @@ def _with_head(module: nn.Module) -> Any:
 def _in_use(layer: Any) -> nn.Module:
     """An output layer, or the copy of it that PEFT trains (`modules_to_save`)."""
     copies = getattr(layer, "modules_to_save", None)
-    active = next(iter(getattr(layer, "active_adapters", ())), None)
+    active = next(iter(getattr(layer, "active_adapters", ())), "")
     return copies[active] if isinstance(copies, nn.ModuleDict) and active in copies else layer
 
 
