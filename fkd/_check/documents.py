@@ -3,11 +3,11 @@ words of one document how another goes on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .._base.types import Batch
@@ -81,7 +81,7 @@ def _crosses(
 ) -> bool:
     """Whether what a model says in the second document depends on the first one."""
     module = model.module
-    if module is None or not _is_plain(module):
+    if module is None or not _is_plain(module.parameters()):
         return False
     device = next((p.device for p in module.parameters()), torch.device("cpu"))
     copied = skeleton(module, training=False)
@@ -100,12 +100,10 @@ def _crosses(
     return float((said[0] - said[1]).abs().max()) > least
 
 
-def _is_plain(module: nn.Module) -> bool:
-    """Whether all its parameters are here, whole, and as they are."""
-    kinds = {type(p) for p in module.parameters()}
-    return (
-        bool(kinds) and kinds == {nn.Parameter} and not any(p.is_meta for p in module.parameters())
-    )
+def _is_plain(parameters: Iterable[Tensor]) -> bool:
+    """Whether parameters are here, whole, and as they are."""
+    every = list(parameters)
+    return {type(p) for p in every} == {torch.nn.Parameter} and not any(p.is_meta for p in every)
 
 
 def _is_of_positions(x: Any, width: int) -> bool:
