@@ -39,6 +39,7 @@ from fkd._objective.objective import Aux, Objective
 from fkd._objective.program import Parts
 from fkd.loops._base.compile import Shapes, compiled, options_of
 from fkd.loops._base.state import device_of
+from fkd.loops._base.waiting import on_standard_error
 from fkd.loops._data.batch import normalised, signature
 from fkd.loops._step.ema import move
 from fkd.loops._step.gradient import Gradients, differentiated
@@ -209,7 +210,11 @@ class Bound(nn.Module):
         key = (fn.__name__, modes, autocast)
         shape = (signature(fields), key, torch.is_grad_enabled())
         first = functools.partial(check, self.objective, fields)
-        with torch.autocast(device.type, enabled=False), self._shapes.new(shape, first=first):
+        say = on_standard_error if self._options is not None else None
+        with (
+            torch.autocast(device.type, enabled=False),
+            self._shapes.new(shape, first=first, say=say),
+        ):
             return self._function(fn, key)(parts, scalars, fields)
 
     def _function(self, fn: Callable[..., Any], key: Key) -> Callable[..., Any]:

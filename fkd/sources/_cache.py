@@ -19,6 +19,7 @@ from fkd._objective.frontier import frontier, is_fixed, needs_forward, read_refs
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd.loops._base.files import make_folder
+from fkd.loops._base.waiting import Say
 from fkd.loops._data.epochs import Loader, epoch_batches
 from fkd.loops._data.loaders import expect_loader
 from fkd.loops._log.progress import open_progress
@@ -151,7 +152,7 @@ def cache(
                 tensors = _parameters(objective, contents)
                 header = _header(objective, contents, precision, told,
                                  write_parameters(place.folder, tensors))  # fmt: skip
-                run = teacher(contents.computed, compile=compile)
+                run = teacher(contents.computed, compile=compile, say=shown.say)
                 build = Build(objective, contents, run, header, place)
                 stack.enter_context(contextlib.closing(build))
             build.add(batch, index)
@@ -297,6 +298,11 @@ class _Progress:
         sized: Any = loader
         total = len(sized) if hasattr(loader, "__len__") else None
         self._bar = open_progress(total=total) if show else None
+
+    @property
+    def say(self) -> Say | None:
+        """What shows a line; None where nothing is shown."""
+        return None if self._bar is None else self._bar.message
 
     def advance(self, count: int) -> None:
         """So many batches are done."""

@@ -32,7 +32,8 @@ from fkd.loops._base.precision import Precision as Precision
 from fkd.loops._base.precision import autocast_dtype
 from fkd.loops._base.random import fold_in, seeded
 from fkd.loops._base.state import expect_device
-from fkd.loops._data.batch import normalised
+from fkd.loops._base.waiting import Compiling, Say, on_standard_error
+from fkd.loops._data.batch import normalised, signature
 from fkd.loops._data.epochs import Loader
 
 from ._errors import SourceError
@@ -48,6 +49,9 @@ class Teacher:
       device: where it runs.
       seed: whether the process's generators are seeded for each batch. Beside a step in another
         thread they must not be: there is one of each, and the step draws from it.
+
+    Args:
+      say: shows a line while the teacher is compiled; None: nothing is said.
     """
 
     def __init__(
@@ -59,6 +63,7 @@ class Teacher:
         precision: Precision = "fp32",
         device: torch.device | str | None = None,
         seed: bool = True,
+        say: Say | None = on_standard_error,
     ) -> None:
         expect_device("teacher", device)
         self.refs = tuple(refs)
@@ -74,6 +79,8 @@ class Teacher:
         self.device = next((x.device for x in tensors), torch.device("cpu"))
         options = options_of(compile)
         self._forward = compiled(self._of_a_batch, options)
+        self._compiling = Compiling("the teacher")
+        self._say = None if options is None else say
         self._captures = captures_graphs(options) and self.device.type == "cuda"
 
     def __call__(self, batch: Batch, index: int = 0) -> list[Any]:
@@ -85,7 +92,8 @@ class Teacher:
         """
         tensors = normalised(batch, self.device)
         draws = seeded(fold_in(0, index), self.device) if self.seed else contextlib.nullcontext()
-        with torch.no_grad(), draws, unlimited_recompilation():
+        line = self._compiling(lambda: signature(tensors), self._say)
+        with torch.no_grad(), draws, unlimited_recompilation(), line:
             values = self._forward(self._parts, tensors)
         # The next call of a captured graph writes into the same memory.
         return map_tensors(torch.clone, values) if self._captures else values

@@ -14,6 +14,7 @@ from fkd._base.trees import merged
 from fkd._base.types import TensorBatch
 from fkd._objective.terms import part_names
 from fkd.loops import State, TrainStep, fold_in
+from fkd.loops._base.waiting import Say
 from fkd.loops._data.prefetch import Move
 from fkd.loops._step.by_model import Choices
 from fkd.loops._step.ranks import Together
@@ -127,14 +128,16 @@ class Stages(TrainStep):
     def _index(self, step: int) -> int:
         return max(i for i, start in enumerate(self.starts) if start <= step)
 
-    def advance(self, state: State, batch: TensorBatch | list[Any]) -> tuple[State, Metrics]:
+    def advance(
+        self, state: State, batch: TensorBatch | list[Any], *, say: Say | None = None
+    ) -> tuple[State, Metrics]:
         """One step of the stage under way."""
         index = self._index(state.step)
         name = self.stage_at(state.step)
         one = self.stages[name]
         if index and state.step == self.starts[index]:
             self._begin(state, index, one)
-        stage_state, measured = one.step.advance(self._view(state, index), batch)
+        stage_state, measured = one.step.advance(self._view(state, index), batch, say=say)
         prefix = f"{name}/"
         loss_state = {prefix + term: x for term, x in stage_state.loss_state.items()}
         memories: Any = state.combine_state

@@ -18,6 +18,7 @@ from fkd._objective.objective import Objective
 from fkd.loops import State, TrainStep, train_step
 from fkd.loops._base.random import fold_in, seeded
 from fkd.loops._base.state import device_of
+from fkd.loops._base.waiting import Compiling, Say
 from fkd.loops._step.by_model import Choices, Names
 from fkd.loops._step.handles import HandlesByState
 from fkd.sources._bind import bind
@@ -71,6 +72,7 @@ class Sweep(TrainStep):
         self._one_seed = len(seeds) == 1
         self.stacked: dict[Names, Stacked] | None = {} if stacked else None
         self.source, self._template, self._members = source, template, dict(members)
+        self._compiling = Compiling("the step")
         self.members = {name: _step_of(template, one) for name, one in members.items()}
         self.objective = objective
         self.choices = _joint_choices({name: step.choices for name, step in self.members.items()})
@@ -108,8 +110,13 @@ class Sweep(TrainStep):
             if models[name].kind == "frozen"
         }
 
-    def advance(self, state: State, batch: Any) -> tuple[State, Metrics]:
+    def advance(self, state: State, batch: Any, *, say: Say | None = None) -> tuple[State, Metrics]:
         """One step of every member on one batch."""
+        shown = say if self.options is not None else None
+        with self._compiling(lambda: self._shape(batch), shown):
+            return self._advance(state, batch)
+
+    def _advance(self, state: State, batch: Any) -> tuple[State, Metrics]:
         states = self._members_of(state)
         if self.source is not None:
             batch = {**batch, **self._said(batch)}
@@ -192,11 +199,7 @@ class Sweep(TrainStep):
 
     def _members_of(self, state: State) -> dict[str, State]:
         known: tuple[State, dict[str, State]] | None = self._states.get(state.skipped)
-        if (
-            known is not None
-            and known[0].step == state.step
-            and known[0].optimizer is (state.optimizer)
-        ):
+        if known and known[0].step == state.step and known[0].optimizer is state.optimizer:
             return dict(known[1])
         return {name: self._split(state, name) for name in self.members}
 
@@ -370,7 +373,7 @@ def sweep(
     source: Live | None = None
     if frontier(shared):
         compile = options.get("compile", True)
-        source = Live(shared, compile=compile, precision=options.get("precision", "fp32"))
+        source = Live(shared, compile=compile, precision=options.get("precision", "fp32"), say=None)
         shared = bind(shared, source)
     template = train_step(shared, optimizer, **options)
     return Sweep(joint, template, members, source, stacked=stacked)

@@ -25,6 +25,7 @@ from fkd._blocks.sharing import Sharing
 from .cannot_compile import compile_error
 from .errors import CompileError
 from .random import in_turn
+from .waiting import Compiling, Say
 
 CompileOptions: TypeAlias = Mapping[str, object]
 """The keyword arguments of `torch.compile`, and `blocks`: see `sharing_of`."""
@@ -112,22 +113,27 @@ class Shapes:
         return len(self._known)
 
     def new(
-        self, shape: Hashable, *, first: Callable[[], object]
+        self, shape: Hashable, *, first: Callable[[], object], say: Say | None = None
     ) -> contextlib.AbstractContextManager[bool]:
         """Around a call that may compile: whether the shape is new. Threads compile in turn.
 
         Args:
           shape: of the arguments.
           first: called before the very first shape is compiled: the check of an objective.
+          say: shows that the step is compiled, with the seconds so far; None: nothing is said.
         """
-        return _KNOWN if shape in self._known else self._compiling(shape, first)
+        return _KNOWN if shape in self._known else self._compiling(shape, first, say)
 
     @contextlib.contextmanager
-    def _compiling(self, shape: Hashable, first: Callable[[], object]) -> Generator[bool]:
+    def _compiling(
+        self, shape: Hashable, first: Callable[[], object], say: Say | None
+    ) -> Generator[bool]:
         if not self._known:
             first()
         began = time.perf_counter()
-        with in_turn(), unlimited_recompilation():  # the compiler sets the generators back
+        line = Compiling("the step")(lambda: shape, say)
+        # In turn, since the compiler sets the generators back.
+        with line, in_turn(), unlimited_recompilation():
             yield True
         self._known.add(shape)
         self.seconds += time.perf_counter() - began

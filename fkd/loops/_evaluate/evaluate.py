@@ -30,6 +30,7 @@ from fkd.parallel._world import World
 
 from .._base.compile import options_of
 from .._base.state import State
+from .._base.waiting import Say, on_standard_error
 from .._data.epochs import Loader, epoch_batches
 from .._data.loaders import expect_loader
 from .fixed import FixedValues
@@ -86,6 +87,7 @@ class Evaluator:
         compile: Mapping[str, Any] | None = None,
         autocast: torch.dtype | None = None,
         again: bool = False,
+        say: Say | None = None,
     ) -> None:
         expect("evaluate", "metrics", metrics, (Mapping, type(None)), "{name: metric}")
         metrics = dict(metrics or {})
@@ -107,7 +109,13 @@ class Evaluator:
         self.losses = BoundTerms(objective.terms, self._place)
         self.metrics = BoundTerms(measured, self._place)
         self._forward = Forward(
-            program, self._scalars, self._read, compile=compile, autocast=autocast, fixed=fixed
+            program,
+            self._scalars,
+            self._read,
+            compile=compile,
+            autocast=autocast,
+            fixed=fixed,
+            say=say,
         )
 
     @property
@@ -260,6 +268,7 @@ def evaluate(
         metrics,
         compile=options_of(compile),
         autocast=autocast_of(objective, state),
+        say=on_standard_error if world.rank == 0 else None,
     )
     with world.telling():
         return evaluator(state, batches, world)

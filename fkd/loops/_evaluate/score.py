@@ -28,7 +28,9 @@ from .._base.compile import compiled, options_of, unlimited_recompilation
 from .._base.precision import Precision, autocast_dtype
 from .._base.random import fold_in, seeded
 from .._base.state import State, device_of
+from .._base.waiting import Compiling, Say, on_standard_error
 from .._checkpoint.told import packed, unpacked
+from .._data.batch import signature
 from .._data.epochs import Loader, epoch_batches
 from .._data.prefetch import to_device
 from .dealt import rounds
@@ -50,6 +52,7 @@ class Forward(Generic[Knobs]):
       compile: options for `torch.compile`, or None.
       autocast: dtype in which models run their matrix products.
       fixed: the values that the program does not compute (see `Program.without`).
+      say: shows a line while it is compiled; None: the caller says what is waited for.
     """
 
     def __init__(
@@ -61,12 +64,15 @@ class Forward(Generic[Knobs]):
         compile: Mapping[str, Any] | None,
         autocast: torch.dtype | None,
         fixed: FixedValues | None = None,
+        say: Say | None = None,
     ) -> None:
         self.program, self.knobs, self.read, self.autocast = program, knobs, read, autocast
         self.fixed = fixed
         refs = () if fixed is None else fixed.refs
         self._places = [program.plan.place[ref] for ref in refs]
         self._forward = compiled(self._of_a_batch, compile, modules_of(program.models))
+        self._compiling = Compiling("the forward pass")
+        self._say = None if compile is None else say
 
     def __call__(self, state: State, batches: Iterable[Batch]) -> Iterator[Any]:
         """One result for each batch, on the device. Nothing global is changed in between."""
@@ -106,7 +112,8 @@ class Forward(Generic[Knobs]):
         self, state: State, knobs: Knobs, tensors: TensorBatch, index: int, device: torch.device
     ) -> Any:
         seed = fold_in(fold_in(state.seed, -1), index)
-        with torch.no_grad(), seeded(seed, device), unlimited_recompilation():
+        line = self._compiling(lambda: signature(tensors), self._say)
+        with torch.no_grad(), seeded(seed, device), unlimited_recompilation(), line:
             fixed = self.fixed
             known = [] if fixed is None else fixed(state.parts, tensors, device)
             return self._forward(state.parts, knobs, tensors, known)
@@ -236,9 +243,11 @@ def score(
         autocast = autocast_of(objective, state)
     else:
         autocast = autocast_dtype("score", precision)
-    forward = Forward(program, bound.scalars, read, compile=options_of(compile), autocast=autocast)
-    batches = epoch_batches(loader, state.seed, -1)
     world = processes("score", mesh, state)
+    say = on_standard_error if world.rank == 0 else None
+    options = options_of(compile)
+    forward = Forward(program, bound.scalars, read, compile=options, autocast=autocast, say=say)
+    batches = epoch_batches(loader, state.seed, -1)
     scored = forward.dealt(state, batches, world)
     values_of = (map_tensors(lambda x: x.detach().cpu(), kept) for kept, _ in scored)
     return values_of if world.size == 1 else _of_all(world, values_of)

@@ -11,6 +11,7 @@ from typing import Any, TypeAlias
 
 from tqdm import tqdm
 
+from .._base.waiting import duration
 from .lines import NOT_VALUES
 
 Stream: TypeAlias = Any  # a text file that is written to; notebooks have classes of their own
@@ -160,22 +161,6 @@ def summary(record: Mapping[str, Any]) -> str:
 def _rank(name: str) -> int:
     """Metrics first, then the total loss, then the terms."""
     return ("loss/" in name) + ("loss/" in name and not name.endswith("loss/total"))
-
-
-def duration(seconds: int | float) -> str:
-    """Seconds as a person says them.
-
-    Example:
-      >>> duration(5.2), duration(65), duration(3 * 3600 + 120)
-      ('5.2 s', '1 min 5 s', '3 h 2 min')
-    """
-    if seconds < 59.5:
-        return f"{seconds:.1f} s" if seconds < 9.95 else f"{seconds:.0f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if hours == 0:
-        return f"{minutes} min {rest} s"
-    return f"{hours} h {minutes} min" if hours < 48 else f"{hours // 24} d {hours % 24} h"
 
 
 def _in_notebook() -> bool:

@@ -16,8 +16,8 @@ from fkd.metrics import higher_is_better as by_name
 from fkd.parallel._world import writes
 
 from .._base.files import replace_file
+from .._base.waiting import duration
 from .._log.lines import read_log
-from .._log.progress import duration
 from .chart_card import chart_card
 from .charts import number, step_range
 from .folder_cards import objective, read_json, settings_card, similarity

@@ -6,10 +6,11 @@ import contextlib
 import logging
 import threading
 import time
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from .._log.progress import Bar, Progress, duration, open_progress
+from .._base.waiting import said
+from .._log.progress import Bar, Progress, open_progress
 
 _log = logging.getLogger("fkd")
 
@@ -19,10 +20,10 @@ class Display:
 
     Args:
       progress: a bar or lines; None shows nothing.
-      patience: seconds after which a wait is said to be one.
+      patience: seconds after which a wait is said to be one; None: a moment.
     """
 
-    def __init__(self, progress: Progress | None = None, *, patience: float = 2.0) -> None:
+    def __init__(self, progress: Progress | None = None, *, patience: float | None = None) -> None:
         self._progress, self._patience = progress, patience
         self._turn = threading.Lock()
         self._replayed_at = 0.0
@@ -44,8 +45,7 @@ class Display:
         self._show(lambda shown: shown.close())
         self._progress = None
 
-    @contextlib.contextmanager
-    def waiting(self, what: str, *, done: str = "") -> Generator[None]:
+    def waiting(self, what: str, *, done: str = "") -> contextlib.AbstractContextManager[None]:
         """Say what is waited for, with the seconds so far, if it takes more than a moment.
 
         Args:
@@ -53,19 +53,11 @@ class Display:
           done: what was done, for a line at the end; none if empty.
         """
         if self._progress is None:
-            yield
-            return
-        began, over = time.monotonic(), threading.Event()
-        watcher = threading.Thread(target=self._watch, args=(what, began, over), daemon=True)
-        watcher.start()
-        try:
-            yield
-        finally:
-            over.set()
-            watcher.join()
-        seconds = time.monotonic() - began
-        if done and seconds >= self._patience:
-            self.message(f"{done} in {duration(seconds)}")
+            return contextlib.nullcontext()
+        stays = not isinstance(self._progress, Bar)
+        return said(
+            what, self._say, done=done, end=self.message, patience=self._patience, stays=stays
+        )
 
     def replaying(self, batches: int, of: int) -> None:
         """How many batches before the place of a resumed run are drawn again."""
@@ -79,13 +71,6 @@ class Display:
         elif now - self._replayed_at >= (1.0 if isinstance(self._progress, Bar) else 15.0):
             self._replayed_at = now
             self._say(f"batch {batches} of {of} ({100 * batches // of} %)")
-
-    def _watch(self, what: str, began: float, over: threading.Event) -> None:
-        pause = self._patience
-        while not over.wait(pause):
-            self._say(f"{what}, {duration(time.monotonic() - began)} so far")
-            if not isinstance(self._progress, Bar):
-                pause *= 2  # lines stay: fewer and fewer of them
 
     def _say(self, text: str) -> None:
         """A passing word: in the bar, or a line."""

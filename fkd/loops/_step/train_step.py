@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from typing import cast
 
 import torch
@@ -22,6 +22,7 @@ from .._base.compile import CompileOptions, Shapes, captures_graphs, options_of
 from .._base.precision import Precision, autocast_dtype
 from .._base.random import fold_in, seeded
 from .._base.state import State, device_of
+from .._base.waiting import Say, on_standard_error
 from .._data.batch import normalised, signature, split
 from .._data.prefetch import Move, mover
 from .._data.shares import moved, share_signature, shares_of
@@ -151,9 +152,9 @@ class TrainStep:
         """
         expect("step", "state", state, State, "a state", "Write step(state, batch).")
         device = device_of(state.trainable)
-        if self.together is None:
-            return self.advance(state, normalised(batch, device))
-        return self.advance(state, self.local(normalised(batch), mover(device)))
+        one = self.together is None
+        here = normalised(batch, device) if one else self.local(normalised(batch), mover(device))
+        return self.advance(state, here, say=on_standard_error if self.world.rank == 0 else None)
 
     def local(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
         """What this process needs of a batch, on the device: all of it, or its examples."""
@@ -162,8 +163,10 @@ class TrainStep:
         self.expect(batch)
         return moved(shares_of(batch, self.together.ranks, parts=self.accumulate), move)
 
-    def advance(self, state: State, batch: TensorBatch | list[Share]) -> tuple[State, Metrics]:
-        """The same for what `local` gives, as in `fit`."""
+    def advance(
+        self, state: State, batch: TensorBatch | list[Share], *, say: Say | None = None
+    ) -> tuple[State, Metrics]:
+        """The same for what `local` gives, as in `fit`, which says itself what it waits for."""
         device = device_of(state.trainable)
         at = self.at_step(state, device)
         replayed = self._is_replayed(device)
@@ -175,7 +178,8 @@ class TrainStep:
         first = functools.partial(self._first, batch)
         draws = seeded(seed, device, host=self._host)
         shape = self._shape(batch), at.updated
-        with self._shapes.new(shape, first=first), draws, torch.no_grad():
+        shown = say if self.options is not None else None
+        with self._shapes.new(shape, first=first, say=shown), draws, torch.no_grad():
             computed = self._computed(at, batch, seed, state, replayed)
         return self.updated(state, at, computed, replayed=replayed)
 
@@ -251,7 +255,7 @@ class TrainStep:
         remembered, scale = state.combine_state, state.loss_scale
         if self.accumulate == 1:
             return graphs.whole(parts, scalars, batches[0], remembered, scale)
-        keep = copied if replayed else _same
+        keep: Callable[[Gradients], Gradients] = copied if replayed else lambda x: x
         return accumulated(
             graphs, parts, scalars, batches, seed, remembered, scale, keep=keep, host=self._host
         )
@@ -281,7 +285,7 @@ class TrainStep:
 
     @property
     def compile_seconds(self) -> float:
-        """How long the host took for the first call of each shape, the calls included."""
+        """How long the host took for the first call of each shape."""
         return 0.0 if self.options is None else self._shapes.seconds
 
     def rates(self, state: State) -> dict[str, float]:
@@ -305,10 +309,6 @@ class TrainStep:
     def __repr__(self) -> str:
         how, terms = "eager" if self.options is None else "compiled", len(self.objective.terms)
         return f"TrainStep({terms} terms, {how}, accumulate={self.accumulate})"
-
-
-def _same(x: Gradients) -> Gradients:
-    return x
 
 
 def train_step(

@@ -24,9 +24,10 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from fkd.loops._base.errors import CheckpointError
+from fkd.loops._base.waiting import duration
 from fkd.loops._log.lines import JsonLines, read_log
 from fkd.loops._log.log import Log, Throughput, open_log
-from fkd.loops._log.progress import Lines, duration, open_progress
+from fkd.loops._log.progress import Lines, open_progress
 
 fork = multiprocessing.get_context("fork")
 
