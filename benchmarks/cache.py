@@ -1,13 +1,13 @@
 """What training from a cache costs: a step, a read, bytes for a position, and making the cache.
 
     python benchmarks/cache.py
-    python benchmarks/cache.py --vocab 32000 --student 256 --teacher 512 --rounds 9
+    python benchmarks/cache.py --part build --samples 32
 
 A language model (Llama, by head) and a BERT classifier (exact logits). A step draws its batch from
 a shuffled loader, with what is kept attached to it, so that its time has the read in it; the
 floor is the same student on labels alone, in the same process, in turn. Nothing is compiled. The
 teacher's own forward pass, over the same batches and without a cache, is what making one is
-compared with.
+compared with. Each part replaces its table in `results/cache_cpu.json` and `.md`.
 """
 
 from __future__ import annotations
@@ -259,17 +259,28 @@ def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "50 draws": {hidden: sampled(50, of=of)},
         "12 draws": {hidden: sampled(12, of=of)},
     }
-    found: dict[str, Any] = {}
+    read: dict[str, Any] = {}
     positions = options.batch * options.length
     for name, keep in keeps.items():
         whole = kd(teacher=frozen(big))
         kept = cache(whole, loader(rows, options.batch, shuffle=False), folder / name,
                      key="index", keep=keep, progress=False)  # fmt: skip
         steps[name] = step_of(bind(whole, kept), kept.attach(data))
-        found[name] = read_cost(kept, loader(rows, options.batch, shuffle=False), positions)
-    for name, seconds in in_turn(steps, options.rounds).items():
-        found[name] = {**found.get(name, {}), **seconds}
-    return found
+        read[name] = read_cost(kept, loader(rows, options.batch, shuffle=False), positions)
+    times = in_turn(steps, options.rounds)
+    whole_logits = {"logits, bf16 (read only)": logits_read(options, big, folder)}
+    return {
+        name: {**seconds, **read.get(name, {})} for name, seconds in times.items()
+    } | whole_logits
+
+
+def logits_read(options: argparse.Namespace, big: Any, folder: Path) -> dict[str, float]:
+    """Of all logits, for two batches: nobody would keep more."""
+    objective = fkd.Objective({"kd": term(kl, student.logits, teacher.logits)}, teacher=frozen(big))
+    few = loader(texts(2 * options.batch, options.length, options.vocab), options.batch)
+    kept = cache(objective, few, folder / "logits", key="index", progress=False,
+                 keep={teacher.logits: exact(torch.bfloat16)})  # fmt: skip
+    return read_cost(kept, few, options.batch * options.length)
 
 
 def classifier(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -291,21 +302,22 @@ def classifier(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     plain = loader(rows, options.batch, shuffle=False)
     kept = cache(whole, plain, folder / "bert", key="index", progress=False)
     steps["logits, exact"] = step_of(bind(whole, kept), kept.attach(data))
-    found: dict[str, Any] = {"logits, exact": read_cost(kept, plain, options.batch)}
-    for name, seconds in in_turn(steps, options.rounds).items():
-        found[name] = {**found.get(name, {}), **seconds}
-    return found
+    read = {"logits, exact": read_cost(kept, plain, options.batch)}
+    times = in_turn(steps, options.rounds)
+    return {name: {**seconds, **read.get(name, {})} for name, seconds in times.items()}
 
 
 TITLES = {
-    "bert": "classifier",
-    "llama": "language model",
-    "build": "making a cache",
-    "losses": "losses with their gradients (the first row is the floor)",
+    "classifier": "A step of a classifier",
+    "language-model": "A step of a language model, by head",
+    "build": "Making a cache",
+    "losses": "Losses of whole logits with their gradients",
 }
+"""The parts, with what their tables are called."""
+
 COLUMNS = {
-    "ms": ("step, ms", "{:.0f}"),
-    "ratio": ("step over labels only", "{:.3f}"),
+    "ms": ("ms", "{:.0f}"),
+    "ratio": ("over the first row", "{:.3f}"),
     "read_us": ("read, us a position", "{:.2f}"),
     "bytes": ("bytes a position", "{:.0f}"),
     "throughput": ("build: share of the teacher's throughput", "{:.3f}"),
@@ -314,44 +326,50 @@ COLUMNS = {
 
 
 def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    lines = ["| kept | " + " | ".join(title for title, _ in COLUMNS.values()) + " |"]
-    lines.append("| --- " * (1 + len(COLUMNS)) + "|")
+    columns = {key: c for key, c in COLUMNS.items() if any(key in row for row in rows.values())}
+    lines = ["| kept | " + " | ".join(title for title, _ in columns.values()) + " |"]
+    lines.append("| --- " * (1 + len(columns)) + "|")
     for name, row in rows.items():
-        cells = [form.format(row[key]) if key in row else "" for key, (_, form) in COLUMNS.items()]
+        cells = [form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()]
         lines.append(f"| {name} | " + " | ".join(cells) + " |")
     return "\n".join(lines)
+
+
+def page(made: Mapping[str, Any]) -> str:
+    """The tables of the parts that were run, each with its options."""
+    parts = [
+        f"## {TITLES[part]}\n\nOptions: {json.dumps(about['options'])}\n\n{table(about['rows'])}"
+        for part, about in made.items()
+    ]
+    return "\n\n".join(["# Caches: `python benchmarks/cache.py`", *parts]) + "\n"
 
 
 def main() -> None:
     parser = arguments(__doc__, vocab=32000, samples=96, length=128, batch=8, student=256,
                        teacher=512)  # fmt: skip
-    parser.add_argument(
-        "--part", choices=["all", "bert", "llama", "build", "losses"], default="all"
-    )
+    parser.add_argument("--part", choices=["all", *TITLES], default="all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    made: dict[str, Any] = {}
+    file = RESULTS / f"{options.name or 'cache_cpu'}.json"
+    made = json.loads(file.read_text()) if file.exists() and options.name != "" else {}
+    about = {k: v for k, v in vars(options).items() if k not in ("name", "part")}
     with tempfile.TemporaryDirectory() as name:
         parts: dict[str, Callable[[], dict[str, Any]]] = {
-            "bert": lambda: classifier(options, Path(name)),
-            "llama": lambda: language_model(options, Path(name)),
+            "classifier": lambda: classifier(options, Path(name)),
+            "language-model": lambda: language_model(options, Path(name)),
             "build": lambda: builds(options, Path(name)),
             "losses": lambda: losses(options),
         }
         for part, measure in parts.items():
             if options.part in ("all", part):
-                made[TITLES[part]] = measure()
+                rows = measure()
+                made[part] = {"options": about, "machine": machine(options), "rows": rows}
                 gc.collect()
-    about = {k: v for k, v in vars(options).items() if k not in ("name", "part")}
-    pages = [f"`python benchmarks/cache.py`: {json.dumps(about)}"]
-    pages += [f"{part}\n\n{table(rows)}" for part, rows in made.items()]
-    print("\n\n".join(pages))
+                print(table(rows))
+    made = {part: made[part] for part in TITLES if part in made}
     if options.name != "":
-        file = RESULTS / f"{options.name or 'cache'}.json"
-        file.write_text(
-            json.dumps({"options": about, "machine": machine(options), **made}, indent=1)
-        )
-        file.with_suffix(".md").write_text("# Caches\n\n" + "\n\n".join(pages) + "\n")
+        file.write_text(json.dumps(made, indent=1) + "\n")
+        file.with_suffix(".md").write_text(page(made))
 
 
 if __name__ == "__main__":
