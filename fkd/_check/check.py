@@ -36,6 +36,7 @@ from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .._refs.syntax import ATOM
+from .axes import axis_problem
 from .documents import crossed_documents
 from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
 from .hints import adapter_hint, record_hint
@@ -270,7 +271,7 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
     problem = (
         _mask_problem(term, trial.values[place[term.where]]) if term.where is not None else None
     )
-    problem = problem or _broadcast_problem(term, args)
+    problem = problem or _broadcast_problem(term, args) or axis_problem(term, args)
     if problem is None:
         try:
             scalars = trial.objective.scalars(0, _device_of(args))

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from .._shared.checks import between, classes_last, covers, floating
+from .._shared.checks import between, covers, floating
 from .._shared.counted import counted_where
 from .._shared.labels import check_labels
 from .._shared.masks import fill, keep
@@ -178,7 +178,6 @@ def _log_q(
     """Log-probabilities, indices `[*batch, 1]` to gather with, and the positions that count."""
     floating(loss, student_logits=student_logits)
     check_labels(loss, student_logits, labels)
-    classes_last(loss, where, student_logits=student_logits)
     covers(loss, where, labels.shape)
     counts = _counted(labels, ignore_index)
     if where is not None:

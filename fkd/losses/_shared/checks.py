@@ -162,13 +162,15 @@ def axes(loss: str, layout: str, /, **tensors: Tensor) -> None:
 def classes_last(loss: str, where: Tensor | None, /, **logits: Tensor) -> None:
     """Refuse maps of logits `[batch, classes, *space]`, as far as their shapes show it.
 
-    They do where a mask (or labels) covers the batch and the space, and where the last two axes or
-    more are equal and the one before them is not, as of a square picture.
+    They do where a mask covers the batch and the space; and without a mask where the last two axes
+    or more are equal and the one before them is not, as of a square picture.
     """
     if where is not None:
         is_tensor(loss, "where", where)
     for name, x in logits.items():
         masked = where is not None and fits_classes_first(x, where.shape)
+        if where is not None and where.shape == x.shape[:-1]:
+            continue  # which says which axes are the positions
         square = x.ndim > 3 and x.shape[1] != x.shape[2] and len(set(x.shape[2:])) == 1
         if masked or (square and x.shape[-1] > 1):
             raise ValueError(
