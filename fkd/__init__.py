@@ -35,6 +35,7 @@ from ._refs.derived import call as call
 from ._refs.derived import module as module
 from ._refs.derived import stop_gradient as stop_gradient
 from ._refs.refs import Context as Context
+from ._refs.refs import ModelRef as ModelRef
 from ._refs.refs import Ref as Ref
 from ._refs.refs import batch as batch
 from ._refs.refs import ref as ref
@@ -51,6 +52,7 @@ __all__ = [
     "Drawing",
     "Mean",
     "MeanWithParts",
+    "ModelRef",
     "Objective",
     "ObjectiveError",
     "Parts",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import runpy
 import textwrap
@@ -10,7 +11,10 @@ from pathlib import Path
 import pytest
 
 from docs.site.check import anchors_of, problems
+from docs.site.objects import markdown, signature
 from docs.site.pages import DOCS, pages
+from docs.site.programs import as_markdown
+from docs.site.shown import public, wrong_signatures
 
 FRAGMENTS = {"parallel.md"}  # of scripts that several processes run
 PAGES = sorted(
@@ -54,9 +58,73 @@ def test_programs_that_read_have_a_list_of_the_pages(site: dict[str, bytes]):
     assert b"## Knowledge distillation" in site["llms-full.txt"]
 
 
+def test_they_find_signatures_and_docstrings_of_all_that_is_public(site: dict[str, bytes]):
+    texts = as_markdown(site)
+    whole = site["llms-full.txt"].decode()
+    assert "\n::: " not in whole and " at 0x" not in whole
+    headings = {*re.findall(r"^##+ `([\w.]+)`$", whole, re.MULTILINE)}
+    assert public().keys() <= headings
+    assert {f"fkd.ModelRef.{n}" for n in ("tap", "attention", "param", "on", "patched")} <= headings
+    loops = texts["reference/loops.md"]
+    for name in ("fit", "run"):
+        call = loops.split(f"\n{name}(\n", 1)[1].split("\n)", 1)[0].splitlines()
+        assert call[:4] == [
+            "    step: TrainStep,",
+            "    state: State,",
+            "    loader: Loader,",
+            "    *,",
+        ]
+        assert "    epochs: int | None = None," in call
+    assert "- epochs: how many passes over the loader in all.\n" in loops
+    assert "```python\n>>> " in texts["reference/losses-divergences-of-predictions.md"]
+    # What is read first comes first.
+    starts = [
+        whole.index(f"\n# {t}") for t in ("Cache a teacher", "Objectives, ", "Recipes", "Bench")
+    ]
+    assert starts == sorted(starts) and whole.startswith("# fkd\n")
+
+
+def test_arguments_are_listed_as_they_are_called():
+    def call(a: int, /, b: str = "x", *rest: int, c: object = len, **more: int) -> int: ...
+
+    short = "call(a: int, /, b: str = 'x', *rest: int, c: object = len, **more: int) -> int"
+    assert signature("call", call) == short
+    lines = (
+        "    a: int,|    /,|    b: str = 'x',|    *rest: int,|    c: object = len,|    **more: int,"
+    )
+    long = "\n".join(["call_of_a_long_name(", *lines.split("|"), ") -> int"])
+    assert signature("call_of_a_long_name", call) == long
+
+
+def test_sections_of_docstrings_are_lists_and_programs():
+    text = "One.\n\n    a = b\n\nArgs:\n  a, b: two\n    lines.\n\nMore.\n\nExample:\n  >>> 1\n  1"
+    assert markdown(text) == (
+        "One.\n\n    a = b\n\n**Args**\n\n- a, b: two\n  lines.\n\nMore.\n\n"
+        "**Example**\n\n```python\n>>> 1\n1\n```"
+    )
+
+
+def test_a_signature_that_a_page_shows_wrongly_is_found(tmp_path: Path):
+    (tmp_path / "reference").mkdir()
+    heading = '<h2 id="{}" class="doc doc-heading"></h2><div class="doc-signature"><b>{}</b></div>'
+    right = "layer_map(student: int, teacher: int) -&gt; tuple[tuple[int, int], ...]"
+    parts = {
+        "fkd.layer_map": right,
+        "fkd.loops.run": "run(arguments: Arguments) -&gt; Result",
+        "fkd.ModelRef.param": "param(name: str) -&gt; Ref",
+    }
+    page = "".join(heading.format(*part) for part in parts.items())
+    (tmp_path / "reference" / "a.html").write_text(page, encoding="utf-8")
+    wrong = "\n".join(wrong_signatures(tmp_path))
+    assert "fkd.loops.run is shown with (arguments); it has (step, state, loader, epochs=," in wrong
+    assert "fkd.loops.fit is shown with no signature" in wrong
+    assert "fkd.ModelRef.on is shown with no signature" in wrong
+    assert "fkd.ModelRef.param " not in wrong
+
+
 def test_what_is_private_is_on_no_page(site: dict[str, bytes]):
     text = b"\n".join(site.values()).decode(errors="ignore")
-    shown = {n for some in re.findall(r"members: \[(.*)\]", text) for n in some.split(", ")}
+    shown = {n for some in re.findall(r"members: (\[.*\])", text) for n in json.loads(some)}
     assert {"attach", "__call__"} <= shown
     assert not {name for name in shown if name.startswith("_")} - {"__call__"}
 

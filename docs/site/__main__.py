@@ -1,4 +1,5 @@
-"""Write the pages into build/docs, check them, and build build/site with Zensical.
+"""Write the pages into build/docs, check them, and build build/site with Zensical; then check that
+its signatures are those of the functions.
 
 python -m docs.site             needs the group: pip install --group docs
 python -m docs.site --pages     the pages and the checks only, without Zensical
@@ -17,6 +18,8 @@ from pathlib import Path
 
 from .check import problems
 from .pages import pages
+from .programs import as_markdown, lists
+from .shown import wrong_signatures
 
 ROOT = Path(__file__).parent.parent.parent
 BUILD = ROOT / "build"
@@ -48,12 +51,15 @@ def main(arguments: Sequence[str]) -> int:
     except FileNotFoundError:
         print("Zensical is missing: pip install --group docs", file=sys.stderr)
         return 1
-    for name, content in written.items():  # for programs that read: /llms.txt and pages as Markdown
-        if name.endswith((".md", ".txt")) and done.returncode == 0:
-            (SITE / name).parent.mkdir(parents=True, exist_ok=True)
-            (SITE / name).write_bytes(content)
+    if done.returncode:
+        return done.returncode
+    for name, text in {**as_markdown(written), **lists(written)}.items():  # for programs that read
+        (SITE / name).parent.mkdir(parents=True, exist_ok=True)
+        (SITE / name).write_text(text, encoding="utf-8")
+    wrong = [*wrong_signatures(SITE)]
+    print(*wrong, sep="\n", end="\n" if wrong else "")
     print(f"{SITE} after {time.perf_counter() - began:.1f} s")
-    return done.returncode
+    return int(bool(wrong))
 
 
 if __name__ == "__main__":

@@ -7,7 +7,8 @@ import re
 from collections.abc import Mapping
 from pathlib import Path
 
-from . import benchmarks, recipes, reference, tutorials, which
+from . import benchmarks, programs, recipes, reference, tutorials, which
+from .programs import title
 
 DOCS = Path(__file__).parent.parent
 ROOT = DOCS.parent
@@ -33,7 +34,7 @@ def pages() -> dict[str, bytes]:
     }
     made |= {name: text.encode() for name, text in generated.items()}
     made["mkdocs.yml"] = _navigation(made).encode()
-    return made | {name: text.encode() for name, text in _for_programs(made).items()}
+    return made | {name: text.encode() for name, text in programs.lists(made).items()}
 
 
 def _contributing() -> str:
@@ -61,37 +62,3 @@ def _short(text: str) -> str:
     words = title(text).removeprefix("Recipes: ")
     words = re.sub(r"^.*: `(.+)`$", r"\1", words)
     return json.dumps(words[:1].upper() + words[1:] if not words.startswith("fkd") else words)
-
-
-def title(text: str) -> str:
-    """The first heading of a page."""
-    found = re.search(r"^# (.+)$", text, re.MULTILINE)
-    return found[1] if found else ""
-
-
-def _for_programs(made: Mapping[str, bytes]) -> dict[str, str]:
-    """`llms.txt` (https://llmstxt.org): the pages with a line about each; and all of them in one."""
-    texts = {name: text.decode() for name, text in made.items() if name.endswith(".md")}
-    lines = [
-        "# fkd",
-        "",
-        "> Functional, JAX-style knowledge distillation for PyTorch: an objective is a dict of",
-        "> terms over refs (`term(kl, student.logits, teacher.logits)`); fkd checks it, compiles",
-        "> forward passes, losses and gradient into one graph, and trains it resumably.",
-        "",
-        "## Pages",
-        "",
-        *(f"- [{title(text)}]({name}): {_about(text)}" for name, text in sorted(texts.items())),
-        "",
-    ]
-    whole = "\n\n".join(text for name, text in sorted(texts.items()) if "::: " not in text)
-    return {"llms.txt": "\n".join(lines), "llms-full.txt": whole}
-
-
-def _about(text: str) -> str:
-    """The first sentence after the heading."""
-    after = re.sub(r"^# .+$", "", text, count=1, flags=re.MULTILINE).strip()
-    prose = [p for p in after.split("\n\n") if p and not p.startswith("```")]
-    first = next((p for p in prose if p[0].isalnum() or p[0] in "`*"), "")
-    plain = re.sub(r"\[([^\]]*)\]\([^)]*\)", r"\1", " ".join(first.split()))
-    return re.split(r"(?<=[.!?]) ", plain)[0][:200]

@@ -5,13 +5,17 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
+import json
 import re
 from types import ModuleType
 
+import fkd
 from fkd._catalogue.entries import Entry, entries
 
 TITLES = {"fkd": "Objectives, models, refs"}
 WITH_PAGES_OF_THEIR_OWN = ("fkd.losses", "fkd.adapters", "fkd.losses.head")
+MADE_BY_FKD: tuple[type, ...] = (fkd.Ref, fkd.ModelRef)
+"""Classes that nobody else makes objects of: how they are made is on no page."""
 VALUES = ("batch", "student", "teacher", "__version__")
 
 
@@ -81,20 +85,49 @@ def _package(package: str) -> str:
     names = public_names(package)
     listed = ", ".join(f"[`{name}`](#{package}.{name})" for name in names)
     objects = "\n\n".join(
-        f"::: {package}.{name}{_members(getattr(module, name))}" for name in names
+        f"::: {package}.{name}{_options(getattr(module, name))}" for name in names
     )
     title = TITLES.get(package, package.rsplit(".", 1)[-1].replace("_", " ").capitalize())
     return f"# {title}: `{package}`\n\n{_plain(about)}\n\n{listed}\n\n{objects}\n"
 
 
-def _members(value: object) -> str:
-    """Of a class only what is public, and `__call__` where that is described."""
+def members(value: object) -> list[str]:
+    """Of a class what is public, and `__call__` where that is described; with what it has from
+    classes that are on no page."""
+    if not inspect.isclass(value):
+        return []
+    names = [
+        name
+        for kind in (value, *_private_bases(value))
+        for name in (*vars(kind).get("__annotations__", ()), *vars(kind))
+        if not name.startswith("_")
+    ]
+    names += ["__call__"] if getattr(vars(value).get("__call__"), "__doc__", None) else []
+    return [*dict.fromkeys(names)]
+
+
+def _options(value: object) -> str:
+    """How mkdocstrings shows a class."""
     if not inspect.isclass(value):
         return ""
-    names = dict.fromkeys([*vars(value).get("__annotations__", ()), *vars(value)])
-    shown = [name for name in names if not name.startswith("_")]
-    shown += ["__call__"] if getattr(vars(value).get("__call__"), "__doc__", None) else []
-    return f"\n    options:\n      members: [{', '.join(shown)}]"
+    options = [f"members: {json.dumps(members(value))}"]  # quoted: `on` is a bool in YAML
+    options += ["inherited_members: true"] if _private_bases(value) else []
+    options += ["merge_init_into_class: false"] if value in MADE_BY_FKD else []
+    return "".join(["\n    options:", *(f"\n      {option}" for option in options)])
+
+
+def _private_bases(value: type) -> list[type]:
+    return [kind for kind in value.__mro__[1:] if _is_private(kind)]
+
+
+def _is_private(kind: type) -> bool:
+    """Whether it is one of fkd's classes that is on no page."""
+    if not kind.__module__.startswith("fkd."):
+        return False
+    return all(
+        kind is not getattr(importlib.import_module(package), kind.__name__, None)
+        for package in packages()
+    )
 
 
 def _plain(text: str) -> str:
@@ -107,7 +140,7 @@ def _family(family: str, members: list[Entry]) -> str:
         for e in members
     )
     objects = "\n\n".join(
-        f"::: {entry.path}{_members(entry.value)}{_uses(entry)}" for entry in members
+        f"::: {entry.path}{_options(entry.value)}{_uses(entry)}" for entry in members
     )
     table = f"| name | what it is | cost |\n| --- | --- | --- |\n{rows}"
     return f"# {family}\n\n{table}\n\n{objects}\n"

@@ -97,8 +97,9 @@ class Ref(Syntax):
     Beside a number or a tensor they are a ref, as all other comparisons are. The values of two
     refs are compared by `fkd.call(torch.eq, a, b)`.
 
-    A ref has no public attributes of its own: `batch.name`, `batch.value` and `batch.roots` are
-    the fields of the batch that are called so.
+    It has no public attributes: `batch.name`, `batch.value` and `batch.roots` are the fields of
+    the batch that are called so. The refs of models, `student`, `teacher` and `fkd.ref(name)`, have
+    the methods of `ModelRef` besides, such as `student.tap("encoder.layer.2")`.
     """
 
     _node: Node

@@ -109,22 +109,39 @@ class RunRef(Ref):
     def tap(self, module: str, side: Literal["output", "input"] = "output") -> Ref:
         """What a submodule returned, or was given, in the forward pass.
 
+        The value is copied when it is captured, so that a later in-place operation (an
+        `inplace=True` ReLU) does not change it. A module that runs several times gives the
+        value of its last run.
+
         Args:
           module: dotted name, as in `named_modules()`; `""` is the model itself.
           side: `"output"`, or `"input"` for the first positional argument.
 
-        The value is copied when it is captured, so that a later in-place operation (an
-        `inplace=True` ReLU) does not change it. A module that runs several times gives the
-        value of its last run.
+        Returns:
+          A ref to the value, whatever the submodule returned.
+
+        Example:
+          >>> student.tap("encoder.layer.2")[0], teacher.tap("fc", "input")
+          (student.tap('encoder.layer.2')[0], teacher.tap('fc', 'input'))
         """
         return self._inside(module, side)
 
     @offered
     def attention(self, layer: int, *, part: str | None = None) -> Ref:
-        """Attention probabilities (after the softmax) of one layer, counted from 0.
+        """Attention probabilities (after the softmax) of one layer of a transformers model.
 
-        `[batch, heads, query, key]`. transformers models only. All other layers stay on the
-        fused kernel. `part` is `"encoder"`, `"decoder"` or `"cross"` for encoder-decoders.
+        All other layers stay on the fused kernel.
+
+        Args:
+          layer: counted from 0.
+          part: `"encoder"`, `"decoder"` or `"cross"`, for models that have more than one.
+
+        Returns:
+          A ref to `[batch, heads, query, key]`.
+
+        Example:
+          >>> teacher.attention(3, part="cross")
+          teacher.attention(3, part='cross')
         """
         return self._inside("attention", layer, part)
 
@@ -132,29 +149,57 @@ class RunRef(Ref):
     def attention_scores(self, layer: int, *, part: str | None = None) -> Ref:
         """Scaled attention scores of one layer, of which the softmax is taken, as in TinyBERT.
 
-        `[batch, heads, query, key]`. Pairs that the model masks hold about the lowest number of
-        the dtype; the losses of `fkd.losses` leave them out.
+        Pairs that the model masks hold about the lowest number of the dtype; the losses of
+        `fkd.losses` leave them out.
+
+        Args:
+          layer, part: as in `attention`.
+
+        Returns:
+          A ref to `[batch, heads, query, key]`.
         """
         return self._inside("attention_scores", layer, part)
 
     @offered
     def query(self, layer: int, *, part: str | None = None) -> Ref:
-        """Query states of one layer, `[batch, heads, length, head_dim]`."""
+        """Query states of one layer, with the arguments of `attention`.
+
+        Returns:
+          A ref to `[batch, heads, length, head_dim]`.
+        """
         return self._inside("query", layer, part)
 
     @offered
     def key(self, layer: int, *, part: str | None = None) -> Ref:
-        """Key states of one layer, `[batch, key_value_heads, length, head_dim]`."""
+        """Key states of one layer, with the arguments of `attention`.
+
+        Returns:
+          A ref to `[batch, key_value_heads, length, head_dim]`.
+        """
         return self._inside("key", layer, part)
 
     @offered
     def value(self, layer: int, *, part: str | None = None) -> Ref:
-        """Value states of one layer, `[batch, key_value_heads, length, head_dim]`."""
+        """Value states of one layer, with the arguments of `attention`.
+
+        Returns:
+          A ref to `[batch, key_value_heads, length, head_dim]`.
+        """
         return self._inside("value", layer, part)
 
 
 class ModelRef(RunRef):
-    """The ref of a model: of its run on the batch, its parameters, and further runs."""
+    """The ref of a model: `student`, `teacher`, or `fkd.ref(name)`.
+
+    Its attributes are the model's outputs: `student.logits`, `student.hidden_states[3]`. Its
+    methods reach what the model does not return: values inside of its run on the batch, its
+    parameters, and what it returns in further runs. None of them hides an output: `student.value`
+    is the output that is called so, and `student.value(3)` are the value states of layer 3.
+
+    Example:
+      >>> student.tap("encoder.layer.2"), student.param("lm_head.weight"), student.tap
+      (student.tap('encoder.layer.2'), student.param('lm_head.weight'), student.tap)
+    """
 
     @property
     def _name(self) -> str:
@@ -166,8 +211,18 @@ class ModelRef(RunRef):
 
     @offered
     def param(self, name: str) -> Ref:
-        """A parameter, or a buffer as it was before the batch (the running mean of a batch
-        normalisation), by its dotted name; needs no forward pass."""
+        """A parameter, or a buffer as it was before the batch; needs no forward pass.
+
+        Args:
+          name: dotted, as in `named_parameters()` and `named_buffers()`.
+
+        Returns:
+          A ref to the tensor: of a trainable model, with a gradient.
+
+        Example:
+          >>> student.param("lm_head.weight"), teacher.param("bn.running_mean")
+          (student.param('lm_head.weight'), teacher.param('bn.running_mean'))
+        """
         return Ref(Param(self._name, name))
 
     @offered
@@ -184,6 +239,12 @@ class ModelRef(RunRef):
         Args:
           outputs: `{dotted name: ref}`, as in `named_modules()`. Of a module that returns a tuple
             the first element is replaced.
+
+        Returns:
+          A ref to what the model returns then; its outputs are read from it.
+
+        Raises:
+          TypeError: `outputs` is no dict of refs.
 
         Example:
           >>> teacher.patched({"layer2": module("bridge")(student.tap("layer2"))}).logits
@@ -215,6 +276,12 @@ class ModelRef(RunRef):
 
         Args:
           inputs, named: what its `forward` takes; refs among them are filled in.
+
+        Returns:
+          A ref to what the model returns then; it has `tap`, `attention`, ... as the model's ref.
+
+        Raises:
+          TypeError: no inputs are given.
 
         Example:
           >>> student.on(batch.small_crop).logits
