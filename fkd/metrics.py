@@ -22,14 +22,18 @@ def accuracy(
 
     Args:
       logits: `[*batch, classes]`.
-      labels: `[*batch]`, class numbers.
-      where: `[*batch]`, True where a position counts.
+      labels: `[*batch]`, class numbers; a negative one (-100) does not count.
+      where: `[*batch]`, True where a position counts; also where the label is negative, it does
+        not.
 
     Example:
       >>> accuracy(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]))
       tensor([1., 0.])
     """
     return _kept((logits.argmax(-1) == labels).float(), where)
+
+
+setattr(accuracy, "counted_where", lambda labels: labels >= 0)  # noqa: B010  has no such field
 
 
 def agreement(

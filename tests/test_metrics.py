@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from fkd.metrics import higher_is_better
+import fkd
+from fkd import batch, student, trainable
+from fkd.metrics import accuracy, higher_is_better
 
 HIGHER = """accuracy eval/accuracy valAccuracy macroF1 f1/macro rougeL rouge2 bleu4 AUC mAP mIoU
 mAP@0.5 recall@10 R2 spearman stsb/spearman_cosine squad/em exact_match pass@1 hit_rate agreement
@@ -30,3 +33,20 @@ def test_lower_is_better(name):
 @pytest.mark.parametrize("name", SILENT.split())
 def test_a_name_that_does_not_say(name):
     assert higher_is_better(name) is None
+
+
+def test_accuracy_counts_labels_that_are_classes():
+    objective = fkd.Objective(
+        fkd.term(fkd.losses.cross_entropy, student.logits, batch.labels),
+        student=trainable(torch.nn.Linear(3, 3)),
+    )
+    state = fkd.loops.train_step(objective, torch.optim.SGD, compile=False).init()
+    rows = {"input": torch.randn(4, 6, 3), "labels": torch.full((4, 6), -100)}
+    right = objective.models["student"].module(rows["input"]).argmax(-1)  # type: ignore[misc]
+    rows["labels"][:, 1:3] = right[:, 1:3]
+    metrics = {"accuracy": fkd.metric(accuracy, student.logits, batch.labels)}
+    assert fkd.loops.evaluate(objective, state, [rows], metrics=metrics)["accuracy"] == 1.0
+    metrics["accuracy"] = fkd.metric(
+        accuracy, student.logits, batch.labels, where=batch.labels > -1000
+    )
+    assert fkd.loops.evaluate(objective, state, [rows], metrics=metrics)["accuracy"] == 1.0

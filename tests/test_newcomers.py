@@ -14,7 +14,7 @@ from torch import nn
 
 import fkd
 from fkd import batch, student, teacher, term
-from fkd.loops import export, fit, train_step
+from fkd.loops import export, fit, run, train_step
 from fkd.losses import cross_entropy, kl
 from fkd.schedules import linear, warmup
 
@@ -190,6 +190,11 @@ def test_a_state_that_was_left_behind_is_told():
     third, _ = step(second, ROW)
     with pytest.warns(RuntimeWarning, match="step 1 of this state"):
         step(second, ROW)
+    step = train_step(goal(), sgd, compile=False)
+    first = step.init()
+    run(step, first, [ROW] * 3, epochs=1, progress=False)
+    with pytest.warns(RuntimeWarning, match="step 0 of this state was taken before"):
+        run(step, first, [ROW], epochs=1, progress=False)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(third._replace(step=0), ROW)  # a schedule that begins again

@@ -35,12 +35,12 @@ from .._objective.terms import Term
 from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, roots
-from .._refs.syntax import ATOM
 from .axes import axis_problem
 from .documents import crossed_documents
 from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
 from .hints import adapter_hint, record_hint
 from .labels import labels_out_of_range
+from .masks import masks_with_other_numbers, operand
 from .rows import row, shape_of
 from .shifted import unshifted_labels
 from .table import CheckReport, model_lines
@@ -159,6 +159,7 @@ def _dry_run(
         trial.problems += unshifted_labels(objective, batch)
         trial.problems += labels_out_of_range(objective, batch, trial.values)
         trial.problems += crossed_documents(objective, batch)
+        trial.problems += masks_with_other_numbers(objective, batch)
     if trial.problems:
         raise ObjectiveError(list(dict.fromkeys(trial.problems)))
     rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]
@@ -322,14 +323,9 @@ def _mask_problem(term: Term, where: Any) -> str | None:
     if where.is_floating_point() or where.is_complex():
         return (
             f"where={term.where!r} has dtype {where.dtype}; bool or 0/1 integers are expected. "
-            f"Compare it: where={_compared(term.where)} > 0."
+            f"Compare it: where={operand(term.where)} > 0."
         )
     return None
-
-
-def _compared(ref: Ref | None) -> str:
-    code = repr(ref)
-    return code if ref is None or node(ref).strength == ATOM else f"({code})"
 
 
 def _broadcast_problem(term: Term, args: Sequence[Any]) -> str | None:

@@ -31,12 +31,15 @@ def labels_out_of_range(objective: Objective, batch: Batch, values: Sequence[Any
         if not _is_cross_entropy(term) or len(term.args) != 2:
             continue
         logits = values[objective.program.plan.place[term.args[0]]]
-        labels, ignored = _read(term.args[1], context), term.kwargs.get("ignore_index", -100)
+        labels, ignored = (
+            read_integers(term.args[1], context),
+            term.kwargs.get("ignore_index", -100),
+        )
         if labels is None or labels.dtype is torch.bool or not isinstance(ignored, int):
             continue
         counts = labels != ignored
         if term.where is not None:
-            mask = _read(term.where, context)
+            mask = read_integers(term.where, context)
             if mask is None or mask.shape != labels.shape:
                 continue
             counts = counts & mask.bool()
@@ -55,7 +58,7 @@ def _is_cross_entropy(term: Term) -> bool:
     return module.startswith("fkd.losses") and name_of(term.loss) == "cross_entropy"
 
 
-def _read(ref: Ref, context: Context) -> Tensor | None:
+def read_integers(ref: Ref, context: Context) -> Tensor | None:
     """Integers that a ref to the batch gives, where they can be read at once."""
     if roots(ref) != frozenset(["batch"]):
         return None

@@ -230,6 +230,12 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
             result, state = loss(*args, state=state, **kwargs)
         if takes_where:
             positions = of_values(positions, result)
+        elif where is not None and isinstance(result, Tensor) and result.ndim == 0:
+            raise ValueError(
+                f"{name_of(term.loss)} returned one number, of which `where` can leave nothing "
+                "out. Return one value for each position (without .mean(), or with "
+                "reduction='none'); or let the loss take `where` and leave positions out itself."
+            )
         evaluated = Evaluated(result, positions, state)
         return evaluated if weight is None or weighs else evaluated.weighted(weight)
 

@@ -36,6 +36,7 @@ from ._parameters import Parameters, parameters_read, tensors_of, write_paramete
 from ._parts import Share, occupied, share_of
 from ._probe import Contents, probe
 from ._structure import indices, is_sparse
+from ._temperature import expect_temperature
 
 
 def cache(
@@ -199,6 +200,8 @@ def _planned(objective: Objective, keep: Mapping[Ref, Any]) -> _Plan:
             raise SourceError(
                 f"cache: keep[{ref!r}] is {how!r}, which is not a value of frozen models alone."
             )
+        if objective.problems:  # no student: the terms cannot be tried on what is kept
+            expect_temperature(objective.terms, ref, how)
     wanted = reduced([*keep, *frontier(objective)], frozen, first=len(keep))
     if not wanted:
         raise SourceError("cache: no term reads the forward pass of a frozen model.")

@@ -477,3 +477,26 @@ def test_heads_stand_in_their_columns_and_say_what_counts():
     assert row.student.startswith("(") and row.student.endswith(", 8)")
     assert row.teacher.endswith(", 12)") and row.teacher.count("(") == 2
     assert row.positions == f"{int((TOKENS['labels'] != -100).sum())} of 42"
+
+
+def one_number(student_x: torch.Tensor, teacher_x: torch.Tensor) -> torch.Tensor:
+    return (student_x - teacher_x).square().mean()
+
+
+def test_a_mask_cannot_leave_anything_out_of_one_number():
+    masked = term(one_number, student.logits, teacher.logits, where=batch.labels != -100)
+    assert "returned one number, of which `where` can leave nothing out" in report({"a": masked})
+    whole = term(one_number, student.logits, teacher.logits)
+    assert check(Objective({"a": whole}, **models()), TOKENS).rows[0].positions == "whole batch"
+    relational = term(rkd_distance, student.logits[:, 0], teacher.logits[:, 0],
+                      where=batch.attention_mask[:, 0])  # fmt: skip
+    check(Objective({"a": relational}, **models()), TOKENS)
+
+
+@pytest.mark.parametrize("where, fix", [
+    (batch.labels, "batch.labels != -100"),
+    (batch.labels + 100, "(batch.labels + 100) > 0"),
+])  # fmt: skip
+def test_classes_are_no_mask(where: Any, fix: str):
+    message = report({"a": logits(where=where)})
+    assert "0 and 1 (or bool) are expected" in message and f"where={fix}" in message

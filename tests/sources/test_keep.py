@@ -72,6 +72,10 @@ def test_what_the_terms_cannot_read_is_refused_before_anything_is_written(tmp_pa
     ):
         cache(kd(temperature=other), loader(rows()), tmp_path, keep={teacher.logits: keep},
               progress=False)  # fmt: skip
+    without = kd(temperature=other)  # a student, who could say so by itself
+    without = fkd.Objective(without.terms, teacher=without.models["teacher"])
+    with pytest.raises(SourceError, match=rf"'kd' reads it at temperature {other}. Keep "):
+        cache(without, loader(rows()), tmp_path, keep={teacher.logits: keep}, progress=False)
     assert not list(tmp_path.glob("*.safetensors")) and not (tmp_path / "header.json").exists()
 
 

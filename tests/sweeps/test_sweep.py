@@ -158,6 +158,9 @@ def test_a_sweep_runs_resumes_evaluates_and_exports(tmp_path):
     assert {"loss/hot/kd", "grad_norm/fast/student", "lr/fast/0", "skipped/base"} <= set(rows[-1])
     values = evaluate(step.objective, again, batches(2))
     assert {"loss/base/kd", "loss/hot/labels"} <= set(values)
+    assert {n for n in values if n.startswith("agreement")} == {
+        f"agreement/{name}/student" for name in MEMBERS
+    }
     assert isinstance(export(step.objective, again, "hot/student"), Net)
 
 

@@ -194,7 +194,9 @@ def _row(
     each = pairs[0].by_batch() if len(seeds) == 1 and first is not None else {}
     for metric in values[0]:
         of_teacher = first.quality[metric].mean if first else None
-        qualities[metric] = quality([v[metric] for v in values], each.get(metric, ()), of_teacher)
+        qualities[metric] = quality(
+            metric, [v[metric] for v in values], each.get(metric, ()), of_teacher
+        )
     compared = [pair.compared() for pair in pairs] if asked.compare is not None else []
     return ModelCard(
         name=name,

@@ -11,6 +11,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from fkd.metrics import higher_is_better
+
 from .record import Calibration, Quality
 
 _T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
@@ -21,12 +23,16 @@ FEWEST_BATCHES = 8
 
 
 def quality(
-    seeds: Sequence[float], batches: Sequence[tuple[float, int]], teacher: float | None
+    name: str,
+    seeds: Sequence[float],
+    batches: Sequence[tuple[float, int]],
+    teacher: float | None,
 ) -> Quality:
     """A metric with its interval: over the seeds by Student's t, or with one seed by the
     bootstrap over the batches, if there are enough of them.
 
     Args:
+      name: of the metric, which says whether higher or lower values are better.
       seeds: the value of each.
       batches: value and examples of every batch, of the first seed; empty if the metric is none
         that can be averaged.
@@ -41,8 +47,15 @@ def quality(
         low, high = mean - half, mean + half
     elif len(batches) >= FEWEST_BATCHES:
         low, high = _bootstrap(batches)
-    kept = mean / teacher if teacher else None
+    kept = _kept(mean, teacher, higher_is_better(name))
     return Quality(tuple(float(v) for v in seeds), mean, low, high, kept)
+
+
+def _kept(mean: float, teacher: float | None, higher: bool | None) -> float | None:
+    """The share of the teacher's quality: of an error the teacher's value over the student's."""
+    if not teacher or higher is None or min(teacher, mean) < 0:
+        return None
+    return mean / teacher if higher else teacher / mean if mean else None
 
 
 def _bootstrap(batches: Sequence[tuple[float, int]]) -> tuple[float, float]:

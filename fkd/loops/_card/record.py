@@ -13,7 +13,9 @@ class Quality:
       seeds: its value for every seed.
       mean: over the seeds.
       low, high: an interval of 95 %; None where there is nothing to base it on.
-      kept: the mean over that of the teacher; None where the teacher has 0, or nothing.
+      kept: the mean over that of the teacher, or, where lower is better, that of the teacher over
+        the mean; None where the name of the metric does not say which is better
+        (`fkd.metrics.higher_is_better`), for negative values, and without a teacher's.
     """
 
     seeds: tuple[float, ...]

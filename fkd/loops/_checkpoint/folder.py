@@ -31,7 +31,7 @@ class Survey(NamedTuple):
 
 
 def best(directory: str | os.PathLike[str], *, higher_is_better: bool = True) -> Path | None:
-    """The checkpoint of the best metric (the newest among equals); None if there is none."""
+    """The checkpoint of the best metric (the first among equals); None if there is none."""
     good = survey(Path(directory)).good
     return next(iter(_best_first(good, higher_is_better)), None)
 
@@ -115,8 +115,8 @@ def newest_first(good: dict[Path, Manifest]) -> Iterator[Path]:
 
 def _best_first(good: dict[Path, Manifest], higher_is_better: bool) -> Iterator[Path]:
     sign = -1.0 if higher_is_better else 1.0
-    metrics = {p: sign * m.metric for p in newest_first(good) if (m := good[p]).metric is not None}
-    return iter(sorted(metrics, key=lambda path: metrics[path]))
+    measured = {p: sign * m.metric for p, m in good.items() if m.metric is not None}
+    return iter(sorted(measured, key=lambda path: (measured[path], good[path].serial)))
 
 
 def free_name(folder: Path, step: int) -> str:

@@ -22,7 +22,7 @@ from fkd._objective.program import Program
 from fkd._objective.terms import Term, metric, part_names
 from fkd._refs.derived import as_ref
 from fkd._refs.paths import name_of
-from fkd._refs.refs import Context, Ref, output_path
+from fkd._refs.refs import Context, Ref, output_path, roots
 from fkd._refs.sourced import original
 from fkd.metrics import agreement, refuse_reserved
 from fkd.parallel._shards import cutting_of, has_foreign
@@ -94,9 +94,8 @@ class Evaluator:
         refuse_reserved("evaluate", metrics)
         self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
         measured = {n: _as_term(n, m) for n, m in metrics.items() if not isinstance(m, Collect)}
-        compared = _agreement(objective)
-        if compared is not None and "agreement" not in metrics:
-            measured["agreement"] = compared
+        if "agreement" not in metrics:
+            measured |= _agreements(objective)
         losses = [ref for term in objective.terms.values() for ref in term.refs]
         collected = [ref for c in self.collected.values() for ref in c.refs]
         program = objective.reading(measured, [*losses, *collected])
@@ -252,7 +251,8 @@ def evaluate(
 
     Returns:
       `{"loss/total": ..., "loss/<term>": ..., "<metric>": ...}`; `"agreement"`, how often
-      student and teacher have the same first choice, is there if a term compares logits.
+      student and teacher have the same first choice, is there if a term compares logits (of
+      several students `"agreement/<student>"`).
 
     Raises:
       ValueError: the loader gave no batch.
@@ -324,16 +324,38 @@ def _wide(mean: Mean) -> Mean:
     return Mean(mean.total.double(), mean.count.double())
 
 
-def _agreement(objective: Objective) -> Term | None:
+def _agreements(objective: Objective) -> dict[str, Term]:
     """The comparison of first choices, if a term compares the logits of two models, or the heads
-    that would give them."""
-    for term in objective.terms.values():
-        of_heads = getattr(getattr(term.loss, "func", term.loss), "agreement", None)
-        teacher = [*term.args[2:3], *(x for n, x in term.kwargs.items() if n == "teacher_hidden")]
-        if of_heads is not None and any(isinstance(x, Ref) for x in teacher):
-            return metric(of_heads, *term.args, where=term.where, **term.kwargs)
-        paths = [output_path(original(ref)) for ref in term.args[:2]]
-        roots = [p[0] for p in paths if p is not None and p[1][-1:] == ("logits",)]
-        if len(roots) == 2 and "batch" not in roots and roots[0] != roots[1]:
-            return metric(agreement, *term.args[:2], where=term.where)
+    that would give them; where several students have teachers (in a sweep), one for each."""
+    compared = [c for c in map(_comparison, objective.terms.values()) if c is not None]
+    by_student: dict[str, Term] = {}
+    for comparison in compared:
+        trained = [n for n in _models_of(comparison) if _is_trained(objective, n)]
+        if len(trained) == 1:
+            by_student.setdefault(trained[0], comparison)
+    if len(by_student) > 1:
+        return {f"agreement/{name}": comparison for name, comparison in by_student.items()}
+    return {"agreement": compared[0]} if compared else {}
+
+
+def _comparison(term: Term) -> Term | None:
+    of_heads = getattr(getattr(term.loss, "func", term.loss), "agreement", None)
+    teacher = [*term.args[2:3], *(x for n, x in term.kwargs.items() if n == "teacher_hidden")]
+    if of_heads is not None and any(isinstance(x, Ref) for x in teacher):
+        return metric(of_heads, *term.args, where=term.where, **term.kwargs)
+    paths = [output_path(original(ref)) for ref in term.args[:2]]
+    names = [p[0] for p in paths if p is not None and p[1][-1:] == ("logits",)]
+    if len(names) == 2 and "batch" not in names and names[0] != names[1]:
+        return metric(agreement, *term.args[:2], where=term.where)
     return None
+
+
+def _models_of(term: Term) -> list[str]:
+    """The models whose outputs a term reads, also those that a source stands for."""
+    named = (roots(original(ref)) or () for ref in term.args)
+    return list(dict.fromkeys(n for names in named for n in names if n != "batch"))
+
+
+def _is_trained(objective: Objective, name: str) -> bool:
+    model = objective.models.get(name)
+    return model is not None and model.kind == "trainable"

@@ -48,9 +48,10 @@ class Handles:
         self._began, self.last_step = state.optimizer, -1
 
     def were_of(self, state: State) -> bool:
-        """Whether these are the handles of what has become of a state by a step."""
-        began_here = state.optimizer is self._began or state.optimizer is self.updater.tree
-        return state.step == self.last_step and began_here
+        """Whether these are the handles of what has become of a state by a step, or by several."""
+        if state.optimizer is self._began and self._began is not self.updater.tree:
+            return state.step <= self.last_step
+        return state.step == self.last_step and state.optimizer is self.updater.tree
 
     def parts(self, state: State) -> Parts:
         """What the objective is a function of, with leaves in place of the trainable tensors."""

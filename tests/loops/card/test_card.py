@@ -260,7 +260,7 @@ def test_divergence_of_classes_without_probability():
 
 
 def test_a_single_value_has_no_interval():
-    assert quality([0.5], (), None).low is None and quality([0.5], (), 0.0).kept is None
+    assert quality("f1", [0.5], (), None).low is None and quality("f1", [0.5], (), 0.0).kept is None
 
 
 @pytest.mark.plain
@@ -304,3 +304,20 @@ def test_the_terminal_stays_clean():
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "" and "profiler" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "teacher", "kept"),
+    [
+        ("accuracy", 0.6, 0.8, 0.75),
+        ("error", 0.8, 0.6, 0.75),
+        ("perplexity", 4.0, 5.0, 1.25),
+        ("width", 4.0, 5.0, None),  # better or worse?
+        ("error", 0.1, 0.0, None),
+        ("r2", -0.1, 0.5, None),
+    ],
+)
+def test_what_is_kept_of_an_error_is_its_inverse(name, value, teacher, kept):
+    assert quality(name, [value], (), teacher).kept == (
+        None if kept is None else pytest.approx(kept)
+    )

@@ -301,6 +301,12 @@ def test_the_last_and_the_best_are_kept(tmp_path: Path):
     assert best(tmp_path, higher_is_better=False) == tmp_path / "step-00000006"
 
 
+def test_of_equals_the_first_is_the_best(tmp_path: Path):
+    for step, metric in enumerate([0.1, 0.9, 0.9, 0.3]):
+        save(tmp_path, step, step=step, metric=metric, keep_last=1)
+    assert _steps(tmp_path) == [1, 3] and best(tmp_path) == tmp_path / "step-00000001"
+
+
 def test_lower_may_be_better_and_none_may_be_best(tmp_path: Path):
     for step, metric in enumerate([3.0, 1.0, 2.0, 4.0]):
         save(tmp_path, step, step=step, metric=metric, keep_last=1, higher_is_better=False)
