@@ -26,7 +26,7 @@ from ._header import Header, read_header, write_header
 from ._keep import DRAWS, seeds_of
 from ._kept import refuse_difference, replaced_padding
 from ._live import Teacher
-from ._parts import Meeting, Share, is_whole, keys_of, part_header
+from ._parts import Meeting, Share, inputs_of, is_whole, part_header
 from ._probe import Contents
 from ._rows import Form, Samples
 from ._store import Record, Shard, write_shard
@@ -74,10 +74,10 @@ class Build:
         self.bytes = 0
         self.tried = self.padding_seen = False
         kept = [shard for shard in self.header.shards if shard not in damaged]
-        self.done = keys_of(place.folder, self.header._replace(shards=kept))
+        self.done = inputs_of(place.folder, self.header._replace(shards=kept))
         shards = [shard for shard in kept if shard.file.startswith(place.share.place)]
         self.header = self.header._replace(shards=shards)
-        self.seen: set[bytes] = set()
+        self.seen: dict[bytes, bytes] = {}  # keys of samples, with what the teacher reads of them
         self._writer = Workers(1, "fkd cache")
         self._failed = False  # after which nothing more is written
         self._behind: collections.deque[Future[None]] = collections.deque()
@@ -88,14 +88,22 @@ class Build:
         """The samples of a batch that are not there yet; those of a whole batch end a shard."""
         share = self.place.share
         if not share.owns(index):
-            self.seen.update(k.tobytes() for k in self.contents.reading.keys(batch))
+            others = (k.tobytes() for k in self.contents.reading.keys(batch))
+            self.seen.update((key, self.seen.get(key, b"")) for key in others)
             return
         samples = self.contents.reading.samples(batch)
         new: dict[bytes, int] = {}
-        for r, one in enumerate(samples.keys):
-            if one.tobytes() not in self.done and one.tobytes() not in self.seen:
-                new.setdefault(one.tobytes(), r)
-        self.seen.update(k.tobytes() for k in samples.keys)
+        for r, (key, read) in enumerate(zip(samples.keys, samples.inputs, strict=True)):
+            known = self.done.get(key.tobytes()) or self.seen.get(key.tobytes())
+            if known and known != read.tobytes():
+                raise SourceError(
+                    f"cache: {samples.names[r]} comes twice, or is kept already, with other "
+                    f"inputs ({', '.join(self.contents.reading.fields)}). Each sample needs a "
+                    f"{self.contents.reading.key!r} of its own, and one input (no augmentation)."
+                )
+            if known is None:
+                new.setdefault(key.tobytes(), r)
+            self.seen[key.tobytes()] = read.tobytes()
         if not new:
             return
         leaves: list[Tensor] = []
@@ -180,7 +188,7 @@ class Build:
         """The loader came to its end."""
         self.settle()
         self._flush()
-        self.meeting.join(self.seen)
+        self.meeting.join(set(self.seen))
 
     def settle(self) -> None:
         """Wait for what is behind.

@@ -20,6 +20,7 @@ from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref, walk
 from fkd.loops._base.files import make_folder
 from fkd.loops._base.waiting import Say
+from fkd.loops._data.batch import examples_in, normalised
 from fkd.loops._data.epochs import Loader, epoch_batches
 from fkd.loops._data.loaders import expect_loader
 from fkd.loops._log.progress import open_progress
@@ -35,6 +36,7 @@ from ._live import Precision, Teacher
 from ._parameters import Parameters, parameters_read, tensors_of, write_parameters
 from ._parts import Share, occupied, share_of
 from ._probe import Contents, probe
+from ._source import as_fields
 from ._structure import indices, is_sparse
 from ._temperature import expect_temperature
 
@@ -147,7 +149,9 @@ def cache(
         bar = _Progress(loader, progress and share.rank == 0)
         shown = stack.enter_context(contextlib.closing(bar))
         build: Build | None = None
-        for index, batch in enumerate(epoch_batches(loader, 0, -1)):
+        for index, batch in enumerate(map(as_fields, epoch_batches(loader, 0, -1))):
+            if examples_in(normalised(batch)) == 0:
+                continue
             if build is None:
                 contents = _contents(objective, plan, batch, key, mask, teacher)
                 tensors = _parameters(objective, contents)

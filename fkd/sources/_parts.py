@@ -119,9 +119,18 @@ def is_whole(folder: Path, shard: Shard) -> bool:
 
 def keys_of(folder: Path, header: Header) -> set[bytes]:
     """The keys of the samples of some shards."""
+    return set(inputs_of(folder, header))
+
+
+def inputs_of(folder: Path, header: Header) -> dict[bytes, bytes]:
+    """The keys of the samples of some shards, with digests of what the teacher reads of them."""
     forms = [form_of(about) for about in header.forms]
     readers = (ShardReader(folder, shard, forms) for shard in header.shards)
-    return {key.tobytes() for reader in readers for key in reader.keys}
+    return {
+        key.tobytes(): read.tobytes()
+        for reader in readers
+        for key, read in zip(reader.keys, reader.inputs, strict=True)
+    }
 
 
 class Meeting:

@@ -21,7 +21,7 @@ from fkd.loops._data.epochs import Loader
 
 from ._errors import SourceError
 from ._live import Live
-from ._source import AheadSource, Source, attach
+from ._source import AheadSource, Source, as_fields, attach
 
 
 class Routed:
@@ -101,6 +101,7 @@ class Routed:
                 "routed: no objective was bound to this source, so that it is not known which "
                 "values are wanted: fkd.sources.bind(objective, source)."
             )
+        batch = as_fields(batch)
         if not isinstance(batch, Mapping) or self.field not in batch:
             have = listing(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
             raise SourceError(

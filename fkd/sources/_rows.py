@@ -17,6 +17,7 @@ from fkd._base.types import Batch
 from fkd.loops._data.batch import leaves, normalised
 
 from ._errors import SourceError
+from ._source import as_fields
 
 
 class Span(NamedTuple):
@@ -86,6 +87,7 @@ class Reading(NamedTuple):
         Raises:
           SourceError: a field is missing, or not one with a row for each sample.
         """
+        batch = as_fields(batch)
         if not isinstance(batch, Mapping):
             raise SourceError(
                 f"a batch is a {type(batch).__name__}; a dict of fields is expected, by which "

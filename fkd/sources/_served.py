@@ -30,7 +30,7 @@ from ._http import request as http_request
 from ._identity import describe_model, identity
 from ._kept import refuse_difference
 from ._server import ABOUT, FORMAT, VALUES, VERSION
-from ._source import AttachedCollate, attach
+from ._source import AttachedCollate, as_fields, attach
 from ._wire import CONTENT, Malformed, can_be_sent, form_of, packed, size_of, told, unpacked
 from ._workers import Workers
 
@@ -144,6 +144,7 @@ class Served:
 
     def _question(self, batch: Batch) -> tuple[list[bytes | memoryview], Signature, frozenset[str]]:
         """What is sent for a batch: the fields that the server reads, once it has said which."""
+        batch = as_fields(batch)
         if not isinstance(batch, Mapping):
             raise TypeError(
                 f"served: a batch is a {type(batch).__name__}; a dict of fields is expected."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
@@ -109,7 +110,24 @@ def attaching(source: Source) -> Attach:
     return AttachAhead(source) if isinstance(source, AheadSource) else Attach(source)
 
 
+def as_fields(batch: Batch) -> Batch:
+    """A dataclass or a named tuple as a dict of its fields; any other batch as it is.
+
+    Example:
+      >>> from collections import namedtuple
+      >>> as_fields(namedtuple("Pair", ["x", "y"])(1, 2))
+      {'x': 1, 'y': 2}
+    """
+    names: Any = getattr(batch, "_fields", None)
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        names = [field.name for field in dataclasses.fields(batch)]
+    elif not isinstance(batch, tuple) or names is None:
+        return batch
+    return {name: getattr(batch, name) for name in names}
+
+
 def _fields(batch: Batch) -> Mapping[str, Any]:
+    batch = as_fields(batch)
     if not isinstance(batch, Mapping):
         raise TypeError(
             f"attach: a batch is a {type(batch).__name__}; a dict of fields is expected, since the "

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import collections
+import dataclasses
 import json
 import multiprocessing
 import os
@@ -426,6 +428,44 @@ def test_text_names_and_repeated_samples(tmp_path):
     assert len(kept) == 7
     with pytest.raises(MissError, match="sample 'text-8'"):
         kept.values({**collated(made, [1]), "name": ["text-8"]})
+
+
+def test_one_name_for_two_samples_is_refused(tmp_path):
+    twice = rows()
+    twice[7]["index"] = 3
+    for size in (4, 20):  # in another batch, and in the same one
+        with pytest.raises(SourceError, match=r"sample 3 comes twice.* inputs \(x\)"):
+            cache(goal(), loader(twice, size), tmp_path / f"{size}", key="index", progress=False)
+    cache(goal(), loader(rows(8)), tmp_path / "c", key="index", progress=False)
+    with pytest.raises(SourceError, match="sample 3 comes twice, or is kept already"):
+        cache(goal(), loader(twice), tmp_path / "c", key="index", progress=False)
+
+
+def test_empty_batches_are_left_out(tmp_path):
+    made = [collated(rows(), range(a, b)) for a, b in ((0, 4), (4, 8))]
+    empty = {name: x[:0] for name, x in made[0].items()}
+    kept = cache(goal(), [empty, made[0], empty, made[1]], tmp_path, progress=False)
+    assert len(kept) == 8 and kept.values(empty)["v0"].shape == (0, 3, CLASSES)
+
+
+@dataclasses.dataclass
+class Fields:
+    x: torch.Tensor
+    index: torch.Tensor
+
+
+Named = collections.namedtuple("Named", ["x", "index"])
+
+
+@pytest.mark.parametrize("kind", [Fields, Named])
+def test_a_batch_that_is_a_record(tmp_path, kind):
+    ones = [collated(rows(), range(i, i + 4)) for i in range(0, 20, 4)]
+    records = [kind(one["x"], one["index"]) for one in ones]
+    objective = goal()
+    kept = cache(objective, records, tmp_path, key="index", progress=False)
+    cheap = bind(objective, kept, compare=records[1])
+    [attached] = kept.attach(records[2:3])
+    assert_same(objective, cheap, ones[2], attached)
 
 
 def test_another_teacher_is_refused_with_what_differs(tmp_path):
