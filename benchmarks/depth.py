@@ -12,14 +12,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import resource
 import statistics
-import subprocess
-import sys
-import tempfile
 import time
 from pathlib import Path
+
+from _cold import cold_and_warm, processor
 
 RESULTS = Path(__file__).parent / "results" / "depth_cpu.json"
 
@@ -52,18 +49,7 @@ def main() -> None:
 
 def measured(what: dict[str, object], *, warm: bool) -> dict[str, object]:
     """A case in a process of its own, cold, and warm if wanted."""
-    with tempfile.TemporaryDirectory() as cache:
-        environment = {**os.environ, "TORCHINDUCTOR_CACHE_DIR": cache, "OMP_NUM_THREADS": "1",
-                       "TORCHINDUCTOR_COMPILE_THREADS": "1"}  # fmt: skip
-        command = [sys.executable, __file__, "--case", json.dumps(what)]
-        runs = [
-            json.loads(
-                subprocess.run(command, env=environment, check=True, stdout=subprocess.PIPE)
-                .stdout.decode()
-                .splitlines()[-1]
-            )
-            for _ in range(2 if warm else 1)
-        ]
+    runs = cold_and_warm(__file__, what, warm=warm)
     return {**runs[0], **({"warm_s": runs[1]["cold_s"]} if warm else {})}
 
 
@@ -118,12 +104,6 @@ def case(model: str, layers: int, blocks: str, hidden: int, steps: int) -> dict[
         "loss": float(metrics["loss/total"]),
         "grad_norm": float(metrics["grad_norm/total"]),
     }
-
-
-def processor() -> float:
-    """Seconds of this process and of those that it started."""
-    used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
-    return sum(u.ru_utime + u.ru_stime for u in used)
 
 
 if __name__ == "__main__":
