@@ -198,6 +198,7 @@ SETTINGS = {
     "loops/_text/align.py:": aligned,
     "parallel/__init__.py:": None,
     "parallel/_launch.py:torchrun_mesh": None,
+    "parallel/_meta.py:on_meta": None,
     "parallel/_world.py:in_turn": None,
     "stages/_stages.py:stages": None,
     "sweeps/_sweep.py:sweep": None,

@@ -102,7 +102,7 @@ OUTWARD = {
     "adapters": {"torch", "jaxtyping"},
     "gradients": {"torch"},
     "_blocks": {"torch"},
-    "core": {"torch", "jaxtyping", "optree"},
+    "core": {"torch", "jaxtyping", "optree", "safetensors"},
     "parallel": {"torch", "optree"},
     "loops": {"torch", "jaxtyping", "optree", "numpy", "safetensors", "tqdm", "filelock"},
     "sweeps": {"torch"},
@@ -239,12 +239,13 @@ def test_losses_multiply_by_product(name):
 
 
 def test_only_these_files_of_the_core_know_modules():
-    """What a `torch.nn.Module` is, `models`, `apply`, `recompute` (its blocks) and `rebound` (its
-    forwards) need to know; `not_models`, `problems` and `derived` ask what they were given."""
+    """What a `torch.nn.Module` is, `models`, `apply`, `recompute` (its blocks), `rebound` (its
+    forwards) and `stored` (its values) need to know; `not_models`, `problems` and `derived` ask
+    what they were given."""
     core = [p for p in FILES if area(module_name(p)) == "core"]
     using = {p.stem for p in core if "nn.Module" in _code(TREES[p])}
     asking = {"not_models", "problems", "derived"}
-    assert using <= {"apply", "models", "recompute", "rebound", "dtypes"} | asking
+    assert using <= {"apply", "models", "recompute", "rebound", "stored", "dtypes"} | asking
 
 
 def _code(tree: ast.Module) -> str:

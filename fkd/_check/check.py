@@ -28,6 +28,7 @@ from .._base.trees import map_tensors
 from .._base.types import Batch
 from .._objective.apply import call_arguments
 from .._objective.evaluation import Evaluated
+from .._objective.models import stand_ins
 from .._objective.objective import Objective
 from .._objective.problems import first_reader
 from .._objective.program import Parts, Pass
@@ -141,7 +142,9 @@ def _dry_run(
 ) -> CheckReport:
     fake = mode.from_tensor if mode else (lambda x: x)
     parts = objective.parts(
-        copied=lambda x: fake(x.detach()).detach(), shared=lambda x: fake(x.detach())
+        copied=lambda x: fake(x.detach()).detach(),
+        shared=lambda x: fake(x.detach()),
+        absent=stand_ins(objective.models),
     )
     for leaf in (p for params in parts.trainable.values() for p in params.values()):
         leaf.requires_grad_(leaf.is_floating_point())

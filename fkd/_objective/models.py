@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from torch import Tensor, nn
 
 from .._base.types import Batch
 from .rebound import rebind_forwards
 from .recompute import blocks_of
+from .stored import Stored, stand_in, stored
 
 Kind = Literal["trainable", "frozen", "ema"]
 
@@ -29,6 +32,7 @@ class Model:
     of: str = ""
     decay: float | Tensor | Callable[[int], float] = 0.999
     recomputed: tuple[str, ...] = ()
+    stored: Stored | None = None
 
     def __repr__(self) -> str:
         what = repr(self.of) if self.kind == "ema" else type(self.module).__name__
@@ -43,6 +47,7 @@ def trainable(
     training: bool = True,
     unused: str | Sequence[str] = (),
     checkpoint_blocks: bool | Sequence[str] = False,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Model:
     """A model that is trained: the student, an adapter, a peer.
 
@@ -59,13 +64,28 @@ def trainable(
         again, which takes memory from all blocks to one, for about a third more time
         (arXiv:1604.06174). True: the members of every list of blocks; or their names. Values and
         gradients are the same. Models of transformers have `gradient_checkpointing_enable()`.
+      weights: the folder of safetensors files (as `save_pretrained` and `fkd.loops.export` write
+        them), or one such file, with the values of the parameters and buffers. They are read when
+        a state is made, one tensor after another, and of those that are cut over processes the
+        rows of each alone; the module's parameters need no values (`fkd.parallel.on_meta`), and
+        give their dtype. What is not there keeps the module's values.
 
     Raises:
-      ValueError: `checkpoint_blocks` names what the module does not have, or finds no list.
+      ValueError: `checkpoint_blocks` names what the module does not have, or finds no list;
+        `weights` are not those of the module.
     """
     blocks = blocks_of(module, checkpoint_blocks)
     prefixes = (unused,) if isinstance(unused, str) else tuple(unused)
-    return Model("trainable", module, inputs, outputs, training, prefixes, recomputed=blocks)
+    return Model(
+        "trainable",
+        module,
+        inputs,
+        outputs,
+        training,
+        prefixes,
+        recomputed=blocks,
+        stored=None if weights is None else stored(module, weights),
+    )
 
 
 def frozen(
@@ -73,12 +93,14 @@ def frozen(
     *,
     inputs: Callable[[Batch], Any] | None = None,
     outputs: Callable[[Any], Any] | None = None,
+    weights: str | os.PathLike[str] | None = None,
 ) -> Model:
     """A model that is never changed: a teacher. Eval mode, no gradient, buffers untouched.
 
     The arguments are those of `trainable`.
     """
-    return Model("frozen", module, inputs, outputs)
+    values = None if weights is None else stored(module, weights)
+    return Model("frozen", module, inputs, outputs, stored=values)
 
 
 def ema(
@@ -136,6 +158,53 @@ def frozen_parameters(model: Model) -> dict[str, Tensor]:
         return {}
     moving = trainable_parameters(model)
     return {n: p.detach() for n, p in model.module.named_parameters() if n not in moving}
+
+
+Absent = Callable[[str, Tensor], Tensor]
+"""`(name, tensor of the module) -> its values`, for what a module need not hold."""
+
+
+def tensors_of(
+    model: Model,
+    copied: Callable[[Tensor], Tensor],
+    shared: Callable[[Tensor], Tensor],
+    absent: Absent | None = None,
+) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """The trainable parameters of a model, the others, and the buffers: through `copied` what a
+    run changes, through `shared` the rest; what has its values in files through `absent` first."""
+    assert model.module is not None
+
+    def value(name: str, x: Tensor) -> Tensor:
+        missing = x.is_meta or (model.stored is not None and model.stored.holds(name))
+        return absent(name, x) if missing and absent is not None else x
+
+    followed = model.kind == "ema"  # all of it moves, though no optimizer does it
+    moving = {n: copied(value(n, p)) for n, p in trainable_parameters(model).items()}
+    still = copied if followed else shared
+    fixed = {n: still(value(n, p)) for n, p in frozen_parameters(model).items()}
+    still = shared if model.kind == "frozen" else copied
+    return moving, fixed, {n: still(value(n, b)) for n, b in model.module.named_buffers()}
+
+
+def values_of(model: Model, name: str, x: Tensor, rows: slice | None = None) -> Tensor:
+    """The values of a tensor of a model, from the files that have them, if some do.
+
+    Args:
+      model: which has it.
+      name: of the tensor.
+      x: as the module holds it, which gives the dtype.
+      rows: along the first axis; None: all.
+    """
+    if model.stored is None or not model.stored.holds(name):
+        return x if rows is None else x[rows]
+    return model.stored.read(name, rows).to(x.dtype)
+
+
+def stand_ins(models: Mapping[str, Model]) -> Callable[[str, str, Tensor], Tensor]:
+    """Values for a trial, in `Program.parts`, where modules hold none."""
+    tensors = (p for module in modules_of(models).values() for p in module.parameters())
+    device = next((p.device for p in tensors if not p.is_meta), torch.device("cpu"))
+    return lambda name, tensor, x: stand_in(x, device)
 
 
 def modules_of(models: Mapping[str, Model]) -> dict[str, nn.Module]:

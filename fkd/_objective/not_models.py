@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
 
-def not_a_model(module: object) -> str:
-    """What is wrong with a module, as the end of a sentence; nothing if it can be used."""
+def not_a_model(module: object, is_stored: Callable[[str], bool] = lambda name: False) -> str:
+    """What is wrong with a module, as the end of a sentence; nothing if it can be used.
+
+    Args:
+      module: what was given.
+      is_stored: which of its tensors have their values in files.
+    """
     if not isinstance(module, nn.Module):
         return _not_a_module(module)
     if isinstance(module, torch.jit.ScriptModule):
@@ -28,7 +33,7 @@ def not_a_model(module: object) -> str:
             f"is a {type(module).__name__}; the module inside is expected: module.module. Several "
             "processes: train_step(mesh=...)."
         )
-    return _without_values(module)
+    return _without_values(module, is_stored)
 
 
 def _not_a_module(value: object) -> str:
@@ -60,7 +65,7 @@ def _not_a_module(value: object) -> str:
     return what
 
 
-def _without_values(module: nn.Module) -> str:
+def _without_values(module: nn.Module, is_stored: Callable[[str], bool]) -> str:
     """What is wrong with tensors that are not there yet."""
     for name, tensor in [*module.named_parameters(), *module.named_buffers()]:
         if is_lazy(tensor):
@@ -68,10 +73,11 @@ def _without_values(module: nn.Module) -> str:
                 f"has the parameter {name!r}, whose shape is not known before the first forward "
                 "pass. Run the module once on a batch, before the objective is made."
             )
-        if tensor.is_meta:
+        if tensor.is_meta and not is_stored(name):
             return (
-                f"has {name!r} on the meta device, where tensors have no values. Load it on a "
-                "device that has: module.to_empty(device='cpu') and load_state_dict, or "
-                "from_pretrained without a meta device."
+                f"has {name!r} on the meta device, where tensors have no values. Say in which "
+                "folder they are: fkd.frozen(module, weights=folder), or likewise fkd.trainable. "
+                "Or load it on a device that has values: module.to_empty(device='cpu') and "
+                "load_state_dict, or from_pretrained without a meta device."
             )
     return ""

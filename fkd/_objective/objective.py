@@ -154,15 +154,19 @@ class Objective:
     def init(self) -> Parts:
         """The initial parameters, buffers and loss state. Frozen parameters, of frozen models
         and of others, are shared with the module; all else is a copy."""
-        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
+        values = self.program.values_of
+        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach(), values)
 
     def parts(
-        self, copied: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]
+        self,
+        copied: Callable[[Tensor], Tensor],
+        shared: Callable[[Tensor], Tensor],
+        absent: Callable[[str, str, Tensor], Tensor] | None = None,
     ) -> Parts:
-        """The modules' tensors: through `copied` what a run changes, through `shared` the rest."""
+        """The tensors of the models and of the losses' states; see `Program.parts`."""
         self.raise_problems()
         states = {n: term.state for n, term in self.terms.items() if term.state is not None}
-        parts = self.program.parts(copied, shared)
+        parts = self.program.parts(copied, shared, absent)
         return parts._replace(loss_state=map_tensors(copied, states))
 
     def scalars(self, step: int, device: torch.device | str | None = None) -> dict[str, Tensor]:

@@ -88,7 +88,7 @@ def _models(models: Mapping[str, Any]) -> Iterator[str]:
         yield from _functions(name, model)
         if model.kind == "ema":
             yield from _ema(name, model, models)
-        elif problem := not_a_model(model.module):
+        elif problem := not_a_model(model.module, model.stored.holds if model.stored else _nowhere):
             yield f"model {name!r}: {problem}"
         else:
             yield from _shared(name, model, models, owners)
@@ -156,6 +156,11 @@ def _shared(
             f"{both}. Give one of them a copy: copy.deepcopy(module); or let it follow the "
             f"other: fkd.ema({owner!r})."
         )
+
+
+def _nowhere(name: str) -> bool:
+    del name
+    return False
 
 
 def _ema(name: str, model: Model, models: Mapping[str, Any]) -> Iterator[str]:

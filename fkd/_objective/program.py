@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
@@ -26,7 +27,7 @@ from .apply import (
     make_apply,
     parameter_names,
 )
-from .models import Model, frozen_parameters, skeleton, trainable_parameters
+from .models import Model, skeleton, tensors_of, trainable_parameters, values_of
 from .plan import Attempt, Given, Plan, value_of
 from .reads import called_by, output_paths, patchable, read_models, run_by, seen_inside
 from .recompute import marked
@@ -161,23 +162,26 @@ class Program:
     def init(self) -> Parts:
         """The initial parameters and buffers. What is frozen is shared with the module; all
         else is a copy."""
-        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach())
+        return self.parts(lambda x: x.detach().clone(), lambda x: x.detach(), self.values_of)
+
+    def values_of(self, name: str, tensor: str, x: Tensor) -> Tensor:
+        """The values of a tensor of a model: those of the module, or of its files."""
+        return values_of(self.model(name), tensor, x)
 
     def parts(
-        self, copied: Callable[[Tensor], Tensor], shared: Callable[[Tensor], Tensor]
+        self,
+        copied: Callable[[Tensor], Tensor],
+        shared: Callable[[Tensor], Tensor],
+        absent: Callable[[str, str, Tensor], Tensor] | None = None,
     ) -> Parts:
-        """The modules' tensors: through `copied` what a run changes, through `shared` the rest."""
+        """The modules' tensors: through `copied` what a run changes, through `shared` the rest;
+        what has its values in files through `absent` (its model, its name, itself) first."""
         parts = Parts({}, {}, {}, {})
         for name in self.models:
-            model = self.model(name)
-            assert model.module is not None
-            followed = model.kind == "ema"  # all of it moves, though no optimizer does it
-            moving = {n: copied(p) for n, p in trainable_parameters(model).items()}
-            still = copied if followed else shared
-            fixed = {n: still(p) for n, p in frozen_parameters(model).items()}
-            still = shared if model.kind == "frozen" else copied
-            buffers = {n: still(b) for n, b in model.module.named_buffers()}
-            for tree, tensors in zip(parts[:3], (moving, fixed, buffers), strict=True):
+            here = None if absent is None else functools.partial(absent, name)
+            for tree, tensors in zip(
+                parts[:3], tensors_of(self.model(name), copied, shared, here), strict=True
+            ):
                 if tensors:
                     tree[name] = tensors
         return parts
@@ -363,7 +367,8 @@ def resolved(models: Mapping[str, Model], name: str) -> Model:
     followed = models[model.of]
     inputs = model.inputs or followed.inputs
     outputs = model.outputs or followed.outputs
-    return Model("ema", followed.module, inputs, outputs, of=model.of, decay=model.decay)
+    more = {"inputs": inputs, "outputs": outputs, "stored": followed.stored}
+    return replace(model, module=followed.module, **more)
 
 
 def _with_aliases(

@@ -11,7 +11,8 @@ them, and the first one writes. `docs/parallel.md` says more.
 """
 
 from ._launch import torchrun_mesh as torchrun_mesh
+from ._meta import on_meta as on_meta
 from ._world import RankError as RankError
 from ._world import in_turn as in_turn
 
-__all__ = ["RankError", "in_turn", "torchrun_mesh"]
+__all__ = ["RankError", "in_turn", "on_meta", "torchrun_mesh"]

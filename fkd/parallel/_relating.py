@@ -24,6 +24,7 @@ from fkd._base.mean import Mean
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
 from fkd._objective.evaluation import BoundTerms
+from fkd._objective.models import stand_ins
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts, Program
 from fkd._objective.terms import Term
@@ -148,7 +149,8 @@ class _Trials:
     def __init__(self, objective: Objective, batch: TensorBatch) -> None:
         self._objective, self._batch = objective, batch
         self._program = program = objective.program.evaluating()
-        self._parts = program.parts(lambda x: x.detach(), lambda x: x.detach())
+        values = stand_ins(objective.models)
+        self._parts = program.parts(lambda x: x.detach(), lambda x: x.detach(), values)
         few = self._few(0)
         self._fake = _fake_outputs(program, self._parts, few)
         self._trials: dict[int, _Trial] = {}

@@ -79,9 +79,13 @@ class Cutting:
         }
 
     def _cut(self, x: Tensor, layout: Layout | None) -> Tensor:
-        if layout is None:
+        if layout is None or is_cut(x):
             return x
-        cut = self.as_dtensor(layout.cut(x), layout)
+        return self.part_of(layout, layout.cut(x))
+
+    def part_of(self, layout: Layout, rows: Tensor) -> Tensor:
+        """The rows of this rank as a part of a whole, which `is_cut` knows."""
+        cut = self.as_dtensor(rows, layout)
         _known[cut] = self, layout
         return cut
 
@@ -221,9 +225,7 @@ def cut_like(x: Tensor, like: Tensor) -> Tensor:
 def cut_of(rows: Tensor, like: Tensor) -> Tensor:
     """The rows of this rank, as a part of a whole that is cut as a parameter is."""
     cutting, layout = _known[like]
-    cut = cutting.as_dtensor(rows.to(local(like).device), layout)
-    _known[cut] = cutting, layout
-    return cut
+    return cast(Cutting, cutting).part_of(layout, rows.to(local(like).device))
 
 
 def rows_like(x: Tensor, like: Tensor) -> Tensor:

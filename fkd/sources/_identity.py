@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fkd._objective.models import Model
+from fkd._objective.models import Model, values_of
 from fkd._refs.refs import Ref, node
 
 from ._errors import SourceError
@@ -51,7 +51,7 @@ def describe_model(model: Model) -> dict[str, Any]:
         "structure": _digest(repr(module)),
         "inputs": None if model.inputs is None else _digest(_function(model.inputs)),
         "outputs": None if model.outputs is None else _digest(_function(model.outputs)),
-        "tensors": {name: _tensor(x) for name, x in tensors.items()},
+        "tensors": {name: _tensor(values_of(model, name, x)) for name, x in tensors.items()},
     }
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from fkd._objective.apply import buffer_names, parameter_names
-from fkd._objective.models import Model
+from fkd._objective.models import Model, values_of
 from fkd._refs.refs import Param, Ref, node, walk
 from fkd.loops._base.files import digest, discard, open_regular, sync_folder, write_file
 from fkd.loops._checkpoint.tensors import NAMES, chunks
@@ -54,7 +54,8 @@ def tensors_of(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
     module = model.module
     first = {**buffer_names(module), **parameter_names(module)}
     tensors = {**dict(module.named_buffers()), **dict(module.named_parameters())}
-    chosen = {name: tensors[first[name]].detach() for name in names if name in first}
+    known = [(name, first[name]) for name in names if name in first]
+    chosen = {name: values_of(model, key, tensors[key]).detach() for name, key in known}
     return {n: x.clone() if _is_part(x) else x for n, x in chosen.items()}
 
 

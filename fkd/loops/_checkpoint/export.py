@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from fkd._base.errors import expect, listing, nearest
 from fkd._objective.apply import interop
 from fkd._objective.objective import Objective
+from fkd._objective.stored import empty_copy
 from fkd.parallel._shards import whole
 from fkd.parallel._world import writes
 
@@ -132,7 +132,7 @@ def _tensors(state: State, name: str) -> dict[str, Tensor]:
 def _filled(objective: Objective, name: str, tensors: dict[str, Tensor]) -> nn.Module:
     original = objective.program.model(name).module
     assert original is not None
-    module = copy.deepcopy(original).cpu().eval()
+    module = empty_copy(original).eval()
     with torch.no_grad():
         for n, tensor in (*module.named_parameters(), *module.named_buffers()):
             tensor.copy_(tensors[n])

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from fkd._base.types import Params
-from fkd._objective.objective import Objective
+from fkd._objective.models import Model, values_of
 from fkd._objective.terms import Term
 from fkd._refs.paths import show
 from fkd.parallel._shards import everywhere, locals_of, whole
@@ -34,7 +34,7 @@ def fingerprint(step: TrainStep, state: State) -> dict[str, Any]:
     objective, here = step.objective, locals_of(state.trainable)
     return {
         "terms": {name: _term(term) for name, term in objective.terms.items()},
-        "models": {name: _described(objective, state, name) for name in objective.models},
+        "models": {name: _described(step, state, name) for name in objective.models},
         **_how(step, here),
         **only_if("within", {n: _how(one, here) for n, one in step.within.items()}),
     }
@@ -105,7 +105,15 @@ def _optimizer_words(optimizer: Optimizer, names: Mapping[int, str]) -> dict[str
     return {"class": type(optimizer).__name__, "groups": groups}
 
 
-def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
+def _value(model: Model, name: str, x: Tensor, read: bool) -> Tensor:
+    """The whole values of a tensor of a model, if it is in files and not to be read nothing."""
+    if model.stored is not None and model.stored.holds(name):
+        return values_of(model, name, x) if read else x.new_empty(0, device="cpu")
+    return everywhere(x)
+
+
+def _described(step: TrainStep, state: State, name: str) -> dict[str, Any]:
+    objective = step.objective
     model = objective.program.model(name)
     module = model.module
     assert module is not None
@@ -120,7 +128,8 @@ def _described(objective: Objective, state: State, name: str) -> dict[str, Any]:
     }
     if model.kind == "frozen":
         values = {**parameters, **buffers}
-        about["values"] = digest_of((n, everywhere(x)) for n, x in values.items())
+        read = step.world.first  # which alone compares it, so that files are read once
+        about["values"] = digest_of((n, _value(model, n, x, read)) for n, x in values.items())
     if model.kind == "trainable" and name in state.frozen:
         about["frozen values"] = digest_of((n, whole(x)) for n, x in state.frozen[name].items())
     return about | ({"decay": _shown(model.decay)} if model.kind == "ema" else {})

@@ -11,17 +11,18 @@ from fkd._base.errors import expect, listing, nearest
 from fkd._base.trees import map_tensors
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
+from fkd.parallel._shards import Cutting
 
-from .._base.state import State, device_of, expect_device
+from .._base.state import State, expect_device
 
 
 def initial(
     objective: Objective,
     seed: int,
-    *,
     device: torch.device | str | None,
     modules: Mapping[str, nn.Module],
     inference: torch.dtype | None,
+    cutting: Cutting | None = None,
 ) -> State:
     """The state of an objective from its modules' own parameters (copied).
 
@@ -31,22 +32,63 @@ def initial(
       device: where to train; by default where the parameters are.
       modules: by name, others of the same structure to begin with.
       inference: dtype of the matrices of frozen models; None leaves it.
+      cutting: how parameters are cut over processes, if they are: of those that are read from
+        files, each process reads its rows.
     """
     expect_device("init", device)
-    parts = _replaced(objective, objective.init(), modules)
+    parts = objective.parts(lambda x: x.detach().clone(), lambda x: x.detach(), _without_values)
+    parts = _replaced(objective, parts, modules)
     if device is not None:
-        parts = map_tensors(lambda x: x.to(device), parts)
-    where = device_of(parts.trainable)
+        parts = map_tensors(lambda x: x if x.is_meta else x.to(device), parts)
+    where = _where(device, parts)
+    frozen = _inference_precision(objective, parts.frozen, inference)
     return State(
-        trainable=parts.trainable,
-        frozen=_inference_precision(objective, parts.frozen, inference),
-        buffers=parts.buffers,
+        trainable=_read(objective, parts.trainable, where, cutting),
+        frozen=_read(objective, frozen, where, cutting),
+        buffers=_read(objective, parts.buffers, where, None),
         optimizer={},
         loss_state=map_tensors(lambda x: x.to(where), parts.loss_state),
         skipped=torch.zeros((), device=where),
         step=0,
         seed=seed,
     )
+
+
+def _without_values(name: str, tensor: str, x: Tensor) -> Tensor:
+    """What is to be read later, in the dtype and shape in which it is."""
+    del name, tensor
+    return x.detach().to("meta")
+
+
+def _where(device: torch.device | str | None, parts: Parts) -> torch.device:
+    """Where the state is to be: as it was asked for, or where the parameters are."""
+    if device is not None:
+        return torch.device(device)
+    here = (x.device for tree in parts[:2] for tensors in tree.values() for x in tensors.values())
+    return next((one for one in here if one.type != "meta"), torch.device("cpu"))
+
+
+def _read(
+    objective: Objective,
+    tree: dict[str, dict[str, Tensor]],
+    device: torch.device,
+    cutting: Cutting | None,
+) -> dict[str, dict[str, Tensor]]:
+    """A tree whose tensors without values are read, one after another: of those that are cut the
+    rows of this process."""
+
+    def read(name: str, key: str, x: Tensor) -> Tensor:
+        model = objective.program.model(name)
+        if not x.is_meta:
+            return x
+        assert model.stored is not None  # else the objective was refused
+        layout = None if cutting is None else cutting.layouts.get(name, {}).get(key)
+        if layout is None or cutting is None:
+            return model.stored.read(key).to(device, x.dtype)
+        rows = model.stored.read(key, layout.part).to(device, x.dtype)
+        return cutting.part_of(layout, rows)
+
+    return {m: {n: read(m, n, x) for n, x in tensors.items()} for m, tensors in tree.items()}
 
 
 def _replaced(objective: Objective, parts: Parts, modules: Mapping[str, nn.Module]) -> Parts:

@@ -16,7 +16,7 @@ from fkd.parallel._mesh import Axes, axes_of
 from fkd.parallel._objective import OverRanks
 from fkd.parallel._ranks import Ranks
 from fkd.parallel._relating import relations
-from fkd.parallel._shards import cutting, is_foreign, moments_like, whole
+from fkd.parallel._shards import cutting, is_cut, is_foreign, moments_like, whole
 from fkd.parallel._world import World, world_of
 
 from .._base.digest import digest_of
@@ -107,16 +107,21 @@ class Together:
 
     def _part_of_first(self, part: Any) -> Any:
         leaves = optree.tree_leaves(part)
-        tensors = [x for x in leaves if isinstance(x, Tensor) and not is_foreign(x)]
+        tensors = [x for x in leaves if isinstance(x, Tensor) and not _in_parts(x)]
         digest = digest_of((str(i), x) for i, x in enumerate(tensors))
         if len(set(self.world.exchanged(digest))) == 1:
             return part
 
         def of_first(x: Tensor) -> Tensor:
-            if is_foreign(x):
+            if _in_parts(x):
                 return x
             copy = x.detach().clone()
             self.world.broadcast(copy)
             return copy
 
         return map_tensors(of_first, part)
+
+
+def _in_parts(x: Tensor) -> bool:
+    """Whether each rank has a part of its own: by a model's plan, or read so from a file."""
+    return is_foreign(x) or is_cut(x)

@@ -109,9 +109,8 @@ class TrainStep:
             with instead. A sweep over initialisations compiles once that way.
         """
         expect("init", "seed", seed, int, "a whole number")
-        state = initial(
-            self.objective, seed, device=device, modules=modules or {}, inference=self.autocast
-        )
+        cutting = None if self.together is None else self.together.cutting
+        state = initial(self.objective, seed, device, modules or {}, self.autocast, cutting)
         if self.together is not None:
             state = self.together.cut(self.together.agreed(state))
         if self.combined is not None:
