@@ -16,11 +16,8 @@ from docs.site.pages import DOCS, pages
 from docs.site.programs import as_markdown
 from docs.site.shown import public, wrong_signatures
 
-FRAGMENTS = {"parallel.md"}  # of scripts that several processes run
 PAGES = sorted(
-    path
-    for path in DOCS.rglob("*.md")
-    if "```python" in path.read_text(encoding="utf-8") and path.name not in FRAGMENTS
+    path for path in DOCS.rglob("*.md") if "```python" in path.read_text(encoding="utf-8")
 )
 
 
@@ -43,6 +40,16 @@ def test_a_dead_link_a_missing_anchor_and_a_lost_page_are_found(site: dict[str, 
     assert "bad.md is not in the nav of mkdocs.yml" in found
     without = {n: text for n, text in site.items() if n != "reference/metrics.md"}
     assert any("fkd.metrics.accuracy is on no page" in line for line in problems(without))
+
+
+def test_a_name_that_does_not_exist_is_found(site: dict[str, bytes]):
+    text = (
+        b"# A\n\n`similarity`, `kl`, `tap`, `epochs`, `mine`, `fkd.losses.kd`, `examples/no.py`\n\n"
+    )
+    text += b"    mine = 1\n"
+    named = [line for line in problems({**site, "bad.md": text}) if "there is no" in line]
+    expected = ("`similarity`", "fkd.losses.kd", "examples/no.py")
+    assert named == [f"bad.md: there is no {name}" for name in expected]
 
 
 def test_anchors_are_those_of_markdown():

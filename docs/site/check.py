@@ -1,4 +1,5 @@
-"""What is wrong with the pages: links that lead nowhere, names that no page describes."""
+"""What is wrong with the pages: links that lead nowhere, names that do not exist, names that no page
+describes."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import posixpath
 import re
 from collections.abc import Iterator, Mapping
 
+from .names import unknown
 from .recipes import heading_id
 from .reference import packages, public_names
 
@@ -23,6 +25,7 @@ def problems(pages: Mapping[str, bytes]) -> list[str]:
     return [
         *_links(texts, set(pages)),
         *_undescribed(texts),
+        *unknown(texts),
         *_navigation(set(texts), navigation),
     ]
 

@@ -13,6 +13,8 @@ WIDTH = 88
 SECTION = re.compile(
     r"^(Args|Attributes|Returns|Yields|Raises|Example|Reference|References):$", re.MULTILINE
 )
+CODE = re.compile(r"^```.*?^```|^(?: {4}|\t)[^\n]*$", re.DOTALL | re.MULTILINE)
+"""A program on a page."""
 DESCRIBED = re.compile(r"^::: ([\w.]+)\n(?:    options:\n((?: {6}.*\n)+))?", re.MULTILINE)
 """An object on a page: its path, and the options that list its members."""
 
