@@ -14,7 +14,7 @@ from torch import nn
 
 import fkd
 from fkd import batch, student, teacher, term
-from fkd.loops import export, fit, run, train_step
+from fkd.loops import LoopError, export, fit, run, train_step
 from fkd.losses import cross_entropy, kl
 from fkd.schedules import linear, warmup
 
@@ -39,6 +39,13 @@ class Tokenizer:
 
     def convert_tokens_to_ids(self, tokens: list[str]) -> list[int]:
         return [len(token) for token in tokens]
+
+
+class Pair(Net):
+    """The same, with its inputs."""
+
+    def forward(self, x):
+        return super().forward(x), x
 
 
 @dataclasses.dataclass
@@ -73,6 +80,14 @@ def fitted(loader: Any = None, **options: Any) -> Any:
     options = {"epochs": 1, "progress": False, **options}
     loader = [ROW] if loader is None else loader
     return list(fit(step, step.init(), loader, **options))
+
+
+def swept(**options: Any) -> Any:
+    members = {
+        n: fkd.sweeps.member({"kd/temperature": t}) for n, t in {"cold": 1.0, "hot": 4.0}.items()
+    }
+    step = fkd.sweeps.sweep(goal(), sgd, members, compile=False)
+    return list(fit(step, step.init(), [ROW], epochs=1, progress=False, dev=[ROW], **options))
 
 
 def of_labels(labels: Any) -> Any:
@@ -137,7 +152,26 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "samples for a batch": (
         lambda: stepped(row=[{"x": x, "y": y} for x, y in zip(*ROW.values(), strict=True)]),
         "A list of samples.*collate_fn"),
-    "a name in a tuple": (lambda: stepped(row=tuple(ROW.values())), r"by its place: batch\[0\]"),
+    "a name in a tuple": (
+        lambda: stepped(row=tuple(ROW.values())), r"by its place: batch\[0\] or batch\[1\]"),
+    "a name in an output that is a tuple": (
+        lambda: stepped(goal(student=fkd.trainable(Pair()))), r"place: student\[0\] or student\[1"),
+    "labels in columns": (
+        lambda: of_labels([ROW["y"][:3], ROW["y"][3:]]), r"batch.y is a list of 2.*with_format"),
+    "inputs in columns": (
+        lambda: stepped(row={"x": [*ROW["x"]], "y": ROW["y"]}), "x is a list of 6.*with_format"),
+    "a field of another name": (
+        lambda: stepped(goal(student=fkd.trainable(nn.Linear(4, 3)))),
+        r"takes 'input'.*call it so.*trainable\(module, inputs=lambda batch: batch\['x'\]\)"),
+    "a student without its sweep": (
+        lambda: swept(metrics={"a": fkd.metric(fkd.metrics.accuracy, student.logits, batch.y)}),
+        r"each member of a sweep has its own. Say whose: fkd.ref\('cold/student'\) or fkd.ref\("),
+    "a label that is no class, later": (
+        lambda: fitted([ROW, {**ROW, "y": ROW["y"] + 3}]),
+        r"batch 1 of epoch 0.*step failed.*'ce': batch.y has the label 3; 0 to 2 are expected"),
+    "numbers of another width, later": (
+        lambda: fitted([ROW, {**ROW, "x": torch.randn(6, 5)}]),
+        r"batch 1 of epoch 0.*step failed.*model 'student'.*x=a tensor \(6, 5\)"),
     "a batch without values": (
         lambda: stepped(row={"x": ROW["x"].to("meta"), "y": ROW["y"]}), "a batch has .* meta"),
     "a data set for a loader": (lambda: fitted(DATA), r"gives samples.*DataLoader\("),
@@ -164,7 +198,7 @@ def test_it_is_said_before_a_step(name: str) -> None:
     call, message = MISTAKES[name]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        with pytest.raises((TypeError, ValueError), match=f"(?s){message}"):
+        with pytest.raises((TypeError, ValueError, LoopError), match=f"(?s){message}"):
             call()
 
 
@@ -198,6 +232,29 @@ def test_a_state_that_was_left_behind_is_told():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         step(third._replace(step=0), ROW)  # a schedule that begins again
+
+
+@pytest.mark.plain
+def test_an_output_that_is_given_when_asked_for_is_told():
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2,
+        intermediate_size=8,
+    )  # fmt: skip
+    bert = transformers.BertForTokenClassification(config)
+    terms = {"h": term(fkd.losses.mse, student.hidden_state[1], batch.target)}
+    row = {"input_ids": torch.ones(2, 3, dtype=torch.long), "target": torch.randn(2, 3, 8)}
+    with pytest.raises(fkd.ObjectiveError, match=r"logits\. Did you mean 'hidden_states'"):
+        fkd.check(fkd.Objective(terms, student=fkd.trainable(bert)), row)
+
+
+@pytest.mark.plain
+def test_a_step_that_fails_says_which_term():
+    step = train_step(goal(), sgd, compile=False)
+    state, _ = step(step.init(), ROW)
+    with pytest.raises(Exception, match="out of bounds") as caught:
+        step(state, {**ROW, "y": ROW["y"] + 3})
+    assert "term 'ce': batch.y has the label 3" in caught.value.__notes__[0]
 
 
 @pytest.mark.plain

@@ -39,9 +39,10 @@ from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .axes import axis_problem
 from .documents import crossed_documents
 from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
-from .hints import adapter_hint, record_hint
+from .hints import adapter_hint, asked_hint, inputs_hint, record_hint
 from .labels import labels_out_of_range
 from .masks import masks_with_other_numbers, operand
+from .notes import notes
 from .rows import row, shape_of
 from .shifted import unshifted_labels
 from .table import CheckReport, model_lines
@@ -75,7 +76,8 @@ def check(
 
     Returns:
       A `CheckReport`, which prints as a table: for each term its loss, the shapes that go in, its
-      weight, and how many positions of this batch count.
+      weight, and how many positions of this batch count. Below it are notes of what runs and is
+      seldom meant: padding that counts, probabilities for logits, a teacher in a student's place.
 
     Raises:
       ObjectiveError: lists every mistake that was found, each with the term, what was got,
@@ -166,7 +168,8 @@ def _dry_run(
     if trial.problems:
         raise ObjectiveError(list(dict.fromkeys(trial.problems)))
     rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]
-    return CheckReport(tuple(rows), tuple(model_lines(objective)))
+    said = notes(objective, trial.values, evaluations, batch)
+    return CheckReport(tuple(rows), tuple(model_lines(objective)), notes=tuple(said))
 
 
 @contextlib.contextmanager
@@ -224,13 +227,7 @@ def _forward_problem(trial: _Trial, name: str, error: Exception) -> str:
     hint = ""
     if is_of_dtypes(error) and model.module is not None:
         hint = dtypes_hint(model.module, {**{str(i): x for i, x in enumerate(args)}, **kwargs})
-    elif isinstance(trial.batch, list) and all(isinstance(x, Mapping) for x in trial.batch):
-        hint = (
-            " A list of samples becomes a batch in the loader: "
-            "DataLoader(..., collate_fn=torch.utils.data.default_collate)."
-        )
-    if not hint and model.inputs is None:
-        hint = " Say what it takes: fkd.trainable(module, inputs=lambda batch: ...)."
+    hint = hint or inputs_hint(model, trial.batch, kwargs)
     return (
         f"model {name!r}: its forward failed when given {received}; the batch is "
         f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error).rstrip('.')}.{hint}"
@@ -255,7 +252,7 @@ def _ref_problem(trial: _Trial, ref: Ref, error: Exception, below: Sequence[Any]
     where = first_reader(trial.objective.terms, ref)
     named = isinstance(error, ValueError) and isinstance(node(ref), Item)
     if named or isinstance(error, RefError):
-        return where + str(error)
+        return where + str(error) + asked_hint(trial.objective.models, ref)
     inputs = f" on {', '.join(map(describe, below))}" if below else ""
     hint = ""
     if isinstance(node(ref), Function):
@@ -290,7 +287,8 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
         except Exception as error:
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             hint = record_hint(term, args) or adapter_hint(term, args)
-            problem = f"{kind}{_first_line(error)}{hint}"
+            problem = f"{kind}{_first_line(error)}"
+            problem = f"{problem.rstrip('.')}.{hint}" if hint else problem
     shapes = [f"{r!r} -> {shape_of(a)}" for r, a in zip(term.args, args, strict=True)]
     if term.where is not None:
         shapes.append(f"where={term.where!r} -> {shape_of(trial.values[place[term.where]])}")

@@ -7,11 +7,14 @@ import inspect
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
+from .._base.errors import nearest
+from .._objective.apply import on_request
+from .._objective.models import Model
 from .._objective.terms import Term
 from .._refs.paths import describe
-from .._refs.refs import output_path
+from .._refs.refs import Ref, output_path, roots
 
 
 def record_hint(term: Term, args: Sequence[Any]) -> str:
@@ -23,11 +26,71 @@ def record_hint(term: Term, args: Sequence[Any]) -> str:
         if isinstance(value, list) and all(map(_is_number, value)):
             return (
                 f" {ref!r} is a list of {len(value)} numbers; a tensor is expected. Make one in "
-                "the loader: torch.tensor(numbers)."
+                "the loader's collate function: torch.tensor(numbers)."
             )
+        if isinstance(value, list) and roots(ref) == frozenset(["batch"]):
+            return f" {ref!r} is {describe(value)}. {_AS_TENSORS}"
         if isinstance(value, tuple | list):
             return f" {ref!r} is {describe(value)}. Take one: {ref!r}[0]."
     return ""
+
+
+_AS_TENSORS = (
+    "Make a tensor of it in the loader's collate function; the rows of a datasets.Dataset are "
+    "tensors after dataset.with_format('torch')."
+)
+
+
+def inputs_hint(model: Model, batch: Any, given: Mapping[str, Any]) -> str:
+    """What to write where a forward pass fails on what it is given.
+
+    Args:
+      model: whose forward failed.
+      batch: the one it failed on.
+      given: what the forward was given by name.
+    """
+    lists = [name for name, value in given.items() if isinstance(value, list)]
+    if lists:
+        return f" {lists[0]} is {describe(given[lists[0]])}. {_AS_TENSORS}"
+    if isinstance(batch, list) and all(isinstance(x, Mapping) for x in batch):
+        return (
+            " A list of samples becomes a batch in the loader: "
+            "DataLoader(..., collate_fn=torch.utils.data.default_collate)."
+        )
+    if model.inputs is not None or model.module is None:
+        return ""
+    missing = _missing(model.module, given) if isinstance(batch, Mapping) else []
+    if not missing:
+        return f" Say what it takes: fkd.{model.kind}(module, inputs=lambda batch: ...)."
+    free = [str(name) for name in batch if name not in given and "label" not in str(name)]
+    names = [free[0] if free else "..."] * len(missing) if len(missing) == 1 else ["..."]
+    taken = f"batch[{names[0]!r}]" if names[0] != "..." else "batch[...]"
+    if len(missing) > 1:
+        taken = "{" + ", ".join(f"{name!r}: batch[...]" for name in missing) + "}"
+    fields = " and ".join(map(repr, missing))
+    return (
+        f" Its forward takes {fields}, and the batch has no field of that name: call it so in the "
+        f"loader, or say which it is: fkd.{model.kind}(module, inputs=lambda batch: {taken})."
+    )
+
+
+def _missing(module: nn.Module, given: Mapping[str, Any]) -> list[str]:
+    """What a forward requires and is not given."""
+    parameters = inspect.signature(module.forward).parameters.values()
+    named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+    required = (p.name for p in parameters if p.default is p.empty and p.kind in named)
+    return [name for name in required if name not in given]
+
+
+def asked_hint(models: Mapping[str, Model], ref: Ref) -> str:
+    """The outputs that a model gives only when a ref asks for them, if one of these is meant."""
+    path = output_path(ref)
+    model = models.get(path[0]) if path is not None else None
+    if path is None or len(path[1]) != 1 or model is None or model.module is None:
+        return ""
+    names = on_request(model.module)
+    near = nearest(str(path[1][0]), names)
+    return f" {near}The model gives {', '.join(names)} where a ref reads them." if near else ""
 
 
 def _is_number(x: object) -> bool:

@@ -92,6 +92,30 @@ def _positions(
         return "whole batch"
     if whole and evaluated.where is None:
         return str(evaluated.result.numel())
+    counts = counted_mask(objective, term, evaluated, values, batch)
+    if counts is None:
+        return "up to the models"  # a mask that a model computes
+    return f"{int(counts.sum())} of {counts.numel()}"
+
+
+def counted_mask(
+    objective: Objective,
+    term: Term,
+    evaluated: Evaluated,
+    values: Mapping[Ref, Any],
+    batch: Batch,
+) -> Tensor | None:
+    """The positions of the real batch that count, by the mask of a term and by its loss; None if
+    a model computes them.
+
+    Args:
+      objective: of the term.
+      term: with a mask, or with a loss that counts.
+      evaluated: what the term gave.
+      values: of its refs, fake or real.
+      batch: the real one.
+    """
+    counted = counted_positions(term.loss)
     plan = Plan(r for r in objective.program.plan.refs if roots(r) == frozenset(["batch"]))
     of_batch = plan.compute(Context({"batch": batch}))
     known = {**values, **{ref: of_batch[i] for ref, i in plan.place.items()}}
@@ -101,13 +125,12 @@ def _positions(
             args = [known[ref] for ref in term.args]
             kwargs = {n: known[v] if isinstance(v, Ref) else v for n, v in term.kwargs.items()}
             masks.append(_real(counted(args, kwargs)))
-        if whole:
+        if isinstance(evaluated.result, Tensor):
             masks = [m for m in (of_values(m, evaluated.result) for m in masks) if m is not None]
             masks = [m.expand(evaluated.result.shape) for m in masks]
-        both = torch.stack(masks).all(0)
-        return f"{int(both.sum())} of {both.numel()}"
+        return torch.stack(masks).all(0)
     except Exception:
-        return "up to the models"  # a mask that a model computes
+        return None
 
 
 def _real(mask: Tensor) -> Tensor:

@@ -27,11 +27,19 @@ class Row:
 @dataclass(frozen=True)
 class CheckReport:
     """What `check` found: the rows of a checked objective. Prints as a table, and is one in a
-    notebook."""
+    notebook.
+
+    Attributes:
+      rows: one for each term.
+      models: what each model is, in words.
+      tokenizers: what two tokenizers differ in, in words.
+      notes: what runs and is seldom meant, in words.
+    """
 
     rows: tuple[Row, ...]
     models: tuple[str, ...]
     tokenizers: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         heads = [f.name for f in fields(Row)]
@@ -40,6 +48,7 @@ class CheckReport:
         text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
         rule = "  ".join("-" * w for w in widths)
         below = [*self.models, *self.tokenizers]
+        below += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], "", *below])
 
     def __repr__(self) -> str:
@@ -48,7 +57,9 @@ class CheckReport:
     def _repr_html_(self) -> str:
         heads = [f.name for f in fields(Row)]
         rows = ([getattr(row, h) for h in heads] for row in self.rows)
-        return html_table(heads, rows) + html_paragraph((*self.models, *self.tokenizers))
+        table = html_table(heads, rows) + html_paragraph((*self.models, *self.tokenizers))
+        notes = [f"note: {note}" for note in self.notes]
+        return table + (html_paragraph(notes) if notes else "")
 
 
 def model_lines(objective: Objective) -> Iterator[str]:

@@ -309,6 +309,12 @@ def has_attention_captures(module: nn.Module) -> bool:
     return _host(module)[0] is not None
 
 
+def on_request(module: nn.Module) -> tuple[str, ...]:
+    """The outputs that a model gives only where a ref reads them."""
+    library, inner, _ = _host(module)
+    return library.on_request(inner) if library is not None else ()
+
+
 def layer_drop(model: Model) -> str | None:
     """The setting by which a model leaves out whole layers at random while it trains."""
     library, inner, _ = _host(model.module or nn.Identity())

@@ -306,6 +306,13 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
     name = _root_of(part)
     if name is None or name == "batch":
         return
+    members = [m for m in models if m.endswith(f"/{name}")]
+    if name not in models and members:
+        yield (
+            f"{ref!r} refers to {name!r}, of which each member of a sweep has its own. Say whose: "
+            f"{' or '.join(f'fkd.ref({m!r})' for m in members[:3])}. Models: {listing(models)}."
+        )
+        return
     if name not in models:
         hint = nearest(name, models)
         kind = "trainable" if isinstance(part, Call | AsFunction) else "frozen"

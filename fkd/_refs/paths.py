@@ -73,8 +73,11 @@ def _named(value: Any, key: str, source: object, bare: str, offered: bool) -> An
         raise RefError(f"{source!r}: {describe(value)} has no names. {_called(source)}")
     have = listing(sorted(names)) if names else f"no names, only {describe(value)}"
     called = f" {_called(source)}" if offered else ""
-    if isinstance(value, tuple | list) and not names and bare:
-        called = f" Take one by its place: {bare}[0].{called}"
+    if isinstance(value, tuple | list) and not names and value and bare:
+        whole = repr(source).removesuffix(f".{key}").removesuffix(f"[{key!r}]")
+        places = dict.fromkeys((f"{whole}[0]", f"{whole}[{len(value) - 1}]"))
+        to = " or " if len(value) == 2 else " to "
+        called = f" Take one by its place: {to.join(places)}.{called}"
     raise RefError(f"{source!r}: no {key!r} here. {nearest(key, names)}Available: {have}.{called}")
 
 

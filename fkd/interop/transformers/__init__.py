@@ -42,6 +42,7 @@ from ._cut import cut as cut
 from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
+from ._forward import on_request as on_request
 from ._forward import outputs as outputs
 from ._grow import grow as grow
 from ._head import Head as Head
@@ -66,6 +67,7 @@ __all__ = [
     "is_transformers",
     "layer_drop",
     "not_traceable",
+    "on_request",
     "outputs",
     "prepare",
     "save_pretrained",

@@ -106,6 +106,14 @@ def flags(
     return {k: v for k, v in {**chosen, "return_dict": True}.items() if every or k in known}
 
 
+def on_request(module: nn.Module) -> tuple[str, ...]:
+    """The outputs that a model gives only where its flags ask for them."""
+    if _is_encoder_decoder(module):
+        sides = ("encoder_hidden_states", "decoder_hidden_states", "encoder_attentions")
+        return (*sides, "decoder_attentions", "cross_attentions")
+    return ("hidden_states", "attentions")
+
+
 def _ends(path: Sequence[Any], ending: str) -> bool:
     return bool(path) and isinstance(path[0], str) and path[0].endswith(ending)
 

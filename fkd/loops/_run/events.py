@@ -22,6 +22,7 @@ class Event(NamedTuple):
       values: what was measured, by name.
       message: in words.
       path: the checkpoint of a `"save"`.
+      evaluations: at the `"end"`, those of the whole run, as `Result` has them.
     """
 
     kind: Literal["start", "log", "evaluate", "save", "epoch", "end"]
@@ -31,6 +32,7 @@ class Event(NamedTuple):
     values: dict[str, float]
     message: str = ""
     path: Path | None = None
+    evaluations: tuple[dict[str, float], ...] = ()
 
     def __repr__(self) -> str:
         said = [f"step={self.step}", f"epoch={self.epoch}"]
@@ -44,7 +46,8 @@ class Result(NamedTuple):
 
     Attributes:
       state: after the last step.
-      evaluations: the values of each evaluation, with its `"step"`.
+      evaluations: the values of each evaluation, with its `"step"`; of a run that was resumed,
+        those before as well.
       best: the best value of the chosen metric, None without evaluation.
       best_step: when it was reached.
       message: why the run ended.

@@ -113,17 +113,15 @@ def run(arguments: Arguments) -> Result:
       A `Result`: the last state, and what the evaluations measured.
     """
     state = arguments.state
-    evaluations: list[dict[str, float]] = []
-    message, best = "", {}
+    message, best, evaluations = "", {}, ()
     for event in Events(arguments):
         state, message = event.state, event.message or message
-        if event.kind == "evaluate":
-            evaluations.append({"step": float(event.step), **event.values})
-        best = event.values if event.kind == "end" else best
+        if event.kind == "end":
+            best, evaluations = event.values, event.evaluations
     at = best.get("best_step")
     return Result(
         state=state,
-        evaluations=tuple(evaluations),
+        evaluations=evaluations,
         best=best.get("best"),
         best_step=None if at is None else int(at),
         message=message,

@@ -26,6 +26,7 @@ from .._data.batch import (
     tokens_in,
 )
 from .._data.prefetch import Move, mover
+from .._step.explained import explain
 from .events import Event
 from .options import Arguments
 from .records import describe
@@ -165,8 +166,12 @@ def _advance(run: Run, batch: Batch, move: Move) -> bool:
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:
+        if run.step.together is None:  # of the batch on the host, which can be read
+            explain(error, run.step.checked, tensors)
         error = run.world.explained(error)
-        raise LoopError(f"{run.where}: the step failed: {error}") from error
+        notes = getattr(error, "__notes__", ())
+        told = " ".join([f"{str(error).rstrip('.')}.", *notes]) if notes else str(error)
+        raise LoopError(f"{run.where}: the step failed: {told}") from error
     run.at = run.at._replace(index=run.at.index + 1)
     run.window.add(metrics)
     run.throughput = run.throughput.add(examples=examples, tokens=tokens_in(tensors))

@@ -26,6 +26,7 @@ _log = logging.getLogger("fkd")
 
 _ANY = Of("a value", lambda x: True)
 _ROW = Of("a tensor with one axis", lambda x: isinstance(x, Tensor) and x.ndim == 1)
+_NUMBER = Of("a number", lambda x: isinstance(x, float))
 _RUN = {
     "state": Each(_ANY),
     "position": Each(_ANY),
@@ -34,6 +35,7 @@ _RUN = {
     "loader?": _ANY,
     "prepare?": _ANY,
     "related?": Each([TEXT]),
+    "evaluations?": [Each(_NUMBER)],
 }
 
 
@@ -47,6 +49,7 @@ class Resumed(NamedTuple):
       loader: what the loader said of its place; None if it could not say.
       prepare: what `prepare` had to keep; None if nothing.
       related: what several processes had agreed on; see `TrainStep.related`.
+      evaluations: what was measured until then.
       message: where it goes on, and what a person should know about that.
     """
 
@@ -56,6 +59,7 @@ class Resumed(NamedTuple):
     loader: dict[str, Any] | None
     prepare: dict[str, Any] | None
     related: dict[str, list[str]]
+    evaluations: list[dict[str, float]]
     message: str
 
 
@@ -104,7 +108,8 @@ def go_on(
     state, place, window = parts_of(told["tree"])
     loader, prepare = told["tree"].get("loader"), told["tree"].get("prepare")
     related = told["tree"].get("related", {})
-    return Resumed(state, place, window, loader, prepare, related, told["message"])
+    evaluations = told["tree"].get("evaluations", [])
+    return Resumed(state, place, window, loader, prepare, related, evaluations, told["message"])
 
 
 def _told(

@@ -76,6 +76,7 @@ class Run:
     saved_at: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
     infinite: frozenset[str] = frozenset()  # what of the state was not finite at its beginning
+    evaluations: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     told_to_stop: str | None = None  # by a signal to any process of several
     process: int = field(default_factory=os.getpid)
 
@@ -126,12 +127,17 @@ class Run:
                 f"best {at.best} at step {at.best_step}"
             )
         if options.steps is not None and self.state.step >= options.steps:
-            return f"{options.steps} steps are done"
+            return _done(options.steps, "step")
         if options.epochs is not None and at.epoch >= options.epochs:
-            return f"{options.epochs} epochs are done"
+            more = "" if at.epoch == options.epochs else f" ({at.epoch} of them before)"
+            return _done(options.epochs, "epoch") + more
         return ""
 
     @property
     def where(self) -> str:
         """The batch under way, in words."""
         return f"batch {self.at.index} of epoch {self.at.epoch} (step {self.state.step})"
+
+
+def _done(count: int, what: str) -> str:
+    return f"1 {what} is done" if count == 1 else f"{count} {what}s are done"

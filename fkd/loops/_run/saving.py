@@ -49,6 +49,7 @@ def _tree(run: Run, state: State) -> dict[str, Any]:
         "loader": _place(run),
         "prepare": state_of(run.options.prepare),
         **({"related": related} if (related := run.step.related) else {}),
+        **({"evaluations": [*run.evaluations]} if run.evaluations else {}),
     }
 
 

@@ -136,6 +136,7 @@ def evaluation(run: Run) -> Iterator[Event]:
         values = run.evaluator(run.state, run.dev.batches(-1), run.world)
     if options.best not in values:
         raise LoopError(f"best={options.best!r} is not measured. Measured: {', '.join(values)}.")
+    run.evaluations.append({"step": float(run.state.step), **values})
     better = _remember(run, values[options.best])
     run.wrote({f"eval/{name}": v for name, v in values.items()}, "eval")
     if better or options.save_every is None:
@@ -196,7 +197,8 @@ def finish(run: Run) -> Iterator[Event]:
         except (ValueError, RuntimeError) as error:  # a picture must not fail a run that is done
             _log.warning("no similarity of layers: %s", error)
     best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}
-    yield run.event("end", best, message=run.ended)  # pyright: ignore[reportArgumentType]
+    evaluations = tuple(run.evaluations)
+    yield run.event("end", best, message=run.ended, evaluations=evaluations)  # pyright: ignore[reportArgumentType]
 
 
 @contextlib.contextmanager
@@ -231,7 +233,7 @@ def _resume(run: Run) -> tuple[str, str]:
     if resumed is None:
         return "", ""
     run.state, run.at, run.window = resumed.state, resumed.position, resumed.window
-    run.place = resumed.loader
+    run.place, run.evaluations = resumed.loader, list(resumed.evaluations)
     restore(options.prepare, resumed.prepare)
     run.step.remember(resumed.related)
     run.saved_at = run.state.step

@@ -31,6 +31,7 @@ from .by_model import ByModel, Choices, Names, Schedule, When, choices_of
 from .combine import Combine, Combined
 from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_static
 from .ema import follow
+from .explained import explained, tell
 from .gradient import Gradients
 from .graphs import Computed, Graphs, Metrics, moving
 from .handles import AtStep, Handles, HandlesByState
@@ -177,8 +178,8 @@ class TrainStep:
         first = functools.partial(self._first, batch)
         draws = seeded(seed, device, host=self._host)
         shape = self._shape(batch), at.updated
-        shown = say if self.options is not None else None
-        with self._shapes.new(shape, first=first, say=shown), draws, torch.no_grad():
+        shown, on_this = say if self.options is not None else None, explained(self.checked, batch)
+        with self._shapes.new(shape, first=first, say=shown), draws, torch.no_grad(), on_this:
             computed = self._computed(at, batch, seed, state, replayed)
         return self.updated(state, at, computed, replayed=replayed)
 
@@ -223,7 +224,7 @@ class TrainStep:
     def _first(self, batch: TensorBatch | list[Share]) -> None:
         """What is looked at before anything is compiled."""
         if self.together is None:
-            self.checked(batch)
+            tell(self.checked(batch))
 
     def checked(self, batch: TensorBatch | list[Share]) -> CheckReport:
         """The dry run of the objective, which leaves the generators of other threads alone."""
@@ -233,7 +234,7 @@ class TrainStep:
     def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""
         if self.together is not None and self._over is None:
-            self.checked(batch)
+            tell(self.checked(batch))
             self._over = self.together.objective(self.objective, batch)
             self._graphs = {}
 

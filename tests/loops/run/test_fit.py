@@ -37,7 +37,7 @@ def kinds(events: list[Any], *wanted: str) -> list[tuple[str, int]]:
     [
         ({"epochs": 2}, 10, "2 epochs are done"),
         ({"epochs": None, "steps": 7}, 7, "7 steps are done"),
-        ({"epochs": 1, "steps": 7}, 5, "1 epochs are done"),
+        ({"epochs": 1, "steps": 7}, 5, "1 epoch is done"),
         ({"epochs": 9, "steps": 7}, 7, "7 steps are done"),
     ],
 )

@@ -171,6 +171,22 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path):
     assert before == (newest(tmp_path), (newest(tmp_path) / "manifest.json").read_bytes())
 
 
+def test_a_run_that_has_more_epochs_behind_it_says_so(tmp_path):
+    train(tmp_path)
+    assert train(tmp_path, epochs=1)[-1].message == "1 epoch is done (2 of them before)"
+
+
+def test_a_resumed_run_has_all_of_its_evaluations(tmp_path):
+    options: dict[str, Any] = {"dev": batches(), "evaluate_every": 3}
+    whole = train(None, LOADERS["list"](), **options)[-1].evaluations
+    assert [row["step"] for row in whole] == [3.0, 6.0, 9.0, 10.0]
+    broken, _ = killed_and_whole(tmp_path, "list", 7, **options)
+    done = train(broken, LOADERS["list"](), **options)
+    assert [e.kind for e in done] == ["start", "end"] and done[-1].evaluations == whole
+    best = min(whole, key=lambda row: row["loss/total"])
+    assert done[-1].values["best_step"] == best["step"]
+
+
 def test_more_epochs_go_on_where_it_ended(tmp_path):
     train(tmp_path / "two")
     train(tmp_path / "two", epochs=3)

@@ -1,0 +1,53 @@
+"""What the dry run says of a batch: notes at the first one, and the cause where a step fails."""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+from collections.abc import Callable, Generator
+from typing import Any
+
+import torch
+
+from fkd._base.errors import ObjectiveError
+from fkd._check.table import CheckReport
+
+_log = logging.getLogger("fkd")
+_OF_A_BATCH = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
+
+
+def tell(report: CheckReport) -> None:
+    """Log what runs and is seldom meant."""
+    for note in report.notes:
+        _log.warning("%s", note)
+
+
+@contextlib.contextmanager
+def explained(checked: Callable[[Any], object], batch: Any) -> Generator[None]:
+    """Around a step: an error of a kernel also says which term or field it comes from."""
+    try:
+        yield
+    except Exception as error:
+        explain(error, checked, batch)
+        raise
+
+
+def explain(error: Exception, checked: Callable[[Any], object], batch: Any) -> None:
+    """Add to an error what the dry run says of the batch, if it says anything.
+
+    Args:
+      error: of a step.
+      checked: the dry run.
+      batch: on which the step failed; the parts of one that several processes divide are not run.
+    """
+    wrong = isinstance(error, _OF_A_BATCH) and not isinstance(
+        error, ObjectiveError | torch.OutOfMemoryError
+    )
+    if not wrong or hasattr(error, "__notes__"):
+        return
+    try:
+        checked(batch)
+    except ObjectiveError as mistake:
+        error.add_note("By the dry run of this batch: " + " ".join(mistake.problems))
+    except Exception:  # on parts of a batch, or where the device itself has failed
+        return
