@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from .._base.errors import nearest
 from .._objective.apply import on_request
@@ -59,12 +59,11 @@ def inputs_hint(model: Model, batch: Any, given: Mapping[str, Any]) -> str:
         )
     if model.inputs is not None or model.module is None:
         return ""
-    missing = _missing(model.module, given) if isinstance(batch, Mapping) else []
+    missing = _missing(model.module.forward, given) if isinstance(batch, Mapping) else []
     if not missing:
         return f" Say what it takes: fkd.{model.kind}(module, inputs=lambda batch: ...)."
     free = [str(name) for name in batch if name not in given and "label" not in str(name)]
-    names = [free[0] if free else "..."] * len(missing) if len(missing) == 1 else ["..."]
-    taken = f"batch[{names[0]!r}]" if names[0] != "..." else "batch[...]"
+    taken = f"batch[{free[0]!r}]" if free else "batch[...]"
     if len(missing) > 1:
         taken = "{" + ", ".join(f"{name!r}: batch[...]" for name in missing) + "}"
     fields = " and ".join(map(repr, missing))
@@ -74,9 +73,9 @@ def inputs_hint(model: Model, batch: Any, given: Mapping[str, Any]) -> str:
     )
 
 
-def _missing(module: nn.Module, given: Mapping[str, Any]) -> list[str]:
+def _missing(forward: Callable[..., Any], given: Mapping[str, Any]) -> list[str]:
     """What a forward requires and is not given."""
-    parameters = inspect.signature(module.forward).parameters.values()
+    parameters = inspect.signature(forward).parameters.values()
     named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     required = (p.name for p in parameters if p.default is p.empty and p.kind in named)
     return [name for name in required if name not in given]

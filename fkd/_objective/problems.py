@@ -306,20 +306,8 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
     name = _root_of(part)
     if name is None or name == "batch":
         return
-    members = [m for m in models if m.endswith(f"/{name}")]
-    if name not in models and members:
-        yield (
-            f"{ref!r} refers to {name!r}, of which each member of a sweep has its own. Say whose: "
-            f"{' or '.join(f'fkd.ref({m!r})' for m in members[:3])}. Models: {listing(models)}."
-        )
-        return
     if name not in models:
-        hint = nearest(name, models)
-        kind = "trainable" if isinstance(part, Call | AsFunction) else "frozen"
-        yield (
-            f"{ref!r} refers to {name!r}, and the objective has no such model. {hint}"
-            f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.{kind}(module))."
-        )
+        yield _no_model(ref, name, models)
         return
     model = known.get(name)
     if model is not None and model.kind == "ema":
@@ -344,6 +332,20 @@ def _ref(ref: Ref, models: Mapping[str, Any], known: Mapping[str, Model]) -> Ite
             f"{ref!r}: {name!r} is a {type(model.module).__name__}, not a transformers model. "
             f"Take the output of the submodule: {name}.tap('...')."
         )
+
+
+def _no_model(ref: Ref, name: str, models: Mapping[str, Any]) -> str:
+    members = [m for m in models if m.endswith(f"/{name}")]
+    if members:
+        return (
+            f"{ref!r} refers to {name!r}, of which each member of a sweep has its own. Say whose: "
+            f"{' or '.join(f'fkd.ref({m!r})' for m in members[:3])}. Models: {listing(models)}."
+        )
+    kind = "trainable" if isinstance(node(ref), Call | AsFunction) else "frozen"
+    return (
+        f"{ref!r} refers to {name!r}, and the objective has no such model. {nearest(name, models)}"
+        f"Models: {listing(models)}. Give it: Objective(terms, {name}=fkd.{kind}(module))."
+    )
 
 
 def _left_out(ref: Ref, known: Mapping[str, Model]) -> Iterator[str]:
