@@ -10,6 +10,9 @@ from torch import Tensor
 from .models import Model
 from .terms import Moving, moves, value_at
 
+HOTTEST = 250.0
+"""The highest temperature that a compiled step can be told."""
+
 
 def decay_knobs(models: Mapping[str, Model]) -> dict[str, Moving]:
     """The decays of EMA models that move: `"teacher/decay"`."""
@@ -26,6 +29,8 @@ def knob_values(
     The numbers travel in one copy that the host does not wait for.
     """
     now = {name: value_at(knob, step) for name, knob in knobs.items()}
+    for name, value in now.items():
+        _expect_cool(name, value, step)
     values = {name: value.detach() for name, value in now.items() if isinstance(value, Tensor)}
     numbers = {name: value for name, value in now.items() if not isinstance(value, Tensor)}
     # Not towards the host, which would read the copy before it is there.
@@ -38,3 +43,21 @@ def knob_values(
     if device is None:
         return values
     return {name: value.to(device, non_blocking=ahead) for name, value in values.items()}
+
+
+def _expect_cool(name: str, value: float | Tensor, step: int) -> None:
+    """Refuse a temperature that is too high for a loss which cannot read it."""
+    if not name.endswith("/temperature") or (isinstance(value, Tensor) and _unread(value)):
+        return
+    if float(value) > HOTTEST:
+        raise ValueError(
+            f"{name} is {float(value):g} at step {step}; at most {HOTTEST:g} is expected of a "
+            "temperature that moves: in float32, T^2 times a divergence is what rounding has left "
+            "of it beyond. kl takes a higher one as a number, temperature=300.0; as T grows, it "
+            "becomes half of logit_mse(..., center=True)."
+        )
+
+
+def _unread(value: Tensor) -> bool:
+    """Whether reading a tensor would wait for a device, or it has more than one number."""
+    return value.ndim > 0 or value.device.type != "cpu" or torch.compiler.is_compiling()

@@ -54,3 +54,21 @@ def test_no_value_that_rounding_has_left(case: Case, temperature: float) -> None
     assert got.isfinite().all() and all(g.isfinite().all() for g in grads)
     if temperature <= 1e8:
         refused_or_right(case, temperature)
+
+
+@over(SOFTENED)
+@pytest.mark.parametrize("temperature", [2.0, 1e4])
+def test_a_temperature_in_a_tensor_is_the_number(case: Case, temperature: float) -> None:
+    args = cast(case.make(), torch.float32)
+    kwargs = cast(case.kwargs, torch.float32)
+    try:
+        expected = gradients(case.loss, args, {**kwargs, "temperature": temperature})
+    except ValueError as error:
+        with pytest.raises(ValueError, match="temperature"):
+            gradients(case.loss, args, {**kwargs, "temperature": torch.tensor(temperature)})
+        assert "temperature" in str(error), error
+        return
+    got = gradients(case.loss, args, {**kwargs, "temperature": torch.tensor(temperature)})
+    torch.testing.assert_close(got[0], expected[0], rtol=1e-3, atol=1e-6)
+    for a, b in zip(got[1], expected[1], strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-6)

@@ -122,3 +122,21 @@ def test_layer_maps_that_cannot_be(options, message):
 def test_layer_map_by_a_function_or_a_list():
     assert layer_map(student=2, teacher=8, strategy=lambda s: 4 * s) == ((1, 4), (2, 8))
     assert layer_map(student=3, teacher=2, strategy=[0, 1, 2]) == ((1, 0), (2, 1), (3, 2))
+
+
+@pytest.mark.parametrize("hot", [torch.tensor(300.0), fkd.schedules.linear(300.0, 1.0, 10)])
+def test_a_temperature_that_moves_is_not_beyond_what_float32_can(hot):
+    def of(temperature):
+        return fkd.Objective(
+            {"kd": fkd.term(kl, fkd.student.logits, fkd.teacher.logits, temperature=temperature)},
+            student=fkd.trainable(torch.nn.Linear(4, 3)),
+            teacher=fkd.frozen(torch.nn.Linear(4, 3)),
+        )
+
+    x = torch.randn(2, 4)
+    with pytest.raises(ValueError, match="kd/temperature is 300 at step 0; at most 250"):
+        fkd.check(of(hot), x)
+    for mild in (torch.tensor(2.0), fkd.schedules.linear(8.0, 1.0, 10), 300.0):
+        assert fkd.check(of(mild), x).rows
+    with pytest.raises(ValueError, match="kd/temperature is 500 at step 10"):
+        of(fkd.schedules.linear(1.0, 500.0, 10)).scalars(10)

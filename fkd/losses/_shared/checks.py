@@ -255,6 +255,17 @@ HOT = 250.0
 """From this temperature on, the difference of two log softmaxes in float32 has few digits left."""
 
 
+def hot_number(temperature: float | Tensor) -> float | Tensor:
+    """A temperature in a tensor as a number, where it is above `HOT` and can be read at once."""
+    if torch.compiler.is_compiling() or type(temperature) is not Tensor or temperature.ndim:
+        return temperature
+    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(temperature)
+    if wrapped or temperature.device.type != "cpu" or temperature.requires_grad:
+        return temperature
+    value = temperature.item()
+    return value if value > HOT else temperature
+
+
 def temperature_fits(loss: str, temperature: float | Tensor, dtype: torch.dtype | None) -> None:
     """Refuse a temperature of 0 or less, and one at which a divergence times T^2 is what rounding
     has left, as far as it shows without a device.
@@ -265,6 +276,7 @@ def temperature_fits(loss: str, temperature: float | Tensor, dtype: torch.dtype 
       dtype: in which it is computed; None: with all digits, up to the range of float32.
     """
     positive(loss, temperature=temperature)
+    temperature = hot_number(temperature)
     if not isinstance(temperature, (int, float)):
         return
     most = 1e12 if dtype is None else 1e6 if dtype == torch.float64 else HOT

@@ -12,6 +12,7 @@ from .checks import (
     classes_last,
     covers,
     floating,
+    hot_number,
     same_shape,
     temperature_fits,
 )
@@ -93,6 +94,7 @@ def compared(
     has left. It is that of the logits, less a constant of the position: `log sum_v q_v e^(t - s)`.
     None: that difference as it is, which has digits enough.
     """
+    temperature = hot_number(temperature)
     if not isinstance(temperature, (int, float)) or temperature <= HOT:
         log_q, log_p = log_probabilities(loss, student_logits, teacher_logits, temperature, where)
         return log_q, log_p, None
