@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import logging
 import threading
 from collections.abc import Generator, Mapping, Sequence
@@ -152,14 +153,11 @@ def _dry_run(
         leaf.requires_grad_(leaf.is_floating_point())
     trial = _Trial(objective, map_tensors(fake, batch), [])
     with _as_on(mode), torch.enable_grad(), _quiet():
-        ctx = _forward(trial, parts, autocast).context
-        if trial.failed and mode is not None:
-            raise _OnlyFake
-        trial.values = objective.program.values(ctx, attempt=functools.partial(_attempt, trial))
-        evaluations = {n: _evaluated(trial, n, t, parts) for n, t in objective.terms.items()}
+        evaluations = _evaluations(trial, parts, autocast, mode)
         if not trial.problems:
-            means = {name: e.mean for name, e in evaluations.items() if e is not None}
-            trial.problems += unreached(objective, parts, means)
+            again = functools.partial(_evaluations, trial, parts, autocast, mode)
+            runs = map(_means, itertools.chain([evaluations], iter(again, None)))
+            trial.problems += unreached(objective, parts, runs)
     if not trial.problems:
         trial.problems += unshifted_labels(objective, batch)
         trial.problems += labels_out_of_range(objective, batch, trial.values)
@@ -170,6 +168,22 @@ def _dry_run(
     rows = [row(objective, trial.values, n, evaluations[n], batch) for n in objective.terms]
     said = notes(objective, trial.values, evaluations, batch)
     return CheckReport(tuple(rows), tuple(model_lines(objective)), notes=tuple(said))
+
+
+def _evaluations(
+    trial: _Trial, parts: Parts, autocast: torch.dtype | None, mode: FakeTensorMode | None
+) -> dict[str, Evaluated | None]:
+    """What each term gives; a run of all models."""
+    ctx = _forward(trial, parts, autocast).context
+    if trial.failed and mode is not None:
+        raise _OnlyFake
+    attempt = functools.partial(_attempt, trial)
+    trial.values = trial.objective.program.values(ctx, attempt=attempt)
+    return {n: _evaluated(trial, n, t, parts) for n, t in trial.objective.terms.items()}
+
+
+def _means(evaluations: Mapping[str, Evaluated | None]) -> dict[str, Mean]:
+    return {name: e.mean for name, e in evaluations.items() if e is not None}
 
 
 @contextlib.contextmanager

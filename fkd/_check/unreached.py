@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 
 import torch
@@ -9,28 +10,43 @@ from torch import Tensor
 
 from .._base.errors import listing
 from .._base.mean import Mean, divide
+from .._objective.apply import layer_drop
 from .._objective.objective import Objective
 from .._objective.program import Parts
 from .._objective.reach import backward_passes
 from .._refs.refs import Ref, roots
 
+TRIES = 20
+"""Runs of a model that leaves out layers, after which one that never ran counts as unreached."""
+
 SHOWN = 8
 """How many names a message lists as `unused=`."""
 
 
-def unreached(objective: Objective, parts: Parts, means: Mapping[str, Mean]) -> Iterator[str]:
+def unreached(
+    objective: Objective, parts: Parts, runs: Iterator[Mapping[str, Mean]]
+) -> Iterator[str]:
     """One message for each model with parameters that get no gradient.
+
+    A model that leaves out whole layers at random runs until every layer was in, or `TRIES` times.
 
     Args:
       objective: what is checked.
       parts: those of the dry run, whose trainable tensors require grad.
-      means: of the terms.
+      runs: the means of the terms, of one run after the other.
     """
-    parts_of_total = {name: divide(*means[name]) for name in objective.weighted}
-    if not any(x.requires_grad for x in parts_of_total.values()):
-        yield "the loss does not depend on any trainable parameter. Is a student among the refs?"
-        return
-    reached = _reached(objective, parts, parts_of_total)
+    dropping = [name for name in parts.trainable if layer_drop(objective.models[name])]
+    reached: set[tuple[str, str]] = set()
+    for means in itertools.islice(runs, TRIES if dropping else 1):
+        parts_of_total = {name: divide(*means[name]) for name in objective.weighted}
+        if not any(x.requires_grad for x in parts_of_total.values()):
+            yield (
+                "the loss does not depend on any trainable parameter. Is a student among the refs?"
+            )
+            return
+        reached |= _reached(objective, parts, parts_of_total)
+        if all((model, n) in reached for model in dropping for n in parts.trainable[model]):
+            break
     # A weight that is a ref (a learned uncertainty, say) reaches parameters as well.
     through_weights = {
         name

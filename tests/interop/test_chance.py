@@ -100,6 +100,11 @@ def test_a_layer_that_is_left_out_at_random_is_said(ref):
     fkd.check(kept, SOUND)
 
 
+def test_a_layer_that_is_left_out_in_the_dry_run_is_not_unreached():
+    for _ in range(4):
+        fkd.check(objective(speech(layerdrop=0.6, apply_spec_augment=False)), SOUND)
+
+
 @pytest.mark.parametrize("part", ["encoder", "decoder"])
 def test_encoder_decoders_say_so_too(part):
     torch.manual_seed(0)
