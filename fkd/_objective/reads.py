@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from .._refs.derived import AsFunction, Call, Function
 from .._refs.refs import (
     Capture,
     Inside,
+    Item,
     Node,
     Param,
     Patched,
+    Ref,
     Root,
     Run,
     Tap,
     further_path,
     node,
     output_path,
+    walk,
 )
 from .models import Model
 from .plan import Plan
@@ -78,3 +81,26 @@ def output_paths(plan: Plan, name: str, model: Model) -> list[tuple[Any, ...]]:
     if functions or model.outputs is not None:
         paths.append(("hidden_states",))
     return paths
+
+
+def lengths_by_value(refs: Iterable[Ref]) -> Iterator[str]:
+    """Why refs cannot be compiled as one graph of fixed shapes: slices that end where a value of
+    the batch says. A bound that is made of shapes is a number while tracing."""
+    for ref in refs:
+        part = node(ref)
+        keys = part.key if isinstance(part, Item) else ()
+        for key in keys if isinstance(keys, tuple) else (keys,):
+            ends = (key.start, key.stop, key.step) if isinstance(key, slice) else ()
+            if any(isinstance(end, Ref) and not _of_shapes(end) for end in ends):
+                yield (
+                    f"the length of {ref!r} depends on a value of the batch, and a graph has fixed "
+                    "shapes. Cut in the loader, or count with a mask of the whole length, "
+                    "where=batch.mask"
+                )
+
+
+def _of_shapes(ref: Ref) -> bool:
+    """Whether a ref is made of shapes, and so a number of Python."""
+    parts = [node(inner) for inner in walk(ref)]
+    shapes = (isinstance(part, Item) and part.key in ("shape", "ndim") for part in parts)
+    return any(shapes) or any(getattr(part, "name", None) in ("size", "dim") for part in parts)

@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from .._base.errors import RefError, listing, nearest
@@ -45,9 +46,28 @@ def pick(value: Any, key: Any, source: object, *, bare: str = "", offered: bool 
             )
         return value[key]
     try:
-        return value[key]
+        return _at(value, key)
     except (KeyError, IndexError, TypeError) as error:
         raise RefError(f"{source!r}: {describe(value)} has no [{key!r}] ({error}).") from None
+
+
+def _at(value: Any, key: Any) -> Any:
+    """`value[key]`; a number in a tensor stays one, which a compiler would have to read."""
+    keys = list(key) if isinstance(key, tuple) else [key]
+    tensors = [i for i, k in enumerate(keys) if isinstance(k, Tensor)]
+    if isinstance(value, Tensor) and len(tensors) == 1 and Ellipsis not in _others(keys):
+        (place,) = tensors
+        number = keys[place]
+        integer = not (number.is_floating_point() or number.dtype == torch.bool)
+        if number.ndim == 0 and integer:
+            keys[place] = number[None]
+            gone = sum(isinstance(k, int) for k in keys[:place])
+            return value[tuple(keys)].squeeze(place - gone)
+    return value[key]
+
+
+def _others(keys: list[Any]) -> list[Any]:
+    return [k for k in keys if not isinstance(k, Tensor)]
 
 
 def _named(value: Any, key: str, source: object, bare: str, offered: bool) -> Any:

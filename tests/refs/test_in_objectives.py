@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,7 @@ import fkd
 from fkd import Objective, batch, call, check, draw, frozen, metric, ref, student, teacher, term
 from fkd import trainable as trained
 from fkd._base.errors import ObjectiveError
+from fkd._refs.paths import pick
 from fkd.losses import cross_entropy, kl, mse
 
 PROJECT = fkd.module("project")
@@ -226,3 +228,60 @@ def test_notebooks_show_tables_and_drawings():
     assert html.startswith("<table>") and "a&lt;b&gt;" in html and "a<b>" not in html
     assert "<td" in html and "student: Net" in html
     assert "<svg" in draw(goal)._repr_html_() and "overflow: auto" in draw(goal)._repr_html_()
+
+
+def cut(ref: Any) -> fkd.Objective:
+    """An objective on a part of what a model returns, which a value of the batch chooses."""
+    return fkd.Objective(
+        {"cut": fkd.term(lambda x: x.square().mean(-1), ref)},
+        student=fkd.trainable(torch.nn.Linear(4, 3), inputs=lambda batch: batch["x"]),
+    )
+
+
+CUT = {"x": torch.randn(2, 6, 4), "start": torch.tensor(2)}
+
+
+@pytest.mark.plain
+def test_a_slice_with_a_bound_of_the_batch_is_cut_there_or_refused_before_it_is_compiled():
+    chosen = cut(fkd.student.logits[:, fkd.batch.start :])
+    assert fkd.check(chosen, CUT).rows[0].positions == "8"
+    value, _ = chosen(chosen.init(), CUT)
+    logits = chosen.models["student"].module(CUT["x"])
+    assert torch.equal(value, logits[:, 2:].square().mean())
+    with pytest.raises(
+        fkd.loops.CompileError, match=r"length of student.logits\[:, batch.start:\]"
+    ):
+        fkd.loops.train_step(chosen, torch.optim.SGD)
+    of_shapes = cut(fkd.student.logits[:, : fkd.batch.x.shape[0]])
+    fkd.loops.train_step(of_shapes, torch.optim.SGD)
+
+
+@pytest.mark.compile
+def test_a_place_that_the_batch_chooses_is_compiled():
+    chosen = cut(fkd.student.logits[:, fkd.batch.start])
+    found = []
+    for compile in (False, {"backend": "aot_eager"}):
+        step = fkd.loops.train_step(chosen, torch.optim.SGD, compile=compile)
+        state, losses = step.init(), []
+        for place in (2, -1, 5):
+            state, metrics = step(state, {**CUT, "start": torch.tensor(place)})
+            losses.append(metrics["loss/cut"].item())
+        found.append(losses)
+    assert found[0] == pytest.approx(found[1], rel=1e-6)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        (slice(None), torch.tensor(2)),
+        torch.tensor(-1),
+        (0, slice(None), torch.tensor(3)),
+        (None, slice(None), torch.tensor(1), slice(1, 3)),
+        (torch.tensor(1), slice(None), 0),
+        (slice(None), torch.tensor([0, 2])),
+        (..., torch.tensor(1)),
+    ],
+)
+def test_a_number_in_a_tensor_is_an_index(key):
+    x = torch.randn(3, 6, 4, 5)
+    assert torch.equal(pick(x, key, "x"), x[key])

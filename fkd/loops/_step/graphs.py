@@ -18,6 +18,7 @@ from fkd._objective.models import modules_of
 from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import backward_passes
+from fkd._objective.reads import lengths_by_value
 from fkd.parallel._objective import OverRanks, Share
 
 from .._base.compile import CompileOptions, compiled, refuse_to_compile, sharing_of
@@ -87,7 +88,8 @@ class Graphs:
         one_group = [backward_passes(objective.terms, models)]
         self.passes = combined.passes(objective, models) if combined is not None else one_group
         modules = modules_of(objective.models)
-        refuse_to_compile(not_traceable(objective.models), options)
+        lengths = lengths_by_value(objective.program.plan.refs)
+        refuse_to_compile([*not_traceable(objective.models), *lengths], options)
         self.whole = compiled(self._whole, options, modules)
         self.part = compiled(self._part, options, modules)
         self.counts = compiled(self._counts, options, modules)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_functorch_wrapped_tensor
 
 from ..._base.sparse import SparseDistribution
 from .masks import fill
@@ -259,8 +260,11 @@ def hot_number(temperature: float | Tensor) -> float | Tensor:
     """A temperature in a tensor as a number, where it is above `HOT` and can be read at once."""
     if torch.compiler.is_compiling() or type(temperature) is not Tensor or temperature.ndim:
         return temperature
-    wrapped = torch._C._functorch.is_functorch_wrapped_tensor(temperature)
-    if wrapped or temperature.device.type != "cpu" or temperature.requires_grad:
+    if (
+        is_functorch_wrapped_tensor(temperature)
+        or temperature.device.type != "cpu"
+        or temperature.requires_grad
+    ):
         return temperature
     value = temperature.item()
     return value if value > HOT else temperature
