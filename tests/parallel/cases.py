@@ -123,6 +123,7 @@ CASES: dict[str, Callable[[DeviceMesh], Any]] = {
         mesh, lambda: objectives.plain(norm=True), batches(13, bad=1), optimizer=sgd
     ),
     "other buffers": lambda mesh: compared(mesh, objectives.buffered, batches(13)),
+    "recomputed": lambda mesh: compared(mesh, objectives.recomputed, batches(13), optimizer=sgd),
     "related": lambda mesh: compared(mesh, objectives.related, batches(13), optimizer=sgd),
     "related, few": lambda mesh: compared(mesh, objectives.related, batches(4), optimizer=sgd),
     "related, accumulated": lambda mesh: compared(
@@ -146,6 +147,7 @@ SHARDED: dict[str, Callable[[DeviceMesh], Any]] = {
     "nan on one rank": lambda mesh: sharded(
         mesh, lambda: objectives.plain(norm=True), batches(12, bad=2), optimizer=sgd
     ),
+    "recomputed": lambda mesh: sharded(mesh, objectives.recomputed, batches(13), optimizer=sgd),
     "related": lambda mesh: sharded(mesh, objectives.related, batches(13), optimizer=sgd),
     "tied, taps and refs": lambda mesh: sharded(mesh, objectives.tied, batches(13), optimizer=sgd),
 }

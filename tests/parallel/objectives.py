@@ -85,6 +85,21 @@ def plain(norm: bool = False, moving: bool = True) -> fkd.Objective:
     )
 
 
+def recomputed() -> fkd.Objective:
+    """Blocks of which only the inputs are kept."""
+    torch.manual_seed(0)
+    blocks = nn.Sequential(*(nn.Sequential(nn.Linear(6, 6), nn.Tanh()) for _ in range(3)))
+    blocks.append(nn.Sequential(nn.Linear(6, CLASSES)))
+    return fkd.Objective(
+        {
+            "kd": term(kl, student.logits, teacher.logits, where=batch["ok"]),
+            "labels": term(cross_entropy, student.logits, batch["y"]),
+        },
+        student=fkd.trainable(blocks, inputs=lambda b: b["x"], checkpoint_blocks=True),
+        teacher=fkd.frozen(Net(12, False)),
+    )
+
+
 def related() -> fkd.Objective:
     """Losses that relate the examples of a batch, in each way in which they can."""
     torch.manual_seed(0)
