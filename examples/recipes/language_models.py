@@ -11,8 +11,10 @@ from fkd.losses import (
     adaptive_kl,
     alm,
     cross_entropy,
+    gold,
     jsd,
     kl,
+    merged_log_probs,
     mse,
     multi_level_ot,
     policy_reverse_kl,
@@ -177,6 +179,16 @@ def two_tokenizers():
     }  # fmt: skip
 
 
+def merged():
+    # The ids that both vocabularies have: fkd.loops.language.shared_vocabulary.
+    ours, theirs = torch.arange(20), torch.arange(20)
+    spans = batch.spans
+    mine = (student.logits, batch.targets, spans.student, spans.kept)
+    other = (teacher.logits, batch.teacher_targets, spans.teacher, spans.kept)
+    log_q, log_p = call(merged_log_probs, *mine), call(merged_log_probs, *other)
+    return {"gold": term(gold, log_q, log_p, ours, theirs, where=spans.kept)}
+
+
 def interpolated():
     counts = call(fkd.loops.next_tokens, batch.labels) != -100
     way = fkd.schedules.linear(0.4, 1.0, steps=10_000)  # the steps of the run
@@ -242,6 +254,10 @@ RECIPES = [
     Recipe("Approximate likelihood matching", "arXiv:2503.20083", two_tokenizers, two_texts,
            tokenized, "Spans of text between boundaries of both tokenizers; beside it, the "
            "entries that both vocabularies have."),
+    Recipe("GOLD", "Patiño et al., 2025", merged, two_texts, tokenized,
+           "Tokens between boundaries of both tokenizers are merged: the first one's distribution, "
+           "times the probability of the others. Best on texts of the student, "
+           "`fit(prepare=on_policy(...))`, aligned by `fkd.loops.language.align`."),
     Recipe("AKL", "arXiv:2404.02657", head_and_tail, causal(), prose,
            "Forward and reverse KL, weighed by where the two models differ."),
     Recipe("TAID", "arXiv:2501.16937", interpolated, causal(), prose,

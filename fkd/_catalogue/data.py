@@ -18,6 +18,7 @@ COSTS: dict[str, str] = {
     "adaptive_kl_weight": _SORT,
     "uskd_others": _SORT,
     "uld": _SORT,
+    "gold": _SORT,
     "multi_level_ot": "time V log V a sequence, memory k a token for the matched classes",
     "sinkhorn_ot": "memory k n m a sequence, for n and m tokens and the k classes",
     "top_k": "selects k of the V classes, no sort of all",

@@ -107,7 +107,8 @@ USES: tuple[Use, ...] = (
         ("sampled_kl", "sampled_cross_entropy", "sample"), "The expectation of the gradient is "
         "that of the full KL."),
     Use(_LM, "two vocabularies", "a teacher of another family",
-        ("shared_kl", "project_vocabulary", "alm", "uld", "multi_level_ot", "sinkhorn_ot"),
+        ("shared_kl", "project_vocabulary", "alm", "gold", "uld", "multi_level_ot",
+         "sinkhorn_ot"),
         "At positions that have read the same text (fkd.loops.language.align): what both "
         "vocabularies have, shares of one in the other, spans of text, or sorted probabilities; "
         "or each model's states through the other's head.", ("CrossModelAttention",)),

@@ -91,6 +91,8 @@ from ._logits.divergences import adaptive_kl_weight as adaptive_kl_weight
 from ._logits.divergences import alpha_divergence as alpha_divergence
 from ._logits.divergences import renyi as renyi
 from ._logits.divergences import total_variation as total_variation
+from ._logits.gold import gold as gold
+from ._logits.gold import merged_log_probs as merged_log_probs
 from ._logits.interpolated import TAIDState as TAIDState
 from ._logits.interpolated import taid as taid
 from ._logits.interpolated import taid_init as taid_init
@@ -218,6 +220,7 @@ __all__ = [
     "flsw_temperature",
     "focal",
     "fsp",
+    "gold",
     "gram",
     "hard_label",
     "hcl",
@@ -249,6 +252,7 @@ __all__ = [
     "margin_mse",
     "margin_relu",
     "match_heads",
+    "merged_log_probs",
     "mgd",
     "mgskd_angle",
     "mgskd_pair",

@@ -2,9 +2,20 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
-from fkd.losses import alm, kl, shared_kl, span_log_probs, token_log_probs
+from fkd.losses import (
+    alm,
+    gold,
+    jsd,
+    kl,
+    merged_log_probs,
+    shared_kl,
+    span_log_probs,
+    token_log_probs,
+    uld,
+)
 
 from ..laws import close
 
@@ -57,3 +68,58 @@ def test_certain_spans_are_finite():
         assert torch.isfinite(values).all()
     (gradient,) = torch.autograd.grad(alm(certain - 1e-3, other).sum(), certain)
     assert torch.isfinite(gradient).all()
+
+
+def test_a_merged_span_is_its_first_distribution_times_what_follows():
+    """By hand: "Hug" + "ging" + " Face" for the one, "Hugging" + " Face" for the other."""
+    p = torch.tensor([[[0.7, 0.2, 0.1], [0.5, 0.3, 0.2], [0.1, 0.6, 0.3], [0.4, 0.4, 0.2]]])
+    ids = torch.tensor([[0, 1, 2, -100]])
+    spans, kept = torch.tensor([[0, 0, 1, -1]]), torch.tensor([[True, True, False]])
+    found = merged_log_probs(p.log().requires_grad_(), ids, spans, kept)
+    by_hand = torch.tensor([[0.7 * 0.3, 0.2 * 0.3, 0.1 * 0.3], [0.1, 0.6, 0.3]])
+    torch.testing.assert_close(found[0, :2].exp(), by_hand)
+    assert (found[0, 2] == 0).all()
+    log_p = token_log_probs(p.log(), ids)
+    texts = span_log_probs(log_p, spans, kept)  # the text of a span, at the tokens that stand there
+    torch.testing.assert_close(found[0, [0, 1], [0, 2]], texts[0, :2])
+    q = torch.tensor([[0.15, 0.3, 0.55], [0.25, 0.25, 0.5]])
+    ours, theirs = torch.tensor([0, 2]), torch.tensor([0, 1])  # "Hug", "x"; the rest by rank
+    m = (by_hand[:, theirs] + q[:, ours]) / 2
+    entries = by_hand[:, theirs] * (by_hand[:, theirs] / m).log() / 2
+    entries = entries + q[:, ours] * (q[:, ours] / m).log() / 2
+    expected = 2 / 3 * entries.sum(-1) + 1 / 3 * (by_hand[:, 2] - q[:, 1]).abs()
+    torch.testing.assert_close(gold(q.log(), found[0, :2].detach(), ours, theirs), expected)
+
+
+def test_merging_leaves_nan_of_padding_alone():
+    logits = torch.randn(2, 4, 5, generator=torch.Generator().manual_seed(0))
+    logits[:, 2:] = torch.nan
+    logits.requires_grad_()
+    ids = torch.tensor([[1, 2, -100, -100]] * 2)
+    spans = torch.tensor([[0, 0, -1, -1], [0, 1, -1, -1]])
+    kept = torch.tensor([[True, False], [True, True]])
+    (gradient,) = torch.autograd.grad(merged_log_probs(logits, ids, spans, kept).sum(), logits)
+    assert torch.isfinite(gradient).all() and (gradient[:, 2:] == 0).all()
+
+
+@pytest.mark.plain
+def test_merging_says_what_does_not_fit():
+    ids = torch.zeros(2, 4, dtype=torch.long)
+    kept = torch.ones(2, 1, dtype=torch.bool)
+    with pytest.raises(ValueError, match="merged_log_probs"):
+        merged_log_probs(torch.zeros(4, 5), ids, ids, kept)
+    with pytest.raises(ValueError, match="merged_log_probs"):
+        merged_log_probs(torch.zeros(2, 4, 5), ids[:, :3], ids, kept)
+    with pytest.raises(ValueError, match=r"gold: student_log_probs.*must have the same spans"):
+        gold(torch.zeros(2, 5), torch.zeros(3, 6), ids[0, :1], ids[0, :1])
+    with pytest.raises(ValueError, match="beta"):
+        gold(torch.zeros(2, 5), torch.zeros(2, 6), ids[0, :1], ids[0, :1], beta=1.5)
+
+
+def test_gold_of_one_vocabulary_is_jsd_and_of_none_shared_uld():
+    s, t = two(5, 9)
+    log_q, log_p = s.log_softmax(-1), t.log_softmax(-1)
+    ids, none = torch.arange(9), torch.arange(0)
+    close(gold(log_q, log_p, ids, ids, beta=0.3), jsd(s, t, beta=0.3))
+    close(gold(log_q, log_p, none, none), uld(s, t))
+    assert float(gold(log_q, log_q, ids, ids).abs().max()) < 1e-12
