@@ -7,7 +7,8 @@
 Variants: fkd with the logits (`kl`) and with the head term (`head_divergence`, logits never
 stored), compiled; a plain loop, eager and with the models compiled; TRL's own functions, without
 their trainers, which need a data set: `GKDTrainer.generalized_jsd_loss` on the logits and the
-chunked loss of `DistillationTrainer` on the hidden states; Liger's chunked JSD head on these. All
+chunked loss of `DistillationTrainer` on the hidden states; Liger's chunked JSD head on these;
+torchdistill's `KDLoss` on the logits of the valid positions. All
 with beta = 0, which is forward KL, at temperature 1, where none of their conventions differ (TRL
 softens without T^2, Liger divides by the labels that count). The student is Llama-shaped with
 random weights; every loss is the mean over valid tokens, and all losses and gradients are compared
@@ -154,11 +155,29 @@ def liger_loss(options: argparse.Namespace, data: dict[str, Tensor]) -> Loss:
     return loss
 
 
+def torchdistill_loss(options: argparse.Namespace, data: dict[str, Tensor]) -> Loss:
+    """torchdistill's `KDLoss`, whose `batchmean` is over the first axis: of the valid tokens."""
+    from torchdistill.losses.mid_level import KDLoss
+
+    soft = KDLoss("m", "output", "m", "output", temperature=1.0, alpha=0.0)
+    valid = data["valid"]
+
+    def loss(small: nn.Module, big: nn.Module) -> Tensor:
+        with torch.autocast(options.device, torch.bfloat16, enabled=options.bf16):
+            s = small(data["input_ids"], use_cache=False).logits
+            with torch.no_grad():
+                t = big(data["input_ids"], use_cache=False).logits
+        return soft({"m": {"output": s[valid]}}, {"m": {"output": t[valid]}}, None)
+
+    return loss
+
+
 PEERS: dict[str, Callable[..., Loss]] = {
     "plain eager loop": plain_loss,
     "TRL's GKDTrainer": trl_loss,
     "TRL's DistillationTrainer": trl_chunked_loss,
     "Liger's chunked head": liger_loss,
+    "torchdistill's KDLoss": torchdistill_loss,
 }
 
 
