@@ -3,7 +3,7 @@ r"""Distil a language model into a smaller one.
     python examples/distill_lm.py --teacher HuggingFaceTB/SmolLM2-135M-Instruct --layers 12 \
         --train train.txt --dev dev.txt --out runs/small
 
-The student has some layers of the teacher (`--layers`), or is a model of its own (`--student`).
+The student has some layers of the teacher (--layers), or is a model of its own (--student).
 How it is supervised is one flag:
 
     labels      the next token alone, without a teacher
@@ -22,36 +22,33 @@ a run that was interrupted. OUT/student loads with transformers, and needs no fk
 from __future__ import annotations
 
 import argparse
-import copy
-import functools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from language import COUNTS, PERPLEXITY, compared, load, loader
 from torch.utils.data import DataLoader
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 import fkd
 from fkd import batch, student, teacher, term
-from fkd.interop.transformers import heads, init_from_layers
+from fkd.interop.transformers import fewer_layers, heads
 from fkd.loops import language as lm
-from fkd.losses import cross_entropy, head, head_divergence, kl
-from fkd.metrics import agreement, perplexity
+from fkd.losses import cross_entropy, head, head_divergence
 
 WAYS = ("labels", "live", "cached", "top-k", "sampled", "served", "on-policy")
-counts = batch.targets != -100
 
 
 def arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    form = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=form)
     add = parser.add_argument
     add("--teacher", required=True, metavar="MODEL", help="a hub id, or a folder (GGUF, too)")
-    add("--student", metavar="MODEL", help="likewise; or --layers of the teacher")
-    add("--layers", type=int, help="so many layers of the teacher, from the first to the last")
+    smaller = parser.add_mutually_exclusive_group(required=True)
+    smaller.add_argument("--student", metavar="MODEL", help="likewise")
+    smaller.add_argument("--layers", type=int, help="so many of the teacher's first and last ones")
     add("--train", nargs="+", metavar="FILE", default=[])
     add("--dev", nargs="+", metavar="FILE", default=[], help="held out")
     add("--out", type=Path, required=True, metavar="FOLDER")
@@ -61,226 +58,90 @@ def arguments() -> argparse.ArgumentParser:
     add("--url", help="of a teacher that is served")
     add("--serve", type=int, metavar="PORT", help="serve the teacher here")
     add("--share", type=float, default=0.5, help="of batches that the student writes (0.5)")
-    add("--prompt", type=int, default=32, help="tokens of a prompt, on-policy (32)")
-    add("--length", type=int, default=512, help="tokens of a row (512)")
+    add("--length", type=int, default=512, help="tokens of a row; on-policy, 1/4 is prompt (512)")
     add("--batch-size", type=int, default=8, help="rows (8)")
     add("--steps", type=int, default=1000)
     add("--lr", type=float, default=1e-4)
-    add("--evaluate-every", type=int, default=200)
     add("--precision", choices=["fp32", "bf16"], default="fp32")
-    add("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     add("--no-compile", dest="compile", action="store_false")
     add("--seed", type=int, default=0)
     return parser
 
 
-def load(cls: Any, name: str) -> Any:
-    """A model or tokenizer from the hub or a folder; from a GGUF file, if that is what is there."""
-    folder = Path(name)
-    files = sorted(folder.glob("*.gguf")) if folder.is_dir() else []
-    options: dict[str, Any] = {"dtype": torch.float32} if cls is AutoModelForCausalLM else {}
-    if not files:
-        return cls.from_pretrained(name, **options)
-    loaded = cls.from_pretrained(name, gguf_file=files[0].name, **options)
-    if cls is AutoModelForCausalLM:  # its weights are plain numbers by now
-        loaded.hf_quantizer, loaded.is_quantized = None, False
-        vars(loaded.config).pop("quantization_config", None)
-    return loaded
-
-
-def student_of(big: Any, args: argparse.Namespace) -> Any:
-    """A model of its own, or layers of the teacher, spread from the first to the last."""
-    if args.student:
-        return load(AutoModelForCausalLM, args.student)
-    if not args.layers:
-        raise SystemExit("error: give --student MODEL, or --layers of the teacher.")
-    config, depth = copy.deepcopy(big.config), big.config.num_hidden_layers
-    chosen = [round(i * (depth - 1) / max(args.layers - 1, 1)) for i in range(args.layers)]
-    config.num_hidden_layers = args.layers
-    if getattr(config, "layer_types", None):
-        config.layer_types = [big.config.layer_types[i] for i in chosen]
-    return init_from_layers(AutoModelForCausalLM.from_config(config), big, chosen)
-
-
-def records(files: Sequence[str]) -> Iterator[dict[str, Any]]:
-    """What the files hold: {"text"}, {"prompt", "completion"} or {"messages"} each."""
-    for name in files:
-        if name.startswith("datasets:"):
-            import datasets
-
-            yield from datasets.load_dataset(*name.split(":")[1:2], split=name.split(":")[2])
-            continue
-        for number, line in enumerate(Path(name).read_text(encoding="utf-8").splitlines(), 1):
-            if not name.endswith((".jsonl", ".json")):
-                yield {"text": line + "\n"}
-            elif line.strip():
-                try:
-                    yield dict(json.loads(line))
-                except ValueError as error:
-                    raise SystemExit(f"error: {name}, line {number}: {error}") from error
-
-
-def rows_of(files: Sequence[str], tokenizer: Any, length: int) -> list[lm.Tokens]:
-    """Conversations and completions as they are, plain text in blocks."""
-    rows: list[lm.Tokens] = []
-    plain: list[str] = []
-    for record in records(files):
-        if "messages" in record:
-            rows.append(lm.chat_tokens(tokenizer, record["messages"], turns="last"))
-        elif "completion" in record:
-            rows.append(lm.completion_tokens(tokenizer, record["prompt"], record["completion"]))
-        else:
-            plain.append(record["text"])
-    if plain:
-        ids = tokenizer("".join(plain), add_special_tokens=False, verbose=False)["input_ids"]
-        rows += lm.token_blocks([ids], length)
-    cut = [lm.Tokens(row.ids[:length], row.labels[:length]) for row in rows]
-    kept = [row for row in cut if any(label != -100 for label in row.labels[1:])]
-    if len(kept) < len(cut):
-        print(f"{len(cut) - len(kept)} of {len(cut)} rows left out: no answer in {length} tokens")
-    if not kept:
-        raise SystemExit(f"error: {', '.join(files)}: not one row of {length} tokens.")
-    return kept
-
-
-def collate(args: argparse.Namespace, pad: int) -> Any:
-    """Rows to batches of one shape; on-policy, with a column at which all prompts end."""
-    if args.supervision != "on-policy":
-        return functools.partial(lm.token_batch, length=args.length, pad=pad)
-    new = args.length - args.prompt
-    return functools.partial(lm.prompt_batch, prompt=args.prompt, new_tokens=new, pad=pad)
-
-
-def with_prompt(row: lm.Tokens, prompt: int) -> lm.Tokens:
-    """Plain text whose first tokens are the prompt for the others."""
-    plain = row.labels[0] != -100
-    return lm.Tokens(row.ids, [-100] * prompt + row.ids[prompt:]) if plain else row
-
-
-def terms_of(small: Any, big: Any, args: argparse.Namespace) -> dict[str, Any]:
-    """The objective: labels, and what the teacher says."""
+def objective_of(args: argparse.Namespace, small: Any, big: Any, entries: int) -> fkd.Objective:
+    """Labels; or what the teacher says, in one pass over the vocabulary that stores no logits."""
     if args.supervision == "labels":
-        return {"labels": term(cross_entropy, student.logits, batch.targets, where=counts)}
-    # In one pass, logits never stored; the log has kd/kl and kd/labels.
+        labels = term(cross_entropy, student.logits, batch.targets, where=COUNTS)
+        return fkd.Objective({"labels": labels}, student=fkd.trainable(small))
     both = head.kl() + args.labels * head.cross_entropy().named("labels")
     divergence = head.jsd(0.5) if args.supervision == "on-policy" else both
-    sides = heads(student=small, teacher=big)
-    return {"kd": term(head_divergence, **sides, labels=batch.targets, divergence=divergence)}
+    sides = heads(student=small, teacher=big, vocabulary=entries)
+    said = term(head_divergence, **sides, labels=batch.targets, divergence=divergence)
+    return fkd.Objective({"kd": said}, student=fkd.trainable(small), teacher=fkd.frozen(big))
 
 
-def sourced(objective: fkd.Objective, loaders: Sequence[Any], args: argparse.Namespace) -> Any:
-    """The objective without its teacher, and loaders with what the teacher says: from the disk,
-    or from another process."""
+def sourced(args: argparse.Namespace, objective: fkd.Objective, train: Any, dev: Any) -> Any:
+    """The objective without its teacher, and loaders with what it said: before, or elsewhere."""
     few = {"top-k": fkd.sources.top_k, "sampled": fkd.sources.sampled}.get(args.supervision)
     if args.supervision == "served":
         source: Any = fkd.sources.served(args.url)
-    elif args.supervision not in ("cached", "top-k", "sampled"):
-        return objective, loaders
-    else:
-        rows = [row for loader in loaders for row in loader.dataset]
-        every = DataLoader(rows, args.batch_size, collate_fn=loaders[0].collate_fn)
-        options = {"precision": args.precision, "device": args.device}
+    elif args.supervision in ("cached", "top-k", "sampled"):
+        rows = DataLoader(train.dataset + dev.dataset, train.batch_size, collate_fn=dev.collate_fn)
         hidden = objective.terms["kd"].kwargs["teacher_hidden"]
-        keep = None if few is None else {hidden: few(args.keep, of=teacher.logits)}
-        source = fkd.sources.cache(objective, every, args.out / "cache", keep=keep, **options)
-    return fkd.sources.bind(objective, source), [source.attach(loader) for loader in loaders]
-
-
-def report(made: Any, big: Any, dev: Any) -> dict[str, float]:
-    """The trained student beside its teacher."""
-    objective = fkd.Objective(
-        {"kl": term(kl, student.logits, teacher.logits, where=counts)},
-        student=fkd.trainable(made, training=False),
-        teacher=fkd.frozen(big),
-    )
-    metrics = {
-        "perplexity": fkd.metric(perplexity, student.logits, batch.targets, where=counts),
-        "teacher_perplexity": fkd.metric(perplexity, teacher.logits, batch.targets, where=counts),
-        "agreement": fkd.metric(agreement, student.logits, teacher.logits, where=counts),
-    }
-    state = fkd.loops.train_step(objective, torch.optim.SGD).init()
-    return fkd.loops.evaluate(objective, state, dev, metrics=metrics)
-
-
-class Samples:
-    """After each checkpoint, how the student goes on after a few prompts: for TensorBoard."""
-
-    def __init__(self, objective: fkd.Objective, dev: Any, tokenizer: Any, out: Path) -> None:
-        from torch.utils.tensorboard import SummaryWriter
-
-        first = next(iter(dev))
-        self.prompts = {n: first[n][:2, :16] for n in ("input_ids", "attention_mask")}
-        self.write = lm.generator(objective, new_tokens=32, end=tokenizer.eos_token_id)
-        self.tokenizer, self.log = tokenizer, SummaryWriter(out / "log")
-
-    def __call__(self, event: fkd.loops.Event) -> None:
-        if event.kind != "save":
-            return
-        texts = self.write(event.state, self.prompts, 0)["input_ids"].tolist()
-        said = "\n\n".join(self.tokenizer.decode(row) for row in texts)
-        self.log.add_text("samples", said, event.step)
+        keep = few and {hidden: few(args.keep, of=teacher.logits)}
+        options = {"precision": args.precision, "device": args.device}
+        source = fkd.sources.cache(objective, rows, args.out / "cache", keep=keep, **options)
+    else:
+        return objective, train, dev
+    return fkd.sources.bind(objective, source), source.attach(train), source.attach(dev)
 
 
 def main(argv: Sequence[str] | None = None) -> dict[str, float]:
     args = arguments().parse_args(argv)
+    args.device = "cuda" if torch.cuda.is_available() else "cpu"
+    torch.manual_seed(args.seed)
     tokenizer = load(AutoTokenizer, args.teacher)
     big = load(AutoModelForCausalLM, args.teacher).eval()
-    torch.manual_seed(args.seed)
-    small = student_of(big, args)
+    tokenizers = {"teacher": tokenizer}
     if args.student:
-        print(lm.compare_tokenizers(load(AutoTokenizer, args.student), tokenizer))
-    models = {"student": fkd.trainable(small)}
-    models |= {} if args.supervision == "labels" else {"teacher": fkd.frozen(big)}
-    objective = fkd.Objective(terms_of(small, big, args), **models)
+        small, tokenizer = (load(c, args.student) for c in (AutoModelForCausalLM, AutoTokenizer))
+    else:
+        small = fewer_layers(big, args.layers)
+    entries = min(len(tokenizer), len(tokenizers["teacher"]))
+    objective = objective_of(args, small, big, entries)
     if args.serve is not None:
         with fkd.sources.serve(objective, port=args.serve, precision=args.precision) as server:
             print(f"the teacher is at {server.url}", flush=True)
             server.wait()
             return {}
-
-    rows = [rows_of(files, tokenizer, args.length) for files in (args.train, args.dev)]
-    if args.supervision == "on-policy":
-        rows = [[with_prompt(row, args.prompt) for row in part] for part in rows]
-    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0
-    size, make = min(args.batch_size, len(rows[0])), collate(args, pad)
-    train = DataLoader(rows[0], size, shuffle=True, drop_last=True, collate_fn=make)  # type: ignore[arg-type]
-    dev = DataLoader(rows[1], size, collate_fn=make)  # type: ignore[arg-type]
-    objective, loaders = sourced(objective, [train, dev], args)
-    prepare = None
-    if args.supervision == "on-policy":
-        new = args.length - args.prompt
-        write = lm.generator(objective, new_tokens=new, end=tokenizer.eos_token_id)
-        prepare = lm.on_policy(write, prompt=args.prompt, share=args.share)
-
-    warmup = fkd.schedules.warmup(args.steps // 20 + 1, fkd.schedules.cosine(1.0, 0.1, args.steps))
+    prompt = args.length // 4 if args.supervision == "on-policy" else 0
+    sizes = (tokenizer, args.length, args.batch_size)
+    train = loader(args.train, *sizes, prompt=prompt, shuffle=True)
+    dev = loader(args.dev, *sizes, prompt=prompt, shuffle=False)
+    read = {"student": tokenizer} | (tokenizers if "teacher" in objective.models else {})
+    print(fkd.check(objective, next(iter(dev)), tokenizers=read))
+    end, prepare = tokenizer.eos_token_id, None
+    if prompt:
+        write = lm.generator(objective, new_tokens=args.length - prompt, end=end)
+        prepare = lm.on_policy(write, prompt=prompt, share=args.share)
+    bound, train, held_out = sourced(args, objective, train, dev)
+    rate = fkd.schedules.warmup(args.steps // 20 + 1, fkd.schedules.cosine(1.0, 0.1, args.steps))
     step = fkd.loops.train_step(
-        objective,
-        lambda params: torch.optim.AdamW(params, lr=args.lr),
-        compile=args.compile,
-        precision=args.precision,
-        clip=1.0,
-        lr=warmup,
-    )
-    ppl = fkd.metric(perplexity, student.logits, batch.targets, where=counts)
+        bound, lambda params: torch.optim.AdamW(params, lr=args.lr), lr=rate, clip=1.0,
+        compile=args.compile, precision=args.precision,
+    )  # fmt: skip
+    write = lm.generator(objective, new_tokens=32, end=end)
     result = fkd.loops.run(
-        step,
-        step.init(args.seed, device=args.device),
-        loaders[0],
-        steps=args.steps,
-        prepare=prepare,
-        dev=loaders[1],
-        metrics={"perplexity": ppl},
-        evaluate_every=args.evaluate_every,
-        log_dir=args.out / "log",
-        log_every=10,
-        checkpoint_dir=args.out / "checkpoints",
-        keep_last=1,
-        callbacks=[Samples(objective, dev, tokenizer, args.out)],
-    )
-    made = fkd.loops.export(objective, result.state, "student", args.out / "student")
+        step, step.init(args.seed, device=args.device), train, steps=args.steps, prepare=prepare,
+        dev=held_out, metrics={"perplexity": PERPLEXITY}, evaluate_every=max(args.steps // 5, 1),
+        log_dir=args.out / "log", checkpoint_dir=args.out / "checkpoints", keep_last=1,
+        callbacks=[lm.text_samples(write, dev.dataset[:2], tokenizer, args.out / "log")],
+    )  # fmt: skip
+    trained = fkd.loops.export(bound, result.state, "student", args.out / "student")
     tokenizer.save_pretrained(args.out / "student")
-    values = report(made, big, dev)
-    (args.out / "report.json").write_text(json.dumps(values, indent=1) + "\n")
+    same = lm.compare_tokenizers(tokenizer, tokenizers["teacher"]).same_ids
+    values = compared(trained, big if same else None, entries, dev)
+    (args.out / "report.json").write_text(json.dumps(values, indent=1))
     print({name: round(value, 4) for name, value in values.items()})
     return values
 

@@ -12,6 +12,7 @@ from ._generate.generator import engine_generator as engine_generator
 from ._generate.generator import generator as generator
 from ._generate.on_policy import on_policy as on_policy
 from ._generate.on_policy import prompt_batch as prompt_batch
+from ._generate.samples import text_samples as text_samples
 from ._text.align import Aligned as Aligned
 from ._text.align import Spans as Spans
 from ._text.align import align as align
@@ -48,6 +49,7 @@ __all__ = [
     "pack_documents",
     "prompt_batch",
     "shared_vocabulary",
+    "text_samples",
     "token_batch",
     "token_blocks",
     "token_bytes",

@@ -133,3 +133,26 @@ def test_a_model_that_does_not_run_on_tokens_says_so(monkeypatch, caplog):
     assert head(model).logit_scale == 0.125
     assert "could not be tried" in caplog.text
     assert head(make("divided"), probe=False).logit_scale == 0.125
+
+
+def test_rows_beyond_the_tokenizer_are_left_out():
+    small, big = make("llama"), make("bound")
+    more = hf.LlamaForCausalLM(hf.LlamaConfig(**GROUPED | dict(vocab_size=VOCAB + 64)))
+    assert "student_vocabulary" not in heads(student=small, teacher=big, vocabulary=VOCAB - 2)
+    n = VOCAB - 2
+    objective = fkd.Objective(
+        {
+            "logits": term(kl, student.logits[..., :n], teacher.logits[..., :n]),
+            "head": term(
+                head_divergence,
+                **heads(student=more, teacher=big, vocabulary=n),
+                divergence=head_kl(),
+            ),
+        },
+        student=fkd.trainable(more),
+        teacher=fkd.frozen(big),
+    )
+    _, aux = objective(objective.init(), fields())
+    torch.testing.assert_close(aux.terms["head"].value, aux.terms["logits"].value)
+    with pytest.raises(ValueError, match=r"vocabulary is 100.*'student': 124, 'teacher': 60"):
+        heads(student=more, teacher=big, vocabulary=100)

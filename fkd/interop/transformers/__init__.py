@@ -39,6 +39,7 @@ from ._chance import layer_drop as layer_drop
 from ._chance import not_traceable as not_traceable
 from ._collect import install_output_hooks as install_output_hooks
 from ._cut import cut as cut
+from ._fewer import fewer_layers as fewer_layers
 from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
@@ -58,6 +59,7 @@ __all__ = [
     "Prepared",
     "cut",
     "default_inputs",
+    "fewer_layers",
     "grow",
     "head",
     "heads",

@@ -101,12 +101,17 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
     )
 
 
-def heads(*, probe: bool = True, **models: nn.Module | Model) -> dict[str, Any]:
+def heads(
+    *, probe: bool = True, vocabulary: int | None = None, **models: nn.Module | Model
+) -> dict[str, Any]:
     """The arguments of `head_divergence` that say where the heads of two models are, as in
     `term(head_divergence, **heads(student=small, teacher=big), divergence=head.kl())`.
 
     Args:
       probe: see `head`.
+      vocabulary: how many entries the tokenizer of both has, `len(tokenizer)`. Where their numbers
+        of rows differ (a model may have more of them than its tokenizer has entries), these alone
+        are compared.
       models: the student, then the teacher, under the names that the objective gives them; the
         student alone for a loss of labels.
 
@@ -125,10 +130,25 @@ def heads(*, probe: bool = True, **models: nn.Module | Model) -> dict[str, Any]:
             f"heads: {len(models)} models ({', '.join(models)}); the student and the teacher are "
             "expected, or the student alone: heads(student=small, teacher=big)."
         )
+    counted = models if vocabulary is not None else {}
+    rows = {name: _rows(model) for name, model in counted.items()}
+    if vocabulary is not None and not 0 < vocabulary <= min(rows.values()):
+        raise ValueError(
+            f"heads: vocabulary is {vocabulary}; the number of entries of the tokenizer is "
+            f"expected, and the heads have {rows} rows."
+        )
     arguments: dict[str, Any] = {"teacher_hidden": None, "teacher_weight": None}
     for side, (name, model) in zip(("student", "teacher"), models.items(), strict=False):
         arguments |= head(model, name, probe=probe).arguments(side)
+        if vocabulary is not None and len(set(rows.values())) > 1:
+            arguments[f"{side}_vocabulary"] = slice(0, vocabulary)
     return arguments
+
+
+def _rows(model: nn.Module | Model) -> int:
+    module: Any = model.module if isinstance(model, Model) else model
+    layer: Any = _in_use(_with_head(module).get_output_embeddings())
+    return int(layer.weight.shape[0])
 
 
 def _with_head(module: nn.Module) -> Any:

@@ -84,10 +84,10 @@ class TensorBoard:
 
         self._write(settings)
 
-    def text(self, name: str, text: str) -> None:
+    def text(self, name: str, text: str, step: int | None = None) -> None:
         """A text that keeps its columns."""
         indented = "\n".join("    " + line for line in text.splitlines())
-        self._write(lambda writer: writer.add_text(name, indented))
+        self._write(lambda writer: writer.add_text(name, indented, step))
 
     def close(self) -> None:
         """Write what is left."""
