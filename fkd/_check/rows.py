@@ -39,7 +39,7 @@ def row(
     assert evaluated is not None
     term = objective.terms[name]
     by_ref = {ref: values[i] for ref, i in objective.program.plan.place.items()}
-    students, others = _sides(term, by_ref)
+    students, others = _sides(objective, term, by_ref)
     return Row(
         term=name,
         loss=name_of(term.loss),
@@ -55,12 +55,31 @@ def shape_of(value: Any) -> str:
     return str(tuple(value.shape)) if isinstance(value, Tensor) else describe(value)
 
 
-def _sides(term: Term, values: Mapping[Ref, Any]) -> tuple[list[str], list[str]]:
+def _sides(
+    objective: Objective, term: Term, values: Mapping[Ref, Any]
+) -> tuple[list[str], list[str]]:
     """The shapes of the arguments on the student's side, and of the others: by their names in
-    the loss, where it says `student_...`; else the first one is the student's."""
-    shapes = {n: shape_of(values[ref]) for n, ref in _named_arguments(term).items()}
-    students = [n for n in shapes if n.startswith("student")] or list(shapes)[:1]
+    the loss, where it says `student_...`; else the first one is the student's.
+
+    What comes from a teacher alone is the teacher's, whatever the loss calls it: a discriminator
+    on its features, say.
+    """
+    named = _named_arguments(term)
+    shapes = {n: shape_of(values[ref]) for n, ref in named.items()}
+    of = {n: _sides_of(objective, ref) for n, ref in named.items()}
+    called = [n for n in shapes if n.startswith("student")] or list(shapes)[:1]
+    students = [n for n in called if of[n] != {"teacher"}]
+    students = students or [n for n in shapes if "student" in of[n]]
     return [shapes[n] for n in students], [s for n, s in shapes.items() if n not in students]
+
+
+def _sides_of(objective: Objective, value: Any) -> set[str]:
+    """Whether a value comes from models that are trained, from frozen ones, or from both; adapters
+    are neither."""
+    below = (roots(value) if isinstance(value, Ref) else None) or frozenset()
+    run = below & (objective.models.keys() - objective.program.adapters)
+    trained = {n for n in run if n == "student" or objective.models[n].kind == "trainable"}
+    return {"student" if n in trained else "teacher" for n in run}
 
 
 def _named_arguments(term: Term) -> dict[str, Ref]:

@@ -500,3 +500,19 @@ def test_a_mask_cannot_leave_anything_out_of_one_number():
 def test_classes_are_no_mask(where: Any, fix: str):
     message = report({"a": logits(where=where)})
     assert "0 and 1 (or bool) are expected" in message and f"where={fix}" in message
+
+
+def test_what_comes_from_a_teacher_alone_stands_in_its_column():
+    one = torch.ones(6, 7, 1)
+    judged = {
+        "real": term(mse, fkd.module("judge")(teacher.logits), one),
+        "fake": term(mse, fkd.module("judge")(student.logits), one),
+        "back": term(mse, teacher.logits[..., :2], student.logits[..., :2]),
+        "labels": term(cross_entropy, student.logits, batch.labels),
+    }
+    parts = models(judge=trainable(nn.Linear(5, 1)))
+    rows = {row.term: row for row in check(Objective(judged, **parts), TOKENS).rows}
+    assert (rows["real"].student, rows["real"].teacher) == ("", "(6, 7, 1), (6, 7, 1)")
+    assert (rows["fake"].student, rows["fake"].teacher) == ("(6, 7, 1)", "(6, 7, 1)")
+    assert (rows["back"].student, rows["back"].teacher) == ("(6, 7, 2)", "(6, 7, 2)")
+    assert rows["labels"].student == "(6, 7, 5)"

@@ -305,9 +305,27 @@ def _methods(asked: _Asked, students: Mapping[str, list[Model]]) -> dict[str, st
     return compared | {
         "data": f"{examples} examples in {len(asked.loader)} batches",
         "seeds": seeds,
+        **({"intervals of 95 %": _intervals(asked, students)} if asked.metrics else {}),
         "time": method(asked.repeats, asked.device),
         "torch": torch.__version__,
     }
+
+
+def _intervals(asked: _Asked, students: Mapping[str, list[Model]]) -> str:
+    """What they are based on; or why there are none."""
+    count = len(asked.loader)
+    several = ", ".join(name for name, seeds in students.items() if len(seeds) > 1)
+    single = ", ".join(name for name, seeds in students.items() if len(seeds) == 1)
+    parts = [f"{several}: Student's t over the seeds"] if several else []
+    if single and count < FEWEST_BATCHES:
+        batches = f"{count} batch{'' if count == 1 else 'es'}"
+        parts.append(
+            f"{single}: none, since there is one seed, and {batches} where the bootstrap takes at "
+            f"least {FEWEST_BATCHES}"
+        )
+    elif single:
+        parts.append(f"{single}: the bootstrap over {count} batches, of metrics that are means")
+    return "; ".join(parts)
 
 
 def _name(function: Distance) -> str:

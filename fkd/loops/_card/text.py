@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 from .._report.charts import number
 from .record import ModelCard, Quality, Record
@@ -20,17 +20,33 @@ def cells(card: Record) -> list[list[str]]:
         ("ECE", lambda row: percent(row.calibration.error if row.calibration else None)),
         ("NLL", lambda row: short(row.calibration.nll if row.calibration else None)),
         ("parameters", lambda row: number(row.cost.parameters)),
-        ("MB", lambda row: number(row.cost.megabytes)),
-        ("GFLOP", lambda row: number(row.cost.gflops)),
+        _in_units(card, _BYTES, lambda row: 1e6 * row.cost.megabytes),
+        _in_units(card, _FLOPS, lambda row: 1e9 * row.cost.gflops),
         ("ms", lambda row: number(row.cost.latency_ms)),
         ("p95 ms", lambda row: number(row.cost.latency_p95_ms)),
         ("examples/s", lambda row: number(row.cost.throughput)),
-        ("peak MB", lambda row: number(row.cost.peak_megabytes)),
+        _in_units(card, _BYTES, lambda row: 1e6 * row.cost.peak_megabytes, "peak "),
     ]
     filled = [(title, [cell(row) for row in card.rows]) for title, cell in columns]
     kept = [(title, column) for title, column in filled if any(column)]
     head = [title for title, _ in kept]
     return [head, *([column[i] for _, column in kept] for i in range(len(card.rows)))]
+
+
+_BYTES = {"MB": 1e6, "kB": 1e3, "B": 1.0}
+_FLOPS = {"GFLOP": 1e9, "MFLOP": 1e6, "kFLOP": 1e3, "FLOP": 1.0}
+
+
+def _in_units(
+    card: Record,
+    units: Mapping[str, float],
+    amount: Callable[[ModelCard], float],
+    title: str = "",
+) -> tuple[str, Callable[[ModelCard], str]]:
+    """A column in the largest unit of which the largest row has at least 1."""
+    most = max(amount(row) for row in card.rows)
+    unit = next((u for u, size in units.items() if most >= size), next(iter(units)))
+    return f"{title}{unit}", lambda row: number(amount(row) / units[unit])
 
 
 def distance(card: Record) -> str:

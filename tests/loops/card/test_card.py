@@ -321,3 +321,21 @@ def test_what_is_kept_of_an_error_is_its_inverse(name, value, teacher, kept):
     assert quality(name, [value], (), teacher).kept == (
         None if kept is None else pytest.approx(kept)
     )
+
+
+def test_small_models_have_readable_units_and_a_missing_interval_is_said():
+    large, small = nets(8, 2)
+    card = report_card(large, {"s": small, "both": [small, large]}, batches(4), ACCURACY, repeats=1)
+    head = str(card).splitlines()[0].split()
+    assert {"FLOP", "B"} <= {*head} and "MB" not in head[: head.index("peak")]
+    lines = [line for line in str(card).splitlines()[:5] if line]
+    assert not any("e-" in cell for line in lines for cell in line.split())
+    said = card.method["intervals of 95 %"]
+    assert said.startswith(
+        "both: Student's t over the seeds; s: none, since there is one seed, and"
+    )
+    assert "4 batches where the bootstrap takes at least 8" in said and said in card.markdown()
+    enough = report_card(large, {"s": small}, batches(12), ACCURACY, repeats=1)
+    assert enough.method["intervals of 95 %"].startswith("s: the bootstrap over 12 batches")
+    without = report_card(large, {"s": small}, batches(4), repeats=1)
+    assert "intervals of 95 %" not in without.method
