@@ -272,3 +272,14 @@ def test_a_model_in_bfloat16_runs_in_autocast():
     assert fkd.check(objective, ROW, autocast=torch.bfloat16).rows
     _, metrics = stepped(objective, precision="bf16")
     assert metrics["finite"].item() == 1.0
+
+
+@pytest.mark.plain
+def test_a_recurrent_teacher_in_bfloat16_is_told():
+    models = {
+        "student": fkd.trainable(nn.Linear(4, 3)),
+        "teacher": fkd.frozen(nn.GRU(4, 3).bfloat16()),
+    }
+    objective = fkd.Objective({"kd": term(kl, student.logits, teacher[0])}, **models)
+    with pytest.raises(fkd.ObjectiveError, match=r"bfloat16; input is float32\. Convert what"):
+        fkd.check(objective, {"input": ROW["x"]})

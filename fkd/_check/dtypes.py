@@ -55,7 +55,10 @@ def dtypes_hint(module: nn.Module, given: Mapping[str, Any]) -> str:
 def is_of_dtypes(error: Exception) -> bool:
     """Whether a forward pass failed for the dtype of what it was given."""
     text = str(error)
-    return any(words in text for words in ("same dtype", "should be the same", "scalar type"))
+    return any(
+        words in text
+        for words in ("same dtype", "should be the same", "scalar type", "weight dtype")
+    )
 
 
 def _name(dtype: torch.dtype) -> str:

@@ -129,7 +129,7 @@ class Run:
         if options.steps is not None and self.state.step >= options.steps:
             return _done(options.steps, "step")
         if options.epochs is not None and at.epoch >= options.epochs:
-            more = "" if at.epoch == options.epochs else f" ({at.epoch} of them before)"
+            more = "" if at.epoch == options.epochs else f" (the run has {at.epoch} behind it)"
             return _done(options.epochs, "epoch") + more
         return ""
 

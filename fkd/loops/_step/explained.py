@@ -11,6 +11,7 @@ import torch
 
 from fkd._base.errors import ObjectiveError
 from fkd._check.table import CheckReport
+from fkd.parallel._objective import Share
 
 _log = logging.getLogger("fkd")
 _OF_A_BATCH = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
@@ -38,16 +39,17 @@ def explain(error: Exception, checked: Callable[[Any], object], batch: Any) -> N
     Args:
       error: of a step.
       checked: the dry run.
-      batch: on which the step failed; the parts of one that several processes divide are not run.
+      batch: on which the step failed. Nothing is said of the shares of several processes.
     """
     wrong = isinstance(error, _OF_A_BATCH) and not isinstance(
         error, ObjectiveError | torch.OutOfMemoryError
     )
-    if not wrong or hasattr(error, "__notes__"):
+    divided = isinstance(batch, list) and any(isinstance(x, Share) for x in batch)
+    if not wrong or divided or hasattr(error, "__notes__"):
         return
     try:
         checked(batch)
     except ObjectiveError as mistake:
         error.add_note("By the dry run of this batch: " + " ".join(mistake.problems))
-    except Exception:  # on parts of a batch, or where the device itself has failed
+    except Exception:  # where the device itself has failed
         return

@@ -173,7 +173,7 @@ def test_a_run_that_is_done_is_not_done_again(tmp_path):
 
 def test_a_run_that_has_more_epochs_behind_it_says_so(tmp_path):
     train(tmp_path)
-    assert train(tmp_path, epochs=1)[-1].message == "1 epoch is done (2 of them before)"
+    assert train(tmp_path, epochs=1)[-1].message == "1 epoch is done (the run has 2 behind it)"
 
 
 def test_a_resumed_run_has_all_of_its_evaluations(tmp_path):
