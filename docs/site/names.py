@@ -23,8 +23,9 @@ GENERATED = ("reference/", "recipes/", "benchmarks.md", "changelog.md", "contrib
 OF_OTHERS = {
     *("torchrun", "onnxscript", "init_process_group", "fsdp", "dp", "dp_shard", "tp"),
     *("state_dict", "named_modules", "train", "num_workers"),  # torch.nn, DataLoader
-    *("mm", "bmm", "addmm", "copy_", "batchmean"),  # kernels and options of torch
-    *("input_ids", "attention_mask"),  # fields of transformers
+    *("mm", "bmm", "addmm", "copy_", "batchmean", "reorder_for_peak_memory"),  # of torch
+    *("input_ids", "attention_mask"),  # fields of transformers, and its methods
+    *("gradient_checkpointing_enable", "_init_weights"),
     "hard_label_weight_scheduler",  # of KnowledgeDistillation
     *("env", "compile_s"),  # a command; a column of the benchmarks
 }
