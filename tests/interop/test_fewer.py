@@ -10,14 +10,13 @@ from torch import nn
 from fkd.interop.transformers import fewer_layers
 
 SIZES = dict(vocab_size=30, hidden_size=16, num_attention_heads=2, intermediate_size=16)
+GROUPED = SIZES | dict(num_key_value_heads=1, head_dim=8)
 
 
 def gemma(layers: int = 6) -> nn.Module:
     kinds = ["sliding_attention", "full_attention", "sliding_attention"] * 2
     torch.manual_seed(0)
-    config = hf.Gemma2Config(
-        num_hidden_layers=layers, head_dim=8, layer_types=kinds[:layers], **SIZES
-    )
+    config = hf.Gemma2Config(num_hidden_layers=layers, layer_types=kinds[:layers], **GROUPED)
     return hf.Gemma2ForCausalLM(config)
 
 
