@@ -11,6 +11,7 @@ import pickle
 import random
 import signal
 import time
+import warnings
 
 import pytest
 import torch
@@ -645,3 +646,19 @@ def test_the_header_is_json_for_people(tmp_path):
     text = json.loads((tmp_path / "header.json").read_bytes())["header"]
     assert text["refs"][0]["code"] == "teacher.logits" and text["about"] == {"text": "rows"}
     assert set(NAMES.values()) >= {"F32"} and nn
+
+
+def test_inputs_that_are_prepared_after_the_teacher_answered_are_told(tmp_path):
+    kept = cache(goal(), loader(rows()), tmp_path, key="index", progress=False)
+
+    def trained(prepare):
+        step = train_step(bind(goal(), kept), torch.optim.SGD, compile=False)
+        batches = kept.attach(loader(rows()))
+        return run(step, step.init(), batches, epochs=1, prepare=prepare, progress=False)
+
+    with pytest.warns(UserWarning, match=r"prepare changes 'x', .* source 'cache-") as told:
+        trained(lambda state, one: {**one, "x": one["x"] + 1})
+    assert len(told) == 1
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        trained(lambda state, one: {**one, "x": one["x"].clone(), "y": one["y"] * 0})

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 
 import torch
 
@@ -184,6 +184,7 @@ def _tensors(run: Run, batch: Batch) -> TensorBatch:
     prepare, state = run.options.prepare, run.state
     if prepare is not None:
         seed = fold_in(fold_in(state.seed, state.step), _PREPARING)
+        drawn = dict(batch) if isinstance(batch, Mapping) else {}
         began = time.perf_counter()
         try:
             with seeded(seed, device_of(state.trainable)), torch.no_grad():
@@ -191,6 +192,7 @@ def _tensors(run: Run, batch: Batch) -> TensorBatch:
         except Exception as error:
             raise LoopError(f"{run.where}: prepare failed: {error!r}") from error
         run.prepared.seconds += time.perf_counter() - began
+        run.prepared.tell(run.step.objective, drawn, batch)
     try:
         tensors = normalised(batch)
     except ValueError as error:
