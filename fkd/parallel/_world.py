@@ -46,7 +46,7 @@ class World:
         self.size = 1 if group is None else dist.get_world_size(group)
         self.rank = 0 if group is None else dist.get_rank(group)
         self.broken = False
-        self._told: BaseException | None = None
+        self._told = list[BaseException]()
 
     @property
     def first(self) -> bool:
@@ -115,9 +115,9 @@ class World:
 
     def fail(self, error: BaseException) -> None:
         """Tell the others of an error of this process, once. They raise it where they are."""
-        if self.group is None or self.broken or error is self._told:
+        if self.group is None or self.broken or any(error is told for told in self._told):
             return
-        self._told = error
+        self._told.append(error)
         if isinstance(error, RankError):  # all know it
             return
         message = _message(error)
@@ -167,8 +167,8 @@ class World:
             told = "; ".join(
                 f"rank {rank} failed: {texts[rank].decode(errors='replace')}" for rank in failed
             )
-            self._told = RankError(told)
-            raise self._told
+            self._told.append(RankError(told))
+            raise self._told[-1]
         return said
 
     def _bytes(self, message: bytes, counts: Sequence[int]) -> list[bytes]:

@@ -105,7 +105,7 @@ def gold(
       >>> ids = torch.tensor([0, 1])
       >>> log_q, log_p = torch.tensor([[0.5, 0.5]]).log(), torch.tensor([[0.5, 0.25, 0.25]]).log()
       >>> gold(log_q, log_p, ids, ids)
-      tensor([0.0974])
+      tensor([0.0975])
 
     Reference:
       Patiño et al., Unlocking On-Policy Distillation for Any Model Family, 2025,
