@@ -24,16 +24,17 @@ from torch._subclasses.fake_tensor import (
 )
 
 from .._base.errors import ObjectiveError, RefError, expect, listing
-from .._base.mean import Mean, MeanWithParts
+from .._base.mean import Mean
 from .._base.trees import map_tensors
 from .._base.types import Batch
 from .._objective.apply import call_arguments
-from .._objective.evaluation import Evaluated
+from .._objective.evaluation import Evaluated, result_problem
 from .._objective.models import stand_ins
 from .._objective.objective import Objective
 from .._objective.problems import first_reader
 from .._objective.program import Parts, Pass
 from .._objective.terms import Term
+from .._refs.code import operand
 from .._refs.derived import Function
 from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, roots
@@ -42,7 +43,7 @@ from .documents import crossed_documents
 from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
 from .hints import adapter_hint, asked_hint, inputs_hint, record_hint
 from .labels import labels_out_of_range
-from .masks import masks_with_other_numbers, operand
+from .masks import masks_with_other_numbers
 from .notes import notes
 from .rows import row, shape_of
 from .shifted import unshifted_labels
@@ -293,8 +294,9 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
             evaluate = trial.objective.bound.functions[name]
             state, weight = parts.loss_state.get(name), _weight_by_position(trial, term)
             evaluated = evaluate(trial.values, scalars, state, None, weight)
-            problem = _result_problem(term, evaluated)
+            problem = result_problem(term, evaluated.result)
             if problem is None:
+                _ = evaluated.mean  # a mask of another shape than the values is refused here
                 return evaluated
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
@@ -316,18 +318,6 @@ def _weight_by_position(trial: _Trial, term: Term) -> Tensor | None:
         return None
     weight = trial.values[trial.objective.program.plan.place[term.weight]]
     return weight if getattr(weight, "ndim", 0) else None
-
-
-def _result_problem(term: Term, evaluated: Evaluated) -> str | None:
-    if isinstance(evaluated.result, Tensor):
-        _ = evaluated.mean  # a mask of another shape than the values is refused here
-        return None
-    if isinstance(evaluated.result, (Mean, MeanWithParts)):
-        return None
-    return (
-        f"{name_of(term.loss)} returned {describe(evaluated.result)}; a tensor with one value for "
-        "each position, or a fkd.Mean, is expected."
-    )
 
 
 def _mask_problem(term: Term, where: Any) -> str | None:

@@ -8,8 +8,8 @@ import torch
 
 from .._base.types import Batch
 from .._objective.objective import Objective
-from .._refs.refs import Context, Ref, node
-from .._refs.syntax import ATOM
+from .._refs.code import operand
+from .._refs.refs import Context
 from .labels import read_integers
 
 
@@ -36,8 +36,3 @@ def masks_with_other_numbers(objective: Objective, batch: Batch) -> Iterator[str
                 f"term {name!r}: where={term.where!r} has the number {first}; 0 and 1 (or bool) "
                 f"are expected. Compare it: where={operand(term.where)} {compared}."
             )
-
-
-def operand(ref: Ref | None) -> str:
-    """The code of a ref, as one side of a comparison."""
-    return repr(ref) if ref is None or node(ref).strength == ATOM else f"({ref!r})"

@@ -26,9 +26,10 @@ def unshifted_labels(objective: Objective, batch: Batch) -> Iterator[str]:
       objective: what is checked.
       batch: the real one, with its values.
     """
-    inputs, causal = _read(objective, batch)
-    if inputs is None or not causal:
+    read = _causal_inputs(objective, batch)
+    if read is None:
         return
+    inputs, causal = read
     for name, loss, args, options in _losses(objective):
         reads = {root for ref in args for root in roots(ref) or ()}
         if options.get("shift") or not reads & causal:
@@ -51,9 +52,10 @@ def unshifted_masks(objective: Objective, batch: Batch) -> Iterator[str]:
       objective: what is checked.
       batch: the real one, with its values.
     """
-    inputs, causal = _read(objective, batch)
-    if inputs is None or not causal:
+    read = _causal_inputs(objective, batch)
+    if read is None:
         return
+    inputs, causal = read
     for name, term in objective.terms.items():
         models = sorted({m for ref in term.refs for m in _predicts(ref, term)} & causal)
         if term.where is None or term.kwargs.get("shift") or not models:
@@ -76,16 +78,14 @@ def unshifted_masks(objective: Objective, batch: Batch) -> Iterator[str]:
                 break
 
 
-def _read(objective: Objective, batch: Batch) -> tuple[Tensor | None, set[str]]:
-    """The tokens that models read, and those that predict the next one at each position."""
+def _causal_inputs(objective: Objective, batch: Batch) -> tuple[Tensor, set[str]] | None:
+    """The tokens of a batch and the models that predict the next one at each position, if any."""
     inputs = batch.get("input_ids") if isinstance(batch, Mapping) else None
-    causal = {
-        name
-        for name in objective.models
-        if (module := objective.program.model(name).module) is not None
-        and predicts_the_next_token(module)
-    }
-    return (inputs if isinstance(inputs, Tensor) else None), causal
+    if not isinstance(inputs, Tensor):
+        return None
+    modules = {name: objective.program.model(name).module for name in objective.models}
+    causal = {n for n, m in modules.items() if m is not None and predicts_the_next_token(m)}
+    return (inputs, causal) if causal else None
 
 
 def _are_unshifted(labels: Tensor, inputs: Tensor) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from .._base.errors import listing
 from .._base.types import Batch
-from .._objective.apply import call_arguments
+from .._objective.apply import call_arguments, embedded_ids
 from .._objective.objective import Objective
 from .._objective.terms import Term
 from .._refs.derived import Call
@@ -92,13 +92,9 @@ def _without_embedding(objective: Objective, tokenizers: Mapping[str, Tokenizer]
     for name, tokenizer in tokenizers.items():
         if name not in objective.models:
             continue  # a source has its values
-        module: Any = objective.program.model(name).module
-        try:
-            rows = int(module.get_input_embeddings().weight.shape[0])
-        except (AttributeError, NotImplementedError, TypeError):
-            continue
+        rows = embedded_ids(objective.program.model(name).module)
         size = max(tokenizer.get_vocab().values(), default=-1) + 1
-        if size > rows:
+        if rows is not None and size > rows:
             yield (
                 f"model {name!r} embeds {rows} ids, and its tokenizer has ids up to {size - 1}. "
                 "Call model.resize_token_embeddings(len(tokenizer)), or take its own tokenizer."

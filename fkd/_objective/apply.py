@@ -337,3 +337,12 @@ def predicts_the_next_token(module: nn.Module) -> bool:
     """Whether a model is a causal language model, as far as its library says."""
     library, inner, _ = _host(module)
     return library is not None and library.is_causal(inner)
+
+
+def embedded_ids(module: nn.Module | None) -> int | None:
+    """How many ids a model of a library embeds; None where it embeds none, or does not say."""
+    embedding = getattr(module, "get_input_embeddings", None)
+    try:
+        return None if embedding is None else len(embedding().weight)
+    except (AttributeError, NotImplementedError, TypeError):
+        return None

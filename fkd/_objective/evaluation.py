@@ -77,7 +77,8 @@ class BoundTerms:
                 result = self.functions[name](values, scalars, state, autocast, by_position)
                 if weight is not None and by_position is not None:
                     weight = weight.new_ones(())
-                _expect_values(name, term, result.result)
+                if problem := result_problem(term, result.result):
+                    raise ValueError(f"{name!r}: {problem}")
                 evaluation.means[name] = result.mean
                 for part, value in result.parts.items():
                     evaluation.means[self._part_name(name, part)] = value
@@ -128,13 +129,14 @@ def contributions(
     return parts
 
 
-def _expect_values(name: str, term: Term, result: object) -> None:
-    """Refuse what a mean cannot be taken of."""
-    if not isinstance(result, (Tensor, Mean, MeanWithParts)):
-        raise ValueError(
-            f"{name!r}: {name_of(term.loss)} returned {describe(result)}; a tensor with one value "
-            "for each position (without .item()), or a fkd.Mean, is expected."
-        )
+def result_problem(term: Term, result: object) -> str | None:
+    """What is wrong with what a loss returned, if a mean cannot be taken of it."""
+    if isinstance(result, (Tensor, Mean, MeanWithParts)):
+        return None
+    return (
+        f"{name_of(term.loss)} returned {describe(result)}; a tensor with one value for each "
+        "position (without .item()), or a fkd.Mean, is expected."
+    )
 
 
 class Evaluated(NamedTuple):

@@ -254,7 +254,8 @@ def _code(value: Any) -> tuple[str, int]:
     return show(value), UNARY if negative else ATOM
 
 
-def _parent(value: Ref) -> str:
+def operand(value: Any) -> str:
+    """The code of a value, as one part of a larger expression."""
     code, strength = _code(value)
     return code if strength == ATOM else f"({code})"
 
@@ -312,10 +313,10 @@ class Item(Node):
 
     def __repr__(self) -> str:
         if isinstance(self.key, str) and is_attribute(self.key):
-            return f"{_parent(self.parent)}.{self.key}"
+            return f"{operand(self.parent)}.{self.key}"
         keys = self.key if isinstance(self.key, tuple) and self.key else (self.key,)
         comma = "," if isinstance(self.key, tuple) and len(self.key) == 1 else ""
-        return f"{_parent(self.parent)}[{', '.join(map(show_key, keys))}{comma}]"
+        return f"{operand(self.parent)}[{', '.join(map(show_key, keys))}{comma}]"
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         whole = isinstance(root := node(self.parent), Root) and root.name != "batch"
@@ -335,7 +336,7 @@ class Method(Node):
     kwargs: tuple[tuple[str, Any], ...]
 
     def __repr__(self) -> str:
-        return f"{_parent(self.parent)}.{self.name}({listed(self.args, self.kwargs)})"
+        return f"{operand(self.parent)}.{self.name}({listed(self.args, self.kwargs)})"
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         method = method_of(values[0], self.name, self.parent)
@@ -364,7 +365,7 @@ class Operation(Node):
         if self.symbol == "~" and getattr(operands[0], "dtype", torch.bool) is not torch.bool:
             raise RefError(
                 f"{self!r}: ~ of {operands[0].dtype} inverts bits (~1 is -2). "
-                f"Compare it: {_parent(self.operands[0])} == 0."
+                f"Compare it: {operand(self.operands[0])} == 0."
             )
         return PREFIX[self.symbol](*operands)
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import stateless
 
+from fkd._objective.apply import embedded_ids
 from fkd._objective.models import skeleton
 from fkd._objective.objective import Objective
 
@@ -116,7 +117,7 @@ def generator(
             "Write a generator of your own: a function (state, prompts, seed) -> batch."
         )
     # A small model with the config of a large one may name tokens that it does not have.
-    known = range(_vocabulary(module))
+    known = range(embedded_ids(module) or torch.iinfo(torch.long).max)
     ends = [i for i in _ends(config.eos_token_id) if i in known] if end is None else _ends(end)
     filler = next(i for i in (pad, config.pad_token_id, *ends, 0) if i is not None and i in known)
     answers = bool(getattr(module.config, "is_encoder_decoder", False))
@@ -329,11 +330,3 @@ def _each(x: Tensor, samples: int) -> Tensor:
 
 def _ends(end: int | Sequence[int] | None) -> list[int]:
     return [] if end is None else [end] if isinstance(end, int) else list(end)
-
-
-def _vocabulary(module: Any) -> int:
-    """How many tokens a model knows."""
-    try:
-        return len(module.get_input_embeddings().weight)
-    except (AttributeError, NotImplementedError, TypeError):
-        return torch.iinfo(torch.long).max
