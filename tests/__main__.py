@@ -14,6 +14,8 @@ import sys
 
 CHECKED = ["--jaxtyping-packages=fkd,tests.typecheck.checker", "-m", "not compile and not plain"]
 COMPILED = ["-m", "compile or plain"]
+# A worker has neighbours of a file, which share what is set up for the file.
+WORKERS = ["-n", "auto", "--dist", "worksteal"]
 NO_TESTS = 5
 
 
@@ -23,7 +25,7 @@ def main(arguments: list[str]) -> int:
     environment = {"OMP_NUM_THREADS": "1", "PYTHONHASHSEED": "0", **os.environ}
     codes: list[int] = []
     for selection in (CHECKED, COMPILED):
-        command = [sys.executable, "-m", "pytest", "-n", "auto", *selection, *arguments]
+        command = [sys.executable, "-m", "pytest", *WORKERS, *selection, *arguments]
         print("+", " ".join(command), flush=True)
         codes.append(subprocess.run(command, env=environment, check=False).returncode)
     # A selection (-k) may leave one of the two without a test, but not both.

@@ -53,8 +53,7 @@ def read_problems(
         mistakes = (*_signature(term), *_knobs(term), *reach_problems(term, models))
         problems += [f"term {name!r}: {p}" for p in mistakes]
     for ref in dict.fromkeys(refs):
-        where = first_reader(terms, ref)
-        problems += [where + p for p in _ref(ref, models, known)]
+        problems += [first_reader(terms, ref) + p for p in _ref(ref, models, known)]
     return list(dict.fromkeys(problems))
 
 

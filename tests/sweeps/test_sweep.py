@@ -140,9 +140,9 @@ def test_a_sweep_runs_resumes_evaluates_and_exports(tmp_path):
         arguments = {"steps": steps, "checkpoint_dir": folder, **more, **dev}
         return run(step, step.init(seed=1), batches(4), **arguments)
 
-    whole = ended(tmp_path / "whole", 7)
+    whole = ended(tmp_path / "whole", 5)
     ended(tmp_path / "parts", 3)
-    parts = ended(tmp_path / "parts", 7)
+    parts = ended(tmp_path / "parts", 5)
     assert same_bits(whole.state._asdict(), parts.state._asdict())
     step = begin()
     again = restore(step, tmp_path / "whole")
