@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from .._base.waiting import said
-from .._log.progress import Bar, Progress, open_progress
+from .._log.progress import Progress, open_progress
 
 _log = logging.getLogger("fkd")
 
@@ -54,7 +54,7 @@ class Display:
         """
         if self._progress is None:
             return contextlib.nullcontext()
-        stays = not isinstance(self._progress, Bar)
+        stays = not self._redrawn
         return said(
             what, self._say, done=done, end=self.message, patience=self._patience, stays=stays
         )
@@ -68,9 +68,14 @@ class Display:
                 "cannot be put there (by state_dict and load_state_dict, or by index)"
             )
             self._replayed_at = now
-        elif now - self._replayed_at >= (1.0 if isinstance(self._progress, Bar) else 15.0):
+        elif now - self._replayed_at >= (1.0 if self._redrawn else 15.0):
             self._replayed_at = now
             self._say(f"batch {batches} of {of} ({100 * batches // of} %)")
+
+    @property
+    def _redrawn(self) -> bool:
+        """Whether a passing word takes the place of the one before."""
+        return self._progress is not None and self._progress.redrawn
 
     def _say(self, text: str) -> None:
         """A passing word: in the bar, or a line."""

@@ -68,8 +68,8 @@ def fit(arguments: Arguments) -> Iterator[Event]:
         finite steps since the last one; everything else is the value of the last step. Only
         here does the host wait for the device.
       tensorboard: None: if there is a `log_dir` and the package is installed.
-      progress: show on standard error how far the run is, and that it is compiling: a bar on a
-        terminal and in a notebook, lines elsewhere. False shows nothing.
+      progress: show how far the run is, and that it is compiling: a bar on a terminal, HTML in a
+        notebook, lines on standard error elsewhere. False shows nothing.
       checkpoint_dir: folder of the checkpoints.
       save_every: steps between checkpoints; None: after every evaluation, and at the end of
         every epoch. An evaluation that is the best so far is always saved, and so is the end.
