@@ -126,7 +126,6 @@ DOORS = {
     ("fkd", "", "stages"),
     ("fkd._objective.apply", "interop", "interop"),  # for models of transformers
     ("fkd.loops._log.tensorboard", None, "tensorboard"),
-    ("fkd.loops._log.notebook_bar", None, "IPython"),  # in a notebook only
 }
 """`(module, function, area)` of the imports that are allowed all the same."""
 

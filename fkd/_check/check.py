@@ -40,8 +40,9 @@ from .._refs.paths import describe, name_of
 from .._refs.refs import Context, Item, Ref, compute, node, roots
 from .axes import axis_problem
 from .documents import crossed_documents
-from .dtypes import SameDtypes, dtypes_hint, is_of_dtypes
+from .dtypes import dtypes_hint
 from .hints import adapter_hint, asked_hint, inputs_hint, record_hint
+from .kernels import Kernels, is_of_dtypes
 from .labels import labels_out_of_range
 from .masks import masks_with_other_numbers
 from .notes import notes
@@ -111,6 +112,14 @@ def check(
     return replace(report, tokenizers=tuple(lines))
 
 
+def check_on_values(
+    objective: Objective, batch: Batch, *, autocast: torch.dtype | None = None
+) -> CheckReport:
+    """`check` on the batch itself, at the cost of a forward pass: what kernels refuse is seen."""
+    with torch.random.fork_rng(devices=[]):
+        return _dry_run(objective, batch, None, autocast)
+
+
 def _checked(objective: Objective, batch: Batch, autocast: torch.dtype | None) -> CheckReport:
     """The dry run on fake tensors, or on those of the batch where fake ones are not enough."""
     try:
@@ -119,12 +128,11 @@ def _checked(objective: Objective, batch: Batch, autocast: torch.dtype | None) -
     except (DataDependentOutputException, DynamicOutputShapeException, _OnlyFake):
         # The forward pass looks at values, which fake tensors do not have, or an operation knows
         # no fake tensors: run it for real.
-        with torch.random.fork_rng(devices=[]):
-            return _dry_run(objective, batch, None, autocast)
+        return check_on_values(objective, batch, autocast=autocast)
 
 
 class _OnlyFake(Exception):
-    """A model fails on fake tensors; it may run all the same."""
+    """A model fails on fake tensors, or a term for their dtypes; it may run all the same."""
 
 
 @dataclass
@@ -133,7 +141,8 @@ class _Trial:
 
     objective: Objective
     batch: Any
-    problems: list[str]
+    fake: bool
+    problems: list[str] = field(default_factory=list[str])
     values: list[Any] = field(default_factory=list[Any])
     failed: set[str] = field(default_factory=set[str])
 
@@ -152,11 +161,11 @@ def _dry_run(
     )
     for leaf in (p for params in parts.trainable.values() for p in params.values()):
         leaf.requires_grad_(leaf.is_floating_point())
-    trial = _Trial(objective, map_tensors(fake, batch), [])
+    trial = _Trial(objective, map_tensors(fake, batch), fake=mode is not None)
     with _as_on(mode), torch.enable_grad(), _quiet():
-        evaluations = _evaluations(trial, parts, autocast, mode)
+        evaluations = _evaluations(trial, parts, autocast)
         if not trial.problems:
-            again = functools.partial(_evaluations, trial, parts, autocast, mode)
+            again = functools.partial(_evaluations, trial, parts, autocast)
             runs = map(_means, itertools.chain([evaluations], iter(again, None)))
             trial.problems += unreached(objective, parts, runs)
     if not trial.problems:
@@ -172,11 +181,11 @@ def _dry_run(
 
 
 def _evaluations(
-    trial: _Trial, parts: Parts, autocast: torch.dtype | None, mode: FakeTensorMode | None
+    trial: _Trial, parts: Parts, autocast: torch.dtype | None
 ) -> dict[str, Evaluated | None]:
     """What each term gives; a run of all models."""
     ctx = _forward(trial, parts, autocast).context
-    if trial.failed and mode is not None:
+    if trial.failed and trial.fake:
         raise _OnlyFake
     attempt = functools.partial(_attempt, trial)
     trial.values = trial.objective.program.values(ctx, attempt=attempt)
@@ -193,7 +202,7 @@ def _as_on(mode: FakeTensorMode | None) -> Generator[None, None, None]:
     if mode is None:
         yield
         return
-    with mode, SameDtypes():
+    with mode, Kernels():
         yield
 
 
@@ -258,6 +267,8 @@ def _attempt(trial: _Trial, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise
     except Exception as error:
+        if trial.fake and is_of_dtypes(error):
+            raise _OnlyFake from error
         if not trial.failed & (roots(ref) or frozenset()):
             trial.problems.append(_ref_problem(trial, ref, error, below))
         return FAILED
@@ -301,6 +312,8 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
+            if trial.fake and is_of_dtypes(error):
+                raise _OnlyFake from error
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             hint = record_hint(term, args) or adapter_hint(term, args)
             problem = f"{kind}{_first_line(error)}"

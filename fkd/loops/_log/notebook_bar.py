@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib
 import math
 import sys
 import time
@@ -83,10 +84,9 @@ class _Shown:
     """HTML in the output of the cell that runs, which can be replaced."""
 
     def __init__(self, page: str) -> None:
-        from IPython.display import HTML, display
-
-        self._html = HTML
-        self._handle: Any = display(HTML(page), display_id=True)
+        shown = importlib.import_module("IPython.display")
+        self._html = shown.HTML
+        self._handle: Any = shown.display(shown.HTML(page), display_id=True)
 
     def update(self, page: str) -> None:
         """Other HTML in its place."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Generator
-from typing import Any
+from collections.abc import Generator
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -17,6 +17,15 @@ _log = logging.getLogger("fkd")
 _OF_A_BATCH = (IndexError, KeyError, RuntimeError, TypeError, ValueError)
 
 
+@runtime_checkable
+class Checked(Protocol):
+    """A dry run, on fake tensors or on the values of the batch."""
+
+    def __call__(self, batch: Any, *, on_values: bool = False) -> CheckReport:
+        """Raise an `ObjectiveError` that lists every mistake."""
+        ...
+
+
 def tell(report: CheckReport) -> None:
     """Log what runs and is seldom meant."""
     for note in report.notes:
@@ -24,7 +33,7 @@ def tell(report: CheckReport) -> None:
 
 
 @contextlib.contextmanager
-def explained(checked: Callable[[Any], object], batch: Any) -> Generator[None]:
+def explained(checked: Checked, batch: Any) -> Generator[None]:
     """Around a step: an error of a kernel also says which term or field it comes from."""
     try:
         yield
@@ -33,8 +42,9 @@ def explained(checked: Callable[[Any], object], batch: Any) -> Generator[None]:
         raise
 
 
-def explain(error: Exception, checked: Callable[[Any], object], batch: Any) -> None:
-    """Add to an error what the dry run says of the batch, if it says anything.
+def explain(error: Exception, checked: Checked, batch: Any) -> None:
+    """Add to an error what the dry run says of the batch, or a run on its values, which kernels
+    refuse where fake tensors do not.
 
     Args:
       error: of a step.
@@ -49,6 +59,7 @@ def explain(error: Exception, checked: Callable[[Any], object], batch: Any) -> N
         return
     try:
         checked(batch)
+        checked(batch, on_values=True)
     except ObjectiveError as mistake:
         error.add_note("By the dry run of this batch: " + " ".join(mistake.problems))
     except Exception:  # where the device itself has failed

@@ -12,7 +12,7 @@ from torch.distributed.device_mesh import DeviceMesh
 
 from fkd._base.errors import expect
 from fkd._base.types import Batch, TensorBatch
-from fkd._check.check import check
+from fkd._check.check import check, check_on_values
 from fkd._check.table import CheckReport
 from fkd._objective.objective import Objective
 from fkd.parallel._objective import OverRanks, Share
@@ -226,10 +226,11 @@ class TrainStep:
         if self.together is None:
             tell(self.checked(batch))
 
-    def checked(self, batch: TensorBatch | list[Share]) -> CheckReport:
-        """The dry run of the objective, which leaves the generators of other threads alone."""
+    def checked(self, batch: TensorBatch | list[Share], *, on_values: bool = False) -> CheckReport:
+        """The dry run, or one on the values; the generators of other threads are left alone."""
         with seeded(0, torch.device("cpu")):
-            return check(self.objective, batch, autocast=self.autocast)
+            run = check_on_values if on_values else check
+            return run(self.objective, batch, autocast=self.autocast)
 
     def expect(self, batch: TensorBatch) -> None:
         """The same over ranks, before the first batch is divided."""

@@ -90,9 +90,7 @@ def test_a_run_in_a_notebook_shows_a_bar_and_its_evaluations(monkeypatch, capsys
     )
     data = [{"x": torch.randn(5, 4), "y": torch.arange(5) % 3} for _ in range(4)]
     for folder in (None, tmp_path):
-        step = fkd.loops.train_step(
-            objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False
-        )
+        step = fkd.loops.train_step(objective, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
         fkd.loops.run(step, step.init(), data, epochs=2, dev=data, evaluate_every=4, log_dir=folder)
         bar, below = notebook.now
         assert '<progress value="8" max="8">' in bar and "step 8/8 (100 %)" in bar
