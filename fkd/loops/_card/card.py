@@ -24,7 +24,7 @@ from .._evaluate.score import score
 from .._evaluate.similarity import linear_cka
 from .compare import Compared, Part, calibrated, comparison, counted, logits_apart, part
 from .measure import cost, method
-from .quality import FEWEST_BATCHES, quality
+from .quality import FEWEST_BATCHES, Reference, quality
 from .record import ModelCard, Quality
 from .report_card import ReportCard
 
@@ -70,9 +70,10 @@ def report_card(
     Every model is evaluated in eval mode, the teacher as a student of itself. Nothing is trained,
     and no module is changed.
 
-    - Quality: every metric, its share of the teacher's ("kept"), and an interval of 95 %: of the
-      mean over seeds by Student's t where a student is a list of modules, one for each seed; for
-      one module by the bootstrap over at least eight batches, if the metric is a mean.
+    - Quality: every metric, its share of the teacher's ("kept"), and its difference from the
+      teacher's on the same batches, with intervals of 95 %: of the mean over seeds by Student's t
+      where a student is a list of modules, one for each seed; for one module by the bootstrap
+      over at least eight batches, if the metric is a mean.
     - Agreement: how often the first choice is the teacher's, the mean KL(teacher | student), and
       the examples on which it is greatest.
     - Calibration: expected calibration error over 15 bins, reliability, log-likelihood.
@@ -143,7 +144,8 @@ def report_card(
         device,
     )
     first = _row("teacher", [large], large, asked, None)
-    rows = [_row(name, seeds, large, asked, first) for name, seeds in listed.items()]
+    references = _references(first, large, asked, listed)
+    rows = [_row(name, seeds, large, asked, references) for name, seeds in listed.items()]
     return ReportCard(first, tuple(rows), _methods(asked, listed))
 
 
@@ -184,18 +186,31 @@ def _module(model: Model) -> nn.Module:
     return model.module
 
 
+def _references(
+    teacher: ModelCard, large: Model, asked: _Asked, students: Mapping[str, list[Model]]
+) -> dict[str, Reference]:
+    """The teacher's metrics; batch by batch, if a student of one seed is compared with them."""
+    single = any(len(seeds) == 1 for seeds in students.values())
+    each = _Pair(large, large, asked).by_batch() if single else {}
+    return {n: Reference(q.mean, each.get(n, ())) for n, q in teacher.quality.items()}
+
+
 def _row(
-    name: str, seeds: list[Model], large: Model, asked: _Asked, first: ModelCard | None
+    name: str,
+    seeds: list[Model],
+    large: Model,
+    asked: _Asked,
+    teacher: Mapping[str, Reference] | None,
 ) -> ModelCard:
-    """Everything about one model; `first` is the teacher's row, None for itself."""
+    """Everything about one model; `teacher` are the teacher's metrics, None for itself."""
     pairs = [_Pair(model, large, asked) for model in seeds]
     values = [pair.metrics() for pair in pairs]
     qualities: dict[str, Quality] = {}
-    each = pairs[0].by_batch() if len(seeds) == 1 and first is not None else {}
+    each = pairs[0].by_batch() if len(seeds) == 1 and teacher is not None else {}
     for metric in values[0]:
-        of_teacher = first.quality[metric].mean if first else None
+        reference = teacher[metric] if teacher is not None else None
         qualities[metric] = quality(
-            metric, [v[metric] for v in values], each.get(metric, ()), of_teacher
+            metric, [v[metric] for v in values], each.get(metric, ()), reference
         )
     compared = [pair.compared() for pair in pairs] if asked.compare is not None else []
     return ModelCard(
@@ -206,7 +221,7 @@ def _row(
         agreement=_mean([c.agreement for c in compared if c.agreement is not None]),
         divergence=_mean([c.divergence for c in compared]),
         calibration=calibrated(compared),
-        disagreements=compared[0].worst if compared and first is not None else (),
+        disagreements=compared[0].worst if compared and teacher is not None else (),
         similarity=pairs[0].similarity() if asked.layers is not None else (),
     )  # fmt: skip
 

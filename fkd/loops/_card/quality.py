@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
+from numpy.typing import NDArray
 from torch import Tensor
 
 from fkd.metrics import higher_is_better
 
-from .record import Calibration, Quality
+from .record import Calibration, Difference, Quality
 
 _T95 = (12.71, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 """Quantiles of Student's t for 97.5 % with 1, 2, ... degrees of freedom."""
@@ -22,33 +23,50 @@ BINS = 15
 FEWEST_BATCHES = 8
 
 
+Batches: TypeAlias = Sequence[tuple[float, int]]
+"""The value of a metric, and the number of examples, of every batch."""
+
+
+class Reference(NamedTuple):
+    """The teacher's value of a metric, of all and of every batch."""
+
+    value: float
+    batches: Batches
+
+
 def quality(
-    name: str,
-    seeds: Sequence[float],
-    batches: Sequence[tuple[float, int]],
-    teacher: float | None,
+    name: str, seeds: Sequence[float], batches: Batches, teacher: Reference | None
 ) -> Quality:
-    """A metric with its interval: over the seeds by Student's t, or with one seed by the
-    bootstrap over the batches, if there are enough of them.
+    """A metric with its interval, and how far it is from the teacher's: over the seeds by
+    Student's t, or with one seed by the bootstrap over the batches, if there are enough of them.
+
+    The difference is paired: both models are on the same batches in every resample.
 
     Args:
       name: of the metric, which says whether higher or lower values are better.
       seeds: the value of each.
-      batches: value and examples of every batch, of the first seed; empty if the metric is none
-        that can be averaged.
-      teacher: its value.
+      batches: of the first seed; empty if the metric is none that can be averaged.
+      teacher: None for the teacher itself.
     """
     values = np.array(seeds)
     mean = float(values.mean())
-    low = high = None
-    if len(values) > 1:
-        t = _T95[len(values) - 2] if len(values) <= len(_T95) + 1 else 1.96
-        half = t * float(values.std(ddof=1)) / math.sqrt(len(values))
-        low, high = mean - half, mean + half
-    elif len(batches) >= FEWEST_BATCHES:
-        low, high = _bootstrap(batches)
-    kept = _kept(mean, teacher, higher_is_better(name))
-    return Quality(tuple(float(v) for v in seeds), mean, low, high, kept)
+    low, high = _interval(values, batches)
+    found = tuple(float(v) for v in seeds)
+    if teacher is None:
+        return Quality(found, mean, low, high)
+    kept = _kept(mean, teacher.value, higher_is_better(name))
+    apart = [(a - b, n) for (a, n), (b, _) in zip(batches, teacher.batches, strict=False)]
+    difference = Difference(mean - teacher.value, *_interval(values - teacher.value, apart))
+    return Quality(found, mean, low, high, kept, difference)
+
+
+def _interval(seeds: NDArray[np.float64], batches: Batches) -> tuple[float | None, float | None]:
+    """Of the mean, with 95 %."""
+    if len(seeds) > 1:
+        t = _T95[len(seeds) - 2] if len(seeds) <= len(_T95) + 1 else 1.96
+        half = t * float(seeds.std(ddof=1)) / math.sqrt(len(seeds))
+        return float(seeds.mean()) - half, float(seeds.mean()) + half
+    return _bootstrap(batches) if len(batches) >= FEWEST_BATCHES else (None, None)
 
 
 def _kept(mean: float, teacher: float | None, higher: bool | None) -> float | None:
@@ -58,7 +76,7 @@ def _kept(mean: float, teacher: float | None, higher: bool | None) -> float | No
     return mean / teacher if higher else teacher / mean if mean else None
 
 
-def _bootstrap(batches: Sequence[tuple[float, int]]) -> tuple[float, float]:
+def _bootstrap(batches: Batches) -> tuple[float, float]:
     values, counts = (np.array(column, dtype=float) for column in zip(*batches, strict=True))
     drawn = np.random.default_rng(0).integers(len(values), size=(2000, len(values)))
     means = (values * counts)[drawn].sum(1) / counts[drawn].sum(1).clip(min=1e-30)

@@ -6,6 +6,21 @@ from dataclasses import dataclass, field
 
 
 @dataclass(frozen=True)
+class Difference:
+    """A student's metric less the teacher's, on the same data.
+
+    Attributes:
+      mean: over the seeds.
+      low, high: an interval of 95 %; None where there is nothing to base it on. Where it holds
+        0, this data does not tell the two models apart.
+    """
+
+    mean: float
+    low: float | None = None
+    high: float | None = None
+
+
+@dataclass(frozen=True)
 class Quality:
     """One metric of one model.
 
@@ -16,6 +31,7 @@ class Quality:
       kept: the mean over that of the teacher, or, where lower is better, that of the teacher over
         the mean; None where the name of the metric does not say which is better
         (`fkd.metrics.higher_is_better`), for negative values, and without a teacher's.
+      difference: from the teacher's; None for the teacher itself.
     """
 
     seeds: tuple[float, ...]
@@ -23,6 +39,7 @@ class Quality:
     low: float | None = None
     high: float | None = None
     kept: float | None = None
+    difference: Difference | None = None
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 
 from .._report.charts import number
-from .record import ModelCard, Quality, Record
+from .record import Difference, ModelCard, Quality, Record
 
 
 def cells(card: Record) -> list[list[str]]:
@@ -14,6 +14,7 @@ def cells(card: Record) -> list[list[str]]:
     for name in card.teacher.quality:
         columns.append((name, lambda row, n=name: interval(row.quality[n])))
         columns.append(("kept", lambda row, n=name: percent(row.quality[n].kept)))
+        columns.append(("less teacher", lambda row, n=name: difference(row.quality[n])))
     columns += [
         ("agreement", lambda row: percent(row.agreement)),
         (distance(card), lambda row: short(row.divergence)),
@@ -80,12 +81,17 @@ def short(value: float | None) -> str:
     return "" if value is None else number(value)
 
 
-def interval(quality: Quality) -> str:
+def difference(quality: Quality) -> str:
+    """`"-0.005 (-0.009 to 0.001)"`, or nothing."""
+    return "" if quality.difference is None else interval(quality.difference)
+
+
+def interval(known: Quality | Difference) -> str:
     """`"0.884 (0.879 to 0.889)"`."""
-    text = number(quality.mean)
-    if quality.low is None or quality.high is None:
+    text = number(known.mean)
+    if known.low is None or known.high is None:
         return text
-    return f"{text} ({number(quality.low)} to {number(quality.high)})"
+    return f"{text} ({number(known.low)} to {number(known.high)})"
 
 
 def table(card: Record) -> str:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, student, teacher
 from fkd.loops import collect, report_card
-from fkd.loops._card.quality import certainty, divergences, quality, reliability
+from fkd.loops._card.quality import Reference, certainty, divergences, quality, reliability
 from fkd.metrics import accuracy
 
 ACCURACY = {"accuracy": fkd.metric(accuracy, student.logits, batch.labels)}
@@ -103,10 +103,27 @@ def test_one_seed_is_bootstrapped_where_there_are_batches_enough():
     large, small = nets(8, 2)
     few = report_card(large, {"s": small}, batches(4), ACCURACY, repeats=1).students[0]
     assert few.quality["accuracy"].low is None
-    many = report_card(large, {"s": small}, batches(12), ACCURACY, repeats=1).students[0]
-    found = many.quality["accuracy"]
+    many = report_card(large, {"s": small}, batches(12), ACCURACY, repeats=1)
+    found = many.students[0].quality["accuracy"]
     assert found.low is not None and found.high is not None
     assert found.low <= found.mean <= found.high and found.low < found.high
+    apart = found.difference
+    assert apart.mean == pytest.approx(found.mean - many.teacher.quality["accuracy"].mean)
+    assert apart.low <= apart.mean <= apart.high
+
+
+def test_the_difference_is_paired():
+    # Batches are hard or easy for both, and the student is behind by 0.1 on each of them.
+    teacher = [(0.3 + 0.05 * i, 8) for i in range(12)]
+    small = [(value - 0.1, n) for value, n in teacher]
+    mean = sum(v for v, _ in small) / 12
+    found = quality("accuracy", [mean], small, Reference(mean + 0.1, teacher))
+    assert found.high - found.low > 0.1
+    assert found.difference.low == pytest.approx(-0.1) == found.difference.high
+    seeds = quality("accuracy", [0.5, 0.6, 0.7], (), Reference(0.55, ()))
+    assert seeds.difference.mean == pytest.approx(0.05)
+    assert seeds.difference.low == pytest.approx(seeds.low - 0.55)
+    assert quality("accuracy", [0.5], (), None).difference is None
 
 
 def test_what_is_no_mean_has_no_interval_of_one_seed():
@@ -260,7 +277,10 @@ def test_divergence_of_classes_without_probability():
 
 
 def test_a_single_value_has_no_interval():
-    assert quality("f1", [0.5], (), None).low is None and quality("f1", [0.5], (), 0.0).kept is None
+    assert (
+        quality("f1", [0.5], (), None).low is None
+        and quality("f1", [0.5], (), Reference(0.0, ())).kept is None
+    )
 
 
 @pytest.mark.plain
@@ -318,7 +338,7 @@ def test_the_terminal_stays_clean():
     ],
 )
 def test_what_is_kept_of_an_error_is_its_inverse(name, value, teacher, kept):
-    assert quality(name, [value], (), teacher).kept == (
+    assert quality(name, [value], (), Reference(teacher, ())).kept == (
         None if kept is None else pytest.approx(kept)
     )
 
