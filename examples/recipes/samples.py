@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+from torch.nn.utils.parametrizations import spectral_norm
 
 import fkd
 from fkd import batch, call, module, ref, student, teacher, term
@@ -30,6 +31,7 @@ from fkd.losses import (
     rkd_angle,
     rkd_distance,
     similarity_preserving,
+    sinkhorn,
 )
 
 from ._recipe import Recipe
@@ -55,6 +57,27 @@ def complementary():
     return {
         "labels": term(cross_entropy, student.logits, batch.labels),
         "crcd": term(crcd, *embeddings, state=crd_init(64, 8), dataset_size=50_000),
+    }
+
+
+def wasserstein():
+    def pairs(student, teacher):  # [batch, batch, 2 width]
+        return torch.cat(torch.broadcast_tensors(student[:, None], teacher[None]), -1)
+
+    def dependency(scores):
+        joint, others = scores.diagonal(), scores.sum(-1) - scores.diagonal()
+        return others / (len(scores) - 1) - joint
+
+    def directions(embeddings):
+        return torch.nn.functional.normalize(embeddings, dim=-1)[None]
+
+    ours = module("student_head")(mean_map(student))
+    theirs = module("teacher_head")(mean_map(teacher))
+    scores = module("critic")(call(pairs, ours, theirs))[..., 0]
+    return {
+        "labels": term(cross_entropy, student.logits, batch.labels),
+        "global": term(dependency, scores, weight=0.8),
+        "local": term(sinkhorn, call(directions, ours), call(directions, theirs), weight=0.05),
     }
 
 
@@ -167,6 +190,12 @@ def matryoshka():
     }  # fmt: skip
 
 
+def critic(width):
+    """A function of Lipschitz constant 1."""
+    layers = [spectral_norm(torch.nn.Linear(width, size)) for size in (width, 1)]
+    return torch.nn.Sequential(layers[0], torch.nn.ReLU(), layers[1])
+
+
 LINEAR = adapter(lambda: LinearProjection(8, 16))
 
 RECIPES = [
@@ -186,6 +215,14 @@ RECIPES = [
                     teacher_head=adapter(lambda: LinearProjection(6, 8))), images,
            "Relations to the teacher's embeddings of the batch, contrasted; the weight falls to 0 "
            "in the last epochs of the public code."),
+    Recipe("WCoRD", "arXiv:2012.08674", wasserstein,
+           pictures(student_head=adapter(lambda: LinearProjection(4, 8)),
+                    teacher_head=adapter(lambda: LinearProjection(6, 8)),
+                    critic=adapter(lambda: critic(16))), images,
+           "Both forms of the Wasserstein distance: globally a critic whose layers have "
+           "`spectral_norm` tells pairs of one sample from pairs of two, and student and critic "
+           "widen the gap together; locally the transport cost within the batch. The negatives "
+           "are those of the batch. Weights are left to the reader."),
     Recipe("Instance relationship graph", "CVPR 2019 (Liu et al.)", instance_graph, pictures(),
            images, "Weights are left to the reader."),
     Recipe("CompRess", "arXiv:2010.14713", compress,
