@@ -85,6 +85,10 @@ def plain(norm: bool = False, moving: bool = True) -> fkd.Objective:
     )
 
 
+def normed() -> fkd.Objective:
+    return plain(norm=True)
+
+
 def recomputed() -> fkd.Objective:
     """Blocks of which only the inputs are kept."""
     torch.manual_seed(0)
@@ -121,6 +125,27 @@ def related() -> fkd.Objective:
         },
         student=fkd.trainable(Net(8, False)),
         teacher=fkd.frozen(Net(8, False)),
+    )
+
+
+def several() -> fkd.Objective:
+    """Batch statistics, an EMA and moving knobs, beside losses that relate examples."""
+    torch.manual_seed(0)
+    hidden, other, ok = student.hidden, teacher.hidden, batch["ok"]
+    warm = fkd.schedules.linear(0.2, 1.0, steps=5)
+    return fkd.Objective(
+        {
+            "kd": term(kl, student.logits, teacher.logits, where=ok, temperature=2.0, weight=warm),
+            "labels": term(cross_entropy, student.logits, batch["y"]),
+            "slow": term(mse, student.logits, ref("slow").logits),
+            "rkd": term(rkd_distance, hidden, other, where=ok),
+            "centred": term(centred, hidden, state=torch.zeros(8), weight=0.1),
+            "mean": term(mse, student.logits - student.logits.mean(0), teacher.logits),
+            "right": fkd.metric(fkd.metrics.accuracy, student.logits, batch["y"]),
+        },
+        student=fkd.trainable(Net(8, True)),
+        teacher=fkd.frozen(Net(8, True)),
+        slow=fkd.ema("student", decay=0.9),
     )
 
 

@@ -83,22 +83,23 @@ def run(mesh: DeviceMesh | None, folder: str, loader: Any, **options: Any) -> di
     step = step_of(mesh)
     events, state, values = [], step.init(0), []
     given = {"epochs": 2, "dev": shuffled(), "metrics": METRICS, "best": "accuracy", "log_every": 3}
+    given |= {"log_dir": folder, **options}
     for event in fit(
         step,
         state,
         loader,
         checkpoint_dir=folder,
-        log_dir=folder,
         progress=False,
         tensorboard=False,
-        **{**given, **options},
+        **given,
     ):
         events.append([event.kind, event.step])
         state = event.state
         if event.kind == "evaluate":
             values.append(event.values)
     exported = fkd.loops.export(step.objective, state, "student", f"{folder}/out")
-    fkd.loops.report(folder)
+    if given["log_dir"]:
+        fkd.loops.report(folder)
     whole = {
         n: x.full_tensor() if isinstance(x, DTensor) else x
         for n, x in state.trainable["student"].items()
@@ -132,7 +133,7 @@ def second_part(mesh: DeviceMesh, folder: str) -> Any:
     return run(mesh, folder, shuffled())
 
 
-def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None, fault: str = "") -> Any:
+def sharded_part(mesh: DeviceMesh, folder: str, steps: int, fault: str = "") -> Any:
     """The same with parameters of which every process has some rows.
 
     Args:
@@ -144,9 +145,13 @@ def sharded_part(mesh: DeviceMesh, folder: str, steps: int | None, fault: str = 
         _break(fault)
     cut = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",))
     try:
-        return run(cut, folder, shuffled(), steps=steps, save_every=3)
+        return run(cut, folder, shuffled(), steps=steps, save_every=3, **SAVES)
     except (CheckpointError, RankError) as error:
         return {"type": type(error).__name__, "message": str(error)}
+
+
+SAVES: dict[str, Any] = {"dev": None, "metrics": {}, "best": "loss/total", "log_dir": None}
+"""Of a run that writes checkpoints and nothing else."""
 
 
 def _break(fault: str) -> None:

@@ -23,6 +23,10 @@ def folder(tmp_path_factory) -> Path:
     return tmp_path_factory.mktemp("checkpoints")
 
 
+LAST = 10
+"""Steps of a run: the second epoch begins after 8, a checkpoint is written after 3, 6, 9."""
+
+
 @functools.cache
 def begun(folder: Path, count: int, name: str = "") -> Path:
     """A run of so many processes that has ended after six steps."""
@@ -57,17 +61,17 @@ def test_every_process_writes_its_rows(folder):
         assert set(file.keys()) == set(cut)
 
 
-@pytest.mark.parametrize(("before", "after"), [(2, 1), (2, 2), (2, 4), (4, 2)])
-def test_a_run_goes_on_with_any_number_of_processes(before, after, folder, tmp_path):
-    undisturbed = in_processes(2, runs.sharded_part, str(tmp_path / "whole"), None)
-    path = copied(begun(folder, before), tmp_path / "run")
-    ranks = in_processes(after, runs.sharded_part, str(path), None)
-    assert len({rank["digest"] for rank in ranks}) == 1
-    assert all(rank["exported"] == 0 for rank in ranks)
-    if before == after == 2:
-        assert ranks[0]["digest"] == undisturbed[0]["digest"]
-    for a, b in zip(ranks[0]["parameters"], undisturbed[0]["parameters"], strict=True):
-        torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=2e-4, rtol=1e-3)
+def test_a_run_goes_on_with_any_number_of_processes(folder, tmp_path):
+    undisturbed = in_processes(2, runs.sharded_part, str(tmp_path / "whole"), LAST)
+    for before, after in ((2, 1), (2, 2), (2, 4), (4, 2)):
+        path = copied(begun(folder, before), tmp_path / f"{before}-{after}")
+        ranks = in_processes(after, runs.sharded_part, str(path), LAST)
+        assert len({rank["digest"] for rank in ranks}) == 1
+        assert all(rank["exported"] == 0 and rank["step"] == LAST for rank in ranks)
+        if before == after == 2:
+            assert ranks[0]["digest"] == undisturbed[0]["digest"]
+        for a, b in zip(ranks[0]["parameters"], undisturbed[0]["parameters"], strict=True):
+            torch.testing.assert_close(torch.tensor(a), torch.tensor(b), atol=2e-4, rtol=1e-3)
 
 
 def test_a_torn_part_is_a_damaged_checkpoint(folder, tmp_path):
@@ -117,7 +121,7 @@ def test_a_manifest_of_other_files_is_refused(change, told, folder, tmp_path):
     ],
 )
 def test_a_full_disk_of_one_process_is_an_error_of_all(fault, told, tmp_path):
-    ranks = in_processes(2, runs.sharded_part, str(tmp_path), None, fault)
+    ranks = in_processes(2, runs.sharded_part, str(tmp_path), LAST, fault)
     assert all(told in rank["message"] for rank in ranks), ranks
     assert len(list(tmp_path.glob("step-*"))) == 1 and not list(tmp_path.glob(".writing-*"))
     load(newest(tmp_path))
@@ -134,7 +138,7 @@ def test_without_a_folder_in_common_the_first_process_writes_all(folder, tmp_pat
     for model, held in together["trainable"].items():
         for name, x in held.items():
             assert torch.equal(x, alone["trainable"][model][name])
-    ranks = in_processes(2, runs.sharded_part, str(tmp_path), None, "apart")
+    ranks = in_processes(2, runs.sharded_part, str(tmp_path), LAST, "apart")
     assert len({rank["digest"] for rank in ranks}) == 1
 
 
