@@ -9,8 +9,9 @@ entries of its own: byte-pair merges of SentencePiece's form with byte fallback,
 training text. An entry begins with the mean of the teacher's word embeddings of the tokens into
 which the teacher's tokenizer cuts it. Each way adds one loss to that of the labels, both with
 weight 1. Texts are stretches of 400 characters of WikiText-2 (`--data` has its test.txt, to train
-on, and valid.txt, held out), without the few of more than 143 tokens. What is compared is bits per byte of the held-out text, in which the
-tokenizers do not matter. What has a line in the results is not run again.
+on, and valid.txt, held out), without the few of more than 143 tokens. What is compared is bits per
+byte of the held-out text, in which the tokenizers do not matter. What has a line in the results is
+not run again.
 """
 
 from __future__ import annotations

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import os
+import signal
 import sys
 from pathlib import Path
 
@@ -14,6 +16,7 @@ import transformers as hf
 import fkd
 
 from ..loops.text.tokenizers import CHATML, TEXT, byte_level, sentence_piece
+from ..loops.training import in_process, newest, same_end, spawn
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 
@@ -140,6 +143,30 @@ def test_a_student_of_its_own_with_more_rows_than_its_tokenizer_has_entries(fold
     sentence_piece().save_pretrained(folder / "own")
     with pytest.raises(fkd.ObjectiveError, match="tokenizers"):
         distil(folder, "other", *flags, "live")
+
+
+def killed(folder: Path, out: str, *flags: str, saved: int) -> None:
+    """Kill a run, with no chance to clean up, once it has saved so many steps."""
+    process, saves = spawn(distil, folder, out, *flags, steps=8), folder / out / "checkpoints"
+    while process.exitcode is None:
+        process.join(0.01)
+        if any(int(p.name[-8:]) >= saved for p in saves.glob("step-*")):
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+    assert process.exitcode == -signal.SIGKILL
+
+
+@pytest.mark.parametrize("way", ["live", "on-policy"])
+def test_a_killed_run_ends_as_one_that_nobody_killed(folder, way):
+    flags = ("--supervision", way)
+    assert in_process(distil, folder, f"{way} whole", *flags, steps=8) == 0
+    killed(folder, f"{way} broken", *flags, saved=4)
+    assert in_process(distil, folder, f"{way} broken", *flags, steps=8) == 0
+    whole, broken = (folder / f"{way} {name}" for name in ("whole", "broken"))
+    assert same_end(whole / "checkpoints", broken / "checkpoints")
+    assert newest(whole / "checkpoints").name == "step-00000008"
+    for name in ("student/model.safetensors", "report.json"):
+        assert (whole / name).read_bytes() == (broken / name).read_bytes()
 
 
 def test_help_is_short():

@@ -25,7 +25,8 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .._data.packing import Packed
-from .same_text import Cut, same_text
+from .cut import Cut
+from .same_text import same_text
 from .tokens import IGNORE
 
 
@@ -65,7 +66,8 @@ def align_responses(
     """Positions that predict the same tokens after different prompts, by one tokenizer.
 
     The teacher may be told more than the student: a system prompt, the answer, examples. The k-th
-    position that counts in a row of the one is that of the other.
+    position that counts in a row of the one is that of the other. Where a response was cut shorter
+    for one of them, what the other one has beyond does not count.
 
     Args:
       student_targets: from `token_batch`, -100 where nothing counts.
@@ -88,15 +90,16 @@ def align_responses(
         zip(student_targets.numpy(), teacher_targets.numpy(), strict=True)
     ):
         at, there = np.flatnonzero(ours != IGNORE), np.flatnonzero(theirs != IGNORE)
-        if len(at) != len(there) or (ours[at] != theirs[there]).any():
+        both = min(len(at), len(there))
+        if (not both and len(at) != len(there)) or (ours[at[:both]] != theirs[there[:both]]).any():
             raise ValueError(
                 f"align_responses: row {i} has {len(at)} tokens that count for the student and "
                 f"{len(there)} for the teacher, and they are not the same. The same response is "
                 "expected after both prompts, tokenized apart from them (completion_tokens, or "
-                "the last turn of a chat), and not cut shorter for one of them (max_length, "
-                "length); for two tokenizers see align."
+                "the last turn of a chat); its end may be cut off in one of them. For two "
+                "tokenizers see align."
             )
-        pairs.append((at, there))
+        pairs.append((at[:both], there[:both]))
     return _aligned(pairs, student_targets.shape, teacher_targets.shape, multiple)
 
 
@@ -129,8 +132,11 @@ def align(
       there is one, and those after each boundary of both; and the spans between boundaries.
 
     Two texts are the same if their bytes are, or if they differ only by what tokenizers change:
-    white space where a text begins or ends (also beside a special token inside), and the
-    normal form of a character (NFC, NFKC).
+    white space where a text begins or ends (also beside a special token inside), the normal form
+    of a character (NFC, NFKC), and SentencePiece's letter for a space. Where one of them was cut
+    shorter, what the other has beyond does not count. Where one has a special token (`<unk>`, or
+    one that the other reads as letters), it stands for what the other has there, if only one text
+    fits; the span that it is in does not count.
 
     Raises:
       ValueError: the two texts of a row are not the same.
@@ -151,7 +157,7 @@ def align(
     _same_rows("align", student_ids, teacher_ids)
     texts: list[tuple[Cut, Cut]] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
-    boundaries: list[np.ndarray] = []
+    numbers: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (ours, at, theirs, there) in enumerate(
         zip(
             student_ids.numpy(),
@@ -169,27 +175,36 @@ def align(
         common, a, b = np.intersect1d(cuts[0].ends, cuts[1].ends, return_indices=True)
         texts.append(cuts)
         pairs.append((cuts[0].after[a], cuts[1].after[b]))
-        boundaries.append(common)
-    most = max((len(b) - 1 for b in boundaries), default=0)
-    capacity = max(1, -(-max(most, 1) // multiple)) * multiple
+        numbers.append((common, _numbered(common, cuts)))
+    counts = [int(number.max(initial=-1)) + 1 for _, number in numbers]
+    capacity = max(1, -(-max(*counts, 1) // multiple)) * multiple
     spans = Spans(
-        _spans([t[0] for t in texts], boundaries, student_ids.shape),
-        _spans([t[1] for t in texts], boundaries, teacher_ids.shape),
-        torch.tensor([[k < len(b) - 1 for k in range(capacity)] for b in boundaries]),
+        _spans([t[0] for t in texts], numbers, student_ids.shape),
+        _spans([t[1] for t in texts], numbers, teacher_ids.shape),
+        torch.tensor([[k < count for k in range(capacity)] for count in counts]),
     )
     return _aligned(pairs, student_ids.shape, teacher_ids.shape, multiple), spans
 
 
-def _spans(texts: Sequence[Cut], boundaries: Sequence[np.ndarray], shape: torch.Size) -> Tensor:
+def _numbered(common: np.ndarray, cuts: tuple[Cut, Cut]) -> np.ndarray:
+    """The numbers of the spans between common boundaries; -1 where a special token stands in."""
+    counts = np.ones(max(len(common) - 1, 0), dtype=bool)
+    for cut in cuts:
+        span = np.searchsorted(common, cut.token_ends[cut.stands_in], side="left") - 1
+        counts[span[(span >= 0) & (span < len(counts))]] = False
+    return np.where(counts, np.cumsum(counts) - 1, -1)
+
+
+def _spans(
+    texts: Sequence[Cut], numbers: Sequence[tuple[np.ndarray, np.ndarray]], shape: torch.Size
+) -> Tensor:
     """The number of the span that each position's next token is in."""
-    numbers = np.full(tuple(shape), -1, dtype=np.int64)
-    for i, (text, common) in enumerate(zip(texts, boundaries, strict=True)):
-        if len(common) < 2:
-            continue
+    spans = np.full(tuple(shape), -1, dtype=np.int64)
+    for i, (text, (common, number)) in enumerate(zip(texts, numbers, strict=True)):
         span = np.searchsorted(common, text.token_ends, side="left") - 1
-        inside = (span >= 0) & (span < len(common) - 1) & (text.tokens > 0) & text.reads
-        numbers[i, text.tokens[inside] - 1] = span[inside]
-    return torch.from_numpy(numbers)
+        inside = (span >= 0) & (span < len(number)) & (text.tokens > 0) & text.reads
+        spans[i, text.tokens[inside] - 1] = number[span[inside]]
+    return torch.from_numpy(spans)
 
 
 def _aligned(

@@ -2,104 +2,70 @@
 
 from __future__ import annotations
 
+import codecs
 import itertools
 import unicodedata
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Iterator
 
 import numpy as np
+
+from .cut import MARK, Cut, stripped, trimmed
+from .stand_ins import with_text
 
 _WINDOW = 16  # characters after a cut that can join those before it
 
 
-class Cut(NamedTuple):
-    """The text of a row, as one tokenizer cuts it.
-
-    Attributes:
-      tokens: the columns of its tokens.
-      pieces: what each of them reads; special tokens read nothing.
-      token_ends: how much of the text is read after each token, where that is a boundary; else
-        how much is read at the next one.
-      is_end: whether a token ends at a boundary.
-    """
-
-    tokens: np.ndarray
-    pieces: list[bytes]
-    token_ends: np.ndarray
-    is_end: np.ndarray
-
-    @classmethod
-    def of(cls, ids: np.ndarray, where: np.ndarray, table: Sequence[bytes]) -> Cut:
-        """A row of ids. Ids behind the tokenizer's last one, which a model with a padded
-        vocabulary can write, read nothing."""
-        tokens = np.flatnonzero(where)
-        size = len(table)
-        pieces = [table[i] if 0 <= i < size else b"" for i in ids[tokens].tolist()]
-        return cls.at_bytes(tokens, pieces)
-
-    @classmethod
-    def at_bytes(cls, tokens: np.ndarray, pieces: list[bytes]) -> Cut:
-        """With a boundary after every token that reads something."""
-        sizes = np.array([len(piece) for piece in pieces], dtype=np.int64)
-        return cls(tokens, pieces, np.cumsum(sizes), sizes > 0)
-
-    @property
-    def read(self) -> bytes:
-        """The bytes of the text."""
-        return b"".join(self.pieces)
-
-    @property
-    def reads(self) -> np.ndarray:
-        """Whether a token reads something."""
-        return np.array([len(piece) > 0 for piece in self.pieces], dtype=bool)
-
-    @property
-    def ends(self) -> np.ndarray:
-        """The boundaries: before the first token, where a token stands there, and after others."""
-        start = np.zeros(len(self._before), dtype=np.int64)
-        return np.concatenate([start, self.token_ends[self.is_end]])
-
-    @property
-    def after(self) -> np.ndarray:
-        """The columns after which these are."""
-        return np.concatenate([self._before, self.tokens[self.is_end]])
-
-    @property
-    def _before(self) -> np.ndarray:
-        first = self.tokens[:1] - 1
-        return first[first >= 0]  # what stands before the text predicts its first token
-
-
 def same_text(ours: Cut, theirs: Cut) -> tuple[Cut, Cut]:
-    """The two with ends that can be compared.
+    """The two with ends that can be compared: of one text, or of a text and its beginning, where
+    one of the two was cut shorter.
 
     Raises:
       ValueError: they are not the same text.
     """
     if ours.read == theirs.read:
         return ours, theirs
-    a, b = _without_outer_space(ours, theirs)
-    if a.read == b.read:
-        return a, b
-    normal = _normal_ends(a), _normal_ends(b)
-    if normal[0] is None or normal[1] is None or _normal(a.read) != _normal(b.read):
-        raise ValueError(_difference(ours.read, theirs.read))
-    return normal[0], normal[1]
+    if ours.read and theirs.read:
+        spaced = _without_outer_space(ours, theirs)
+        pairs = [(ours, theirs), spaced, *_filled(ours, theirs)]
+        forms = [(pair, (pair[0].read, pair[1].read)) for pair in pairs]
+        normal = _in_normal_form(spaced[0]), _in_normal_form(spaced[1])
+        forms.append((normal, (_normal(spaced[0].read), _normal(spaced[1].read))))
+        for whole in (True, False):
+            for pair, texts in forms:
+                if _agree(*texts, whole=whole):
+                    return pair
+    raise ValueError(_difference(ours.read, theirs.read))
+
+
+def _agree(a: bytes, b: bytes, *, whole: bool) -> bool:
+    """Whether two texts are the same, or one of them is the beginning of the other."""
+    return a == b if whole else a.startswith(b) or b.startswith(a)
 
 
 def _without_outer_space(ours: Cut, theirs: Cut) -> tuple[Cut, Cut]:
-    """Without white space around the stretches that differ in nothing else: SentencePiece puts a
+    """Without white space around the stretches that are the same but for it: SentencePiece puts a
     space before a text, and after a special token, and some templates put one around a turn."""
     runs = list(_stretches(ours)), list(_stretches(theirs))
-    if len(runs[0]) != len(runs[1]):
-        return ours, theirs
     pieces = list(ours.pieces), list(theirs.pieces)
-    for one, other in zip(*runs, strict=True):
+    last = min(map(len, runs)) - 1
+    for number, (one, other) in enumerate(zip(*runs, strict=False)):
         a, b = (b"".join(p[run]) for p, run in zip(pieces, (one, other), strict=True))
-        if a != b and a.strip() == b.strip():
+        bare = [_normal(trimmed(x)) for x in (a, b)]
+        whole = bare[0] == bare[1]
+        # The last stretch may go on in one of the two: then only what stands before it is left out.
+        if a != b and (whole or (number == last and _agree(bare[0], bare[1], whole=False))):
             for side, run in zip(pieces, (one, other), strict=True):
-                side[run] = _stripped(side[run])
+                side[run] = stripped(side[run], end=whole)
     return Cut.at_bytes(ours.tokens, pieces[0]), Cut.at_bytes(theirs.tokens, pieces[1])
+
+
+def _filled(ours: Cut, theirs: Cut) -> Iterator[tuple[Cut, Cut]]:
+    """With the text for which special tokens of one side stand, where only one text fits."""
+    bare = [Cut.at_bytes(cut.tokens, stripped(cut.pieces)) for cut in (ours, theirs)]
+    if (filled := with_text(ours, bare[1].read)) is not None:
+        yield filled, bare[1]
+    if (filled := with_text(theirs, bare[0].read)) is not None:
+        yield bare[0], filled
 
 
 def _stretches(text: Cut) -> Iterator[slice]:
@@ -112,28 +78,30 @@ def _stretches(text: Cut) -> Iterator[slice]:
         yield slice(int(run[0]), int(run[-1]) + 1)
 
 
-def _stripped(pieces: Sequence[bytes]) -> list[bytes]:
-    """Pieces without the white space at the two ends of what they are together."""
-    whole = b"".join(pieces)
-    start = len(whole) - len(whole.lstrip())
-    end = max(len(whole.rstrip()), start)
-    bounds = [0, *itertools.accumulate(map(len, pieces))]
-    return [whole[max(a, start) : max(min(b, end), start)] for a, b in itertools.pairwise(bounds)]
-
-
-def _normal(read: bytes) -> str:
-    """A text in one form for all: NFKC, and a space for the letter by which SentencePiece writes
-    one."""
-    return unicodedata.normalize("NFKC", read.decode().replace("\u2581", " "))
-
-
-def _normal_ends(text: Cut) -> Cut | None:
-    """Ends counted in the normal form; a token that ends inside of a character, or before one that
-    joins it, ends at no boundary. None for bytes that are no text."""
+def _characters(read: bytes) -> str | None:
+    """The characters of bytes, without one that is cut off at the end; None if they are no text."""
     try:
-        whole = text.read.decode()
+        return codecs.getincrementaldecoder("utf-8")().decode(read)
     except UnicodeDecodeError:
         return None
+
+
+def _normal_of(text: str) -> str:
+    """One form for all: NFKC, and a space for the letter by which SentencePiece writes one."""
+    return unicodedata.normalize("NFKC", text.replace(MARK, " "))
+
+
+def _normal(read: bytes) -> bytes:
+    text = _characters(read)
+    return read if text is None else _normal_of(text).encode()
+
+
+def _in_normal_form(text: Cut) -> Cut:
+    """With ends counted in the normal form; a token that ends inside of a character, or before one
+    that joins it, ends at no boundary. As it is, for bytes that are no text."""
+    whole = _characters(text.read)
+    if whole is None:
+        return text
     place = dict(zip(itertools.accumulate(len(c.encode()) for c in whole), itertools.count(1)))
     ends, at_boundary = np.zeros_like(text.token_ends), np.zeros_like(text.is_end)
     read = start = 0  # in the normal form, and in characters
@@ -149,10 +117,6 @@ def _normal_ends(text: Cut) -> Cut | None:
     following = ends[::-1].copy()
     following[following == 0] = np.iinfo(np.int64).max
     return text._replace(token_ends=np.minimum.accumulate(following)[::-1], is_end=at_boundary)
-
-
-def _normal_of(text: str) -> str:
-    return _normal(text.encode())
 
 
 def _difference(ours: bytes, theirs: bytes) -> str:

@@ -14,6 +14,7 @@ from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from fkd.loops.language import (
     Tokens,
     align,
+    align_responses,
     compare_tokenizers,
     shared_vocabulary,
     token_batch,
@@ -177,6 +178,84 @@ def test_ids_beyond_the_last_entry_read_nothing():
     where = torch.tensor([[False, True, True]])
     both, spans = align(ids, ids, table, table, where, where, multiple=1)
     assert both.student.positions.tolist() == [[0, 1]] and int(spans.kept.sum()) == 1
+
+
+def read_by(side: torch.Tensor, ids: list[int], table: list[bytes], count: int) -> list[bytes]:
+    at = [(side[0] == k).nonzero().flatten() + 1 for k in range(count)]
+    return [b"".join(table[ids[i]] for i in columns.tolist()) for columns in at]
+
+
+@pytest.mark.parametrize("kept", [1, 4, 9, 14])
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize("text", ["The teacher read: na\u00efve \U0001f642 models", "a b c d e"])
+def test_what_is_cut_off_in_one_of_two_does_not_count(text, swapped, kept):
+    pair = (sentence_piece(), byte_level()) if swapped else (byte_level(), sentence_piece())
+    tables = [token_bytes(t) for t in pair]
+    ids = [[0, *t(text, add_special_tokens=False)["input_ids"]] for t in pair]
+    ids[0] = ids[0][: kept + 1]
+    where = [torch.tensor([[False] + [True] * (len(row) - 1)]) for row in ids]
+    both, spans = align(*(torch.tensor([row]) for row in ids), *tables, *where, multiple=1)
+    count = int(spans.kept.sum())
+    sides = zip((spans.student, spans.teacher), ids, tables, strict=True)
+    ours, theirs = (read_by(side, row, table, count) for side, row, table in sides)
+    assert [x.strip() for x in ours] == [x.strip() for x in theirs]
+    shorter = b"".join(tables[0][i] for i in ids[0]).lstrip()
+    assert (count or kept == 1) and shorter.startswith(b"".join(ours).lstrip())
+    assert int(both.student.kept.sum()) == count + 1
+
+
+def test_a_response_that_is_cut_off_for_the_teacher_is_aligned_as_far_as_it_goes():
+    ours, theirs = torch.tensor([[-100, 7, 8, 9]]), torch.tensor([[-100, -100, 7, 8]])
+    both = align_responses(ours, theirs, multiple=1)
+    assert both.student.positions.tolist() == [[1, 2]]
+    assert both.teacher.positions.tolist() == [[2, 3]]
+    for other in (theirs + (theirs == 8).long(), torch.full_like(theirs, -100)):
+        with pytest.raises(ValueError, match="row 0 has 3 tokens that count"):
+            align_responses(ours, other)
+
+
+def test_sentence_piece_s_own_letter_in_a_text_is_a_space():
+    for pair in ((byte_level(), sentence_piece()), (sentence_piece(), byte_level())):
+        for text in ("a\u2581b c", "\u2581The teacher", "the\u2581", "x \u2581 y"):
+            ours, theirs = aligned(*pair, text)
+            assert ours and len(ours) == len(theirs)
+            same = [[x.replace("\u2581".encode(), b" ") for x in s] for s in (ours, theirs)]
+            same = [b"".join(s).strip() for s in same]
+            assert same[0] == same[1]
+
+
+def without_bytes() -> hf.PreTrainedTokenizerFast:
+    """As T5 has it: what it does not know is `<unk>`."""
+    letters = {c: i + 2 for i, c in enumerate("\u2581abcdefghijklmnopqrstuvwxyz")}
+    tokenizer = Tokenizer(models.BPE({"<pad>": 0, "<unk>": 1, **letters}, [], unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    made = wrapped(tokenizer, unk_token="<unk>")
+    return made
+
+
+@pytest.mark.parametrize("swapped", [False, True])
+@pytest.mark.parametrize(
+    ("text", "spans"),
+    [
+        ("the <unk> reads", b"the reads"),
+        ("a\u00e9b", b"b"),  # the other has a token of the a and half of the next letter
+        ("<unk>n", b"n"),
+        ("so <unk>, <unk> said", b"sosaid"),
+        ("<unk> begins", b"begins"),
+        ("it ends <unk>", b"it ends"),
+    ],
+)
+def test_an_unknown_word_stands_for_what_the_other_reads(text, spans, swapped):
+    pair = (without_bytes(), byte_level()) if swapped else (byte_level(), without_bytes())
+    sides = aligned(*pair, text)
+    for read in sides:
+        assert b"".join(read).replace(b" ", b"") == spans.replace(b" ", b"")
+    assert [x.strip() for x in sides[0]] == [x.strip() for x in sides[1]]
+
+
+def test_a_place_that_could_be_another_is_refused():
+    with pytest.raises(ValueError, match="not the same bytes"):
+        aligned(byte_level(), without_bytes(), "<unk>n\u00e9c")
 
 
 def test_holes_in_a_vocabulary_and_letters_that_are_no_bytes():
