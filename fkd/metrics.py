@@ -6,6 +6,7 @@ import math
 import re
 from collections.abc import Iterable
 
+import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
@@ -30,6 +31,7 @@ def accuracy(
       >>> accuracy(torch.tensor([[0.0, 1.0], [2.0, 1.0]]), torch.tensor([1, 1]))
       tensor([1., 0.])
     """
+    _expect_labels("accuracy", logits, labels)
     return _kept((logits.argmax(-1) == labels).float(), where)
 
 
@@ -54,6 +56,11 @@ def agreement(
       tensor([1.])
     """
     known = isinstance(teacher_logits, SparseDistribution)
+    if not known and student_logits.shape[:-1] != teacher_logits.shape[:-1]:
+        raise ValueError(
+            f"agreement: student_logits {tuple(student_logits.shape)} and teacher_logits "
+            f"{tuple(teacher_logits.shape)} must have the same positions: all axes but the last."
+        )
     first = teacher_logits.first() if known else teacher_logits.argmax(-1)
     return _kept((student_logits.argmax(-1) == first).float(), where)
 
@@ -79,6 +86,7 @@ def perplexity(
       >>> perplexity(torch.zeros(1, 4), torch.tensor([1])).exp()
       tensor([4.])
     """
+    _expect_labels("perplexity", logits, labels)
     where = labels >= 0 if where is None else where.bool() & (labels >= 0)
     wide = logits.masked_fill(~where.unsqueeze(-1), 0.0).float()
     likelihood = wide.gather(-1, labels.clamp(min=0).long().unsqueeze(-1)).squeeze(-1)
@@ -180,6 +188,22 @@ def _direction(word: str, higher: frozenset[str], lower: frozenset[str]) -> bool
             return form in higher
     ends = {len(k): k in higher for k in higher | lower if len(k) > 3 and word.endswith(k)}
     return ends[max(ends)] if ends else None
+
+
+def _expect_labels(metric: str, logits: Tensor, labels: Tensor) -> None:
+    """Refuse what would be compared with something else than the labels of the positions."""
+    if labels.is_floating_point() or labels.dtype is torch.bool:
+        raise ValueError(
+            f"{metric}: labels {tuple(labels.shape)} have dtype {labels.dtype}; class numbers, "
+            f"integers of the shape {tuple(logits.shape[:-1])}, are expected. The order is "
+            f"{metric}(logits, labels); of class numbers in floating point use labels.long(), of "
+            "one-hot rows labels.argmax(-1)."
+        )
+    if labels.shape != logits.shape[:-1]:
+        raise ValueError(
+            f"{metric}: labels {tuple(labels.shape)} must have the shape "
+            f"{tuple(logits.shape[:-1])}, one for each position of logits {tuple(logits.shape)}."
+        )
 
 
 def _kept(values: Tensor, where: Tensor | None) -> Tensor:

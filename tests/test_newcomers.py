@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import inspect
+import logging
+import tempfile
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -103,6 +106,14 @@ def on_meta() -> nn.Module:
         return Net()
 
 
+def lossy_kl(**options: Any) -> Any:
+    return stepped(goal(terms={"a": term(kl, student.logits, teacher.logits, **options)}))
+
+
+def accurate(labels: Any) -> dict[str, Any]:
+    return {"a": fkd.metric(fkd.metrics.accuracy, student.logits, labels)}
+
+
 DATA = torch.utils.data.TensorDataset(ROW["x"], ROW["y"])
 FLOATS = {"x": ROW["x"].double(), "y": ROW["y"]}
 
@@ -187,6 +198,43 @@ MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
     "a metric that gives a number": (
         lambda: fitted(dev=[ROW], metrics={"acc": fkd.metric(lambda x: x.mean().item(), batch.x)}),
         "'acc': <lambda> returned a float; a tensor"),
+    "labels that are words": (
+        lambda: of_labels(["cat"] * 6), r"no 'y' here.*batch has 'y', a list of 6.*collate"),
+    "labels that are words, in a run": (
+        lambda: fitted([{**ROW, "y": ["cat"] * 6}]), r"batch has 'y', a list of 6.*collate"),
+    "labels that are words, in a logged run": (
+        lambda: fitted([{**ROW, "y": ["cat"] * 6}], log_dir=tempfile.mkdtemp()), "batch has 'y'"),
+    "no labels": (
+        lambda: fkd.check(goal(), {**ROW, "y": None}), "batch.y is a NoneType; a tensor is exp"),
+    "one label": (lambda: fkd.check(goal(), {**ROW, "y": 3}), "batch.y is a int; a tensor is exp"),
+    "a loader for a batch": (
+        lambda: fkd.check(goal(), torch.utils.data.DataLoader(DATA)),
+        r"batch is a DataLoader; one batch.*next\(iter\(loader\)\)"),
+    "an iterator for a batch": (
+        lambda: fkd.check(goal(), iter([ROW])), r"a list_iterator; one batch.*next\(batches\)"),
+    "no batch": (lambda: fkd.check(goal(), None), "batch is a NoneType; a batch is expected"),
+    "a path for a batch": (lambda: fkd.check(goal(), "a.csv"), "batch is a str; a batch is exp"),
+    "samples for one input": (
+        lambda: stepped(goal(student=fkd.trainable(Net(), inputs=lambda b: b["x"])),
+                        row={"x": [*ROW["x"]], "y": ROW["y"]}),
+        r"inputs gave a list of 6, which are so many arguments.*torch.stack"),
+    "a temperature without its name": (
+        lambda: term(kl, student.logits, teacher.logits, 4.0), "its name.*: temperature=4.0"),
+    "a number for a teacher": (
+        lambda: term(kl, student.logits, 4.0), r"teacher_logits=4.0.*torch.tensor\(4.0\)"),
+    "temperatures by class": (
+        lambda: lossy_kl(temperature=torch.tensor([1.0, 2.0, 3.0])),
+        r"kl: temperature \(3,\); a number.*logits \(6, 3\): \(6, 1\)"),
+    "a metric of labels in floats": (
+        lambda: fitted(dev=[{**ROW, "z": ROW["y"].float()}], metrics=accurate(batch.z)),
+        r"accuracy: labels \(6,\) have dtype torch.float32; class numbers"),
+    "a metric of swapped values": (
+        lambda: fitted(dev=[ROW], metrics={
+            "a": fkd.metric(fkd.metrics.accuracy, batch.y, student.logits)}),
+        r"accuracy: labels \(6, 3\).*The order is accuracy\(logits, labels\)"),
+    "a metric of labels in a column": (
+        lambda: fitted(dev=[{**ROW, "z": ROW["y"][:, None]}], metrics=accurate(batch.z)),
+        r"accuracy: labels \(6, 1\) must have the shape \(6,\)"),
     "a module for a name": (
         lambda: export(goal(), train_step(goal(), sgd).init(), Net()), "name is a Net; the name"),  # type: ignore[arg-type]
 }  # fmt: skip
@@ -200,6 +248,89 @@ def test_it_is_said_before_a_step(name: str) -> None:
         warnings.simplefilter("ignore")
         with pytest.raises((TypeError, ValueError, LoopError), match=f"(?s){message}"):
             call()
+
+
+WITH_LABELS = sorted(
+    name
+    for name in fkd.losses.__all__
+    if inspect.isfunction(loss := getattr(fkd.losses, name))
+    and {"student_logits", "labels"} <= inspect.signature(loss).parameters.keys()
+    and name != "binary_cross_entropy"  # whose labels are no classes
+)
+
+
+def against_labels(name: str, **kwargs: Any) -> fkd.Objective:
+    loss = getattr(fkd.losses, name)
+    known = {"student_logits": student.logits, "labels": batch.y, "soft_label": batch.w}
+    parameters = inspect.signature(loss).parameters
+    refs = {n: known.get(n, teacher.logits) for n in parameters if n in known or "_logits" in n}
+    return goal(terms={"a": term(loss, **refs, **kwargs)})
+
+
+@pytest.mark.plain
+@pytest.mark.parametrize("name", WITH_LABELS)
+def test_a_label_that_is_no_class_is_told_of_every_loss(name: str) -> None:
+    row = {**ROW, "w": torch.full((6,), 0.5), "m": torch.arange(6) > 0}
+    fkd.check(against_labels(name), row)
+    for wrong in (3, -1, 2**40):
+        bad = {**row, "y": torch.tensor([wrong, 1, 2, 0, 1, 2])}
+        with pytest.raises(fkd.ObjectiveError, match=f"'a': batch.y has the label {wrong}; 0 to 2"):
+            fkd.check(against_labels(name), bad)
+        fkd.check(against_labels(name, where=batch.m), bad)  # it does not count
+
+
+def test_a_label_that_is_no_class_is_told_of_a_metric():
+    def measured(metric: Any) -> fkd.Objective:
+        plain = term(kl, student.logits, teacher.logits)
+        return goal(terms={"kd": plain, "a": fkd.metric(metric, student.logits, batch.y)})
+
+    for metric in (fkd.metrics.accuracy, fkd.metrics.perplexity):
+        fkd.check(measured(metric), {**ROW, "y": torch.tensor([-100, 1, 2, 0, 1, 2])})
+        with pytest.raises(fkd.ObjectiveError, match=r"'a': batch.y has the label 3; 0"):
+            fkd.check(measured(metric), {**ROW, "y": torch.tensor([3, 1, 2, 0, 1, 2])})
+
+
+@pytest.mark.plain
+def test_a_metric_of_true_and_false_is_its_share():
+    def right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        return logits.argmax(-1) == labels
+
+    kinds = {
+        "bool": lambda x, y: right(x, y),
+        "uint8": lambda x, y: right(x, y).byte(),
+        "int": lambda x, y: right(x, y).long(),
+        "float": lambda x, y: right(x, y).float(),
+    }
+    metrics: Any = {n: fkd.metric(fn, student.logits, batch.y) for n, fn in kinds.items()}
+    many = {"x": torch.randn(300, 4), "y": torch.arange(300) % 3}  # more than a byte can count
+    *_, end = fitted(dev=[many, many, ROW], metrics=metrics)
+    values = {n: end.evaluations[-1][n] for n in kinds}
+    assert len({round(v, 6) for v in values.values()}) == 1 and 0 < values["float"] < 1
+
+
+@pytest.mark.plain
+def test_a_batch_of_which_nothing_counts_is_told():
+    masked = goal(terms={"kd": term(kl, student.logits, teacher.logits, where=batch.m)})
+    row = {**ROW, "m": torch.zeros(6, dtype=torch.bool)}
+    (note,) = fkd.check(masked, row).notes
+    assert note.startswith("term 'kd': no position of this batch counts, by where=batch.m")
+    (note,) = fkd.check(goal(), {**ROW, "y": torch.full((6,), -100)}).notes
+    assert note.startswith("term 'ce': no position of this batch counts, by its labels")
+    assert not fkd.check(masked, {**row, "m": row["m"].index_fill(0, torch.tensor(2), True)}).notes
+
+
+@pytest.mark.plain
+def test_updates_that_are_left_out_are_told_once(caplog):
+    bad = {**ROW, "x": ROW["x"] * float("nan")}
+    with caplog.at_level(logging.WARNING, logger="fkd"):
+        *_, end = fitted([ROW, bad, ROW, bad], epochs=2, log_every=2)
+    told = [r.getMessage() for r in caplog.records if "left out" in r.getMessage()]
+    assert len(told) == 1 and "(step 2): 1 of the last 2 updates were left out" in told[0]
+    assert "loss/kd, loss/ce" in told[0]
+    assert end.message.startswith("2 epochs are done; 4 updates were left out")
+    caplog.clear()
+    *_, end = fitted([ROW])
+    assert end.message == "1 epoch is done" and not caplog.records
 
 
 @pytest.mark.plain

@@ -81,8 +81,8 @@ def mean(values: Tensor, *, where: Tensor | None = None) -> Mean:
       >>> mean(torch.tensor([[1.0, 2.0], [3.0, 4.0]])).value
       tensor(2.5000)
     """
-    if values.dtype in (torch.float16, torch.bfloat16):
-        values = values.float()
+    if values.dtype not in (torch.float32, torch.float64, torch.complex64, torch.complex128):
+        values = values.float()  # counts, too: those of booleans and bytes overflow
     if where is None:
         count = torch.full((), float(values.numel()), dtype=values.dtype, device=values.device)
         return Mean(values.sum(), count)

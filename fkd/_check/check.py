@@ -11,7 +11,7 @@ import functools
 import itertools
 import logging
 import threading
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -22,6 +22,7 @@ from torch._subclasses.fake_tensor import (
     DynamicOutputShapeException,
     FakeTensorMode,
 )
+from torch.utils.data import DataLoader, Dataset
 
 from .._base.errors import ObjectiveError, RefError, expect, listing
 from .._base.mean import Mean
@@ -96,6 +97,7 @@ def check(
       '2'
     """
     expect("check", "objective", objective, Objective, "an fkd.Objective")
+    _expect_batch(batch)
     objective.raise_problems()
     if not tokenizers:
         return _checked(objective, batch, autocast)
@@ -110,6 +112,21 @@ def check(
         raise ObjectiveError(problems)
     lines = (f"tokenizers of {a!r} and {b!r}: {r}" for (a, b), r in reports.items())
     return replace(report, tokenizers=tuple(lines))
+
+
+def _expect_batch(batch: object) -> None:
+    """Refuse what gives batches, and what holds none."""
+    if isinstance(batch, Iterator | DataLoader | Dataset):
+        first = "next(iter(loader))" if not isinstance(batch, Iterator) else "next(batches)"
+        raise TypeError(
+            f"check: batch is a {type(batch).__name__}; one batch is expected, as the loader "
+            f"yields it: {first}."
+        )
+    if batch is None or isinstance(batch, str | bytes | int | float):
+        raise TypeError(
+            f"check: batch is {describe(batch)}; a batch is expected, as the loader yields it: "
+            "tensors in a dict, a tuple or a dataclass."
+        )
 
 
 def check_on_values(
@@ -192,6 +209,11 @@ def _evaluations(
     return {n: _evaluated(trial, n, t, parts) for n, t in trial.objective.terms.items()}
 
 
+def _may_run(trial: _Trial, error: Exception) -> bool:
+    """Whether real tensors may be taken where fake ones failed: an error of torch, not of fkd."""
+    return trial.fake and is_of_dtypes(error) and not isinstance(error, ValueError)
+
+
 def _means(evaluations: Mapping[str, Evaluated | None]) -> dict[str, Mean]:
     return {name: e.mean for name, e in evaluations.items() if e is not None}
 
@@ -251,7 +273,7 @@ def _forward_problem(trial: _Trial, name: str, error: Exception) -> str:
     hint = ""
     if is_of_dtypes(error) and model.module is not None:
         hint = dtypes_hint(model.module, {**{str(i): x for i, x in enumerate(args)}, **kwargs})
-    hint = hint or inputs_hint(model, trial.batch, kwargs)
+    hint = hint or inputs_hint(model, trial.batch, args, kwargs)
     return (
         f"model {name!r}: its forward failed when given {received}; the batch is "
         f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error).rstrip('.')}.{hint}"
@@ -267,7 +289,7 @@ def _attempt(trial: _Trial, ref: Ref, ctx: Context, below: Sequence[Any]) -> Any
     except (DataDependentOutputException, DynamicOutputShapeException):
         raise
     except Exception as error:
-        if trial.fake and is_of_dtypes(error):
+        if _may_run(trial, error):
             raise _OnlyFake from error
         if not trial.failed & (roots(ref) or frozenset()):
             trial.problems.append(_ref_problem(trial, ref, error, below))
@@ -312,7 +334,7 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
         except (DataDependentOutputException, DynamicOutputShapeException):
             raise
         except Exception as error:
-            if trial.fake and is_of_dtypes(error):
+            if _may_run(trial, error):
                 raise _OnlyFake from error
             kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "
             hint = record_hint(term, args) or adapter_hint(term, args)

@@ -28,7 +28,9 @@ def record_hint(term: Term, args: Sequence[Any]) -> str:
                 f" {ref!r} is a list of {len(value)} numbers; a tensor is expected. Make one in "
                 "the loader's collate function: torch.tensor(numbers)."
             )
-        if isinstance(value, list) and roots(ref) == frozenset(["batch"]):
+        if (value is None or isinstance(value, int | float | str)) and _of_batch(ref):
+            return f" {ref!r} is {describe(value)}; a tensor is expected. {_AS_TENSORS}"
+        if isinstance(value, list) and _of_batch(ref):
             return f" {ref!r} is {describe(value)}. {_AS_TENSORS}"
         if isinstance(value, tuple | list):
             return f" {ref!r} is {describe(value)}. Take one: {ref!r}[0]."
@@ -41,14 +43,21 @@ _AS_TENSORS = (
 )
 
 
-def inputs_hint(model: Model, batch: Any, given: Mapping[str, Any]) -> str:
+def inputs_hint(model: Model, batch: Any, args: Sequence[Any], given: Mapping[str, Any]) -> str:
     """What to write where a forward pass fails on what it is given.
 
     Args:
       model: whose forward failed.
       batch: the one it failed on.
+      args: what the forward was given by place.
       given: what the forward was given by name.
     """
+    if model.inputs is not None and isinstance(args, list) and len(args) > 1:
+        stack = "torch.stack" if all(isinstance(x, Tensor) for x in args) else "torch.tensor"
+        return (
+            f" inputs gave a list of {len(args)}, which are so many arguments. Samples become one "
+            f"tensor in the loader's collate function, by {stack}."
+        )
     lists = [name for name, value in given.items() if isinstance(value, list)]
     if lists:
         return f" {lists[0]} is {describe(given[lists[0]])}. {_AS_TENSORS}"
@@ -90,6 +99,10 @@ def asked_hint(models: Mapping[str, Model], ref: Ref) -> str:
     names = on_request(model.module)
     near = nearest(str(path[1][0]), names)
     return f" {near}The model gives {', '.join(names)} where a ref reads them." if near else ""
+
+
+def _of_batch(ref: Ref) -> bool:
+    return roots(ref) == frozenset(["batch"])
 
 
 def _is_number(x: object) -> bool:

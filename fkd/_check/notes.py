@@ -45,6 +45,7 @@ def notes(
         assert evaluated is not None
         said = [
             *_weightless(term),
+            *_nothing_counts(objective, term, evaluated, by_ref, batch),
             *_probabilities(objective, term, by_ref),
             *_swapped(term, by_ref),
             *_padding(objective, term, evaluated, by_ref, batch),
@@ -60,6 +61,22 @@ def _weightless(term: Term) -> Iterator[str]:
             f"weight={term.weight!r}: it is computed, and no part of the total. Leave it out, or "
             f"measure it: fkd.metric({name_of(term.loss)}, ...)."
         )
+
+
+def _nothing_counts(
+    objective: Objective,
+    term: Term,
+    evaluated: Evaluated,
+    values: Mapping[Ref, Any],
+    batch: Batch,
+) -> Iterator[str]:
+    """A mask, or labels that are to be ignored, which leave no position of this batch."""
+    if term.where is None and counted_positions(term.loss) is None:
+        return
+    counts = counted_mask(objective, term, evaluated, values, batch)
+    if counts is not None and counts.numel() and not counts.any():
+        by = "its labels" if term.where is None else f"where={term.where!r}"
+        yield f"no position of this batch counts, by {by}: its value is 0, without a gradient."
 
 
 def _probabilities(objective: Objective, term: Term, values: Mapping[Ref, Any]) -> Iterator[str]:

@@ -128,6 +128,7 @@ def term(
       term(kl, ref('peer').logits, student.logits, weight=1.0, to='peer')
     """
     args, absent = _without_none(loss, args)
+    _expect_options_by_name(loss, args)
     return Term(
         loss=loss,
         args=tuple(map(as_ref, args)),
@@ -137,6 +138,22 @@ def term(
         state=state,
         to=(to,) if isinstance(to, str) else None if to is None else tuple(to),
     )
+
+
+def _expect_options_by_name(loss: Loss, args: tuple[object, ...]) -> None:
+    """Refuse a number among the values: an option of the loss without its name."""
+    for i, x in enumerate(args):
+        if not isinstance(x, int | float) or isinstance(x, bool):
+            continue
+        try:
+            names = [n for n in inspect.signature(loss).parameters if n != "where"]
+        except (TypeError, ValueError):  # no function at all, which is said elsewhere; or a builtin
+            names = []
+        by_name = f" By its name it is an option: {names[i]}={x!r}." if i < len(names) else ""
+        raise TypeError(
+            f"term: {x!r} is not a ref.{by_name} A value that is the same in every step is a "
+            f"tensor: torch.tensor({x!r})."
+        )
 
 
 def _without_none(

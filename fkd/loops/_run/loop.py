@@ -26,7 +26,7 @@ from .._data.batch import (
     tokens_in,
 )
 from .._data.prefetch import Move, mover
-from .._step.explained import explain
+from .._step.explained import explain, fields_told
 from .events import Event
 from .options import Arguments
 from .records import describe
@@ -158,11 +158,12 @@ def _advance(run: Run, batch: Batch, move: Move) -> bool:
         return False
     now = signature(tensors)
     try:
-        if run.first is None:
-            run.first = now
-            describe(run, tensors)
-        with _compiling(run, now):
-            run.state, metrics = run.step.advance(run.state, run.step.local(tensors, move))
+        with fields_told(batch, tensors):
+            if run.first is None:
+                run.first = now
+                describe(run, tensors)
+            with _compiling(run, now):
+                run.state, metrics = run.step.advance(run.state, run.step.local(tensors, move))
     except ObjectiveError:
         raise  # a mistake in the objective, which shows at the first batch
     except Exception as error:

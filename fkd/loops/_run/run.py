@@ -75,6 +75,7 @@ class Run:
     shapes: set[Signature] = field(default_factory=set[Signature])
     saved_at: int | None = None
     settings: dict[str, Any] = field(default_factory=dict)
+    told_left_out: bool = False
     infinite: frozenset[str] = frozenset()  # what of the state was not finite at its beginning
     evaluations: list[dict[str, float]] = field(default_factory=list[dict[str, float]])
     told_to_stop: str | None = None  # by a signal to any process of several

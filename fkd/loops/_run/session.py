@@ -31,6 +31,7 @@ from .saving import saved
 from .settings import settings
 from .similarity_map import save_similarity
 from .totals import position_of
+from .window import Fetched
 
 _log = logging.getLogger("fkd")
 
@@ -85,6 +86,7 @@ def log_point(run: Run) -> Iterator[Event]:
     run.throughput = Throughput(now)
     run.compilations, run.compile_seconds = run.step.compilations, run.step.compile_seconds
     run.wrote(values, "train")
+    _tell_left_out(run, fetched)
     yield run.event("log", values)
     for finite in fetched.finite:
         run.at = run.at._replace(nonfinite=0 if finite else run.at.nonfinite + 1)
@@ -94,6 +96,31 @@ def log_point(run: Run) -> Iterator[Event]:
                 f"{run.where}: {run.at.nonfinite} updates in a row were left out, since "
                 f"{', '.join(fetched.culprits)} were not finite. {_left(run)}."
             )
+
+
+def _tell_left_out(run: Run, fetched: Fetched) -> None:
+    """Say once that updates are left out. To a scale of gradients in fp16 some are a matter of
+    course, as long as the losses are finite."""
+    left_out = fetched.finite.count(False)
+    scaled = run.state.loss_scale is not None
+    usual = scaled and not any(name.startswith("loss/") for name in fetched.culprits)
+    if run.told_left_out or not left_out or usual:
+        return
+    run.told_left_out = True
+    text = (
+        f"{run.where}: {left_out} of the last {len(fetched.finite)} updates were left out, since "
+        f"{', '.join(fetched.culprits)} were not finite. The log counts them as skipped."
+    )
+    run.world.from_first(lambda: _log.warning("%s", text))
+
+
+def _ended(run: Run) -> str:
+    """Why the run is at its end, and how many of its updates were left out."""
+    left_out = int(run.state.skipped)
+    if not left_out:
+        return run.ended
+    were = "1 update was" if left_out == 1 else f"{left_out} updates were"
+    return f"{run.ended}; {were} left out, since loss or gradient were not finite"
 
 
 def _left(run: Run) -> str:
@@ -198,7 +225,7 @@ def finish(run: Run) -> Iterator[Event]:
             _log.warning("no similarity of layers: %s", error)
     best = {} if run.at.best is None else {"best": run.at.best, "best_step": run.at.best_step}
     evaluations = tuple(run.evaluations)
-    yield run.event("end", best, message=run.ended, evaluations=evaluations)  # pyright: ignore[reportArgumentType]
+    yield run.event("end", best, message=_ended(run), evaluations=evaluations)  # pyright: ignore[reportArgumentType]
 
 
 @contextlib.contextmanager

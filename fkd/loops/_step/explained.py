@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from fkd._base.errors import ObjectiveError
 from fkd._check.table import CheckReport
+from fkd._refs.paths import describe
 from fkd.parallel._objective import Share
 
 _log = logging.getLogger("fkd")
@@ -30,6 +31,37 @@ def tell(report: CheckReport) -> None:
     """Log what runs and is seldom meant."""
     for note in report.notes:
         _log.warning("%s", note)
+
+
+@contextlib.contextmanager
+def fields_told(batch: Any, tensors: Any) -> Generator[None]:
+    """Around the first step: a mistake that names a field of the loader's batch says why a step
+    does not see it, if it holds no tensor.
+
+    Args:
+      batch: the loader's.
+      tensors: what a step sees of it.
+    """
+    try:
+        yield
+    except ObjectiveError as error:
+        fields = batch if isinstance(batch, Mapping) and isinstance(tensors, dict) else {}
+        unseen = {repr(k): describe(v) for k, v in fields.items() if k not in tensors}
+        told = [_with_unseen(problem, unseen) for problem in error.problems]
+        if told == list(error.problems):
+            raise
+        raise ObjectiveError(told) from error
+
+
+def _with_unseen(problem: str, unseen: Mapping[str, str]) -> str:
+    for name, what in unseen.items():
+        if name in problem:
+            problem = (
+                f"{problem.rstrip('.')}. The loader's batch has {name}, {what}, which holds no "
+                "numbers, so that a step does not see it. Make a tensor of it in the collate "
+                "function."
+            )
+    return problem
 
 
 @contextlib.contextmanager

@@ -31,7 +31,7 @@ from .by_model import ByModel, Choices, Names, Schedule, When, choices_of
 from .combine import Combine, Combined
 from .cuda_graphs import copied, copied_into, copied_scalars, copy_into, mark_static
 from .ema import follow
-from .explained import explained, tell
+from .explained import explained, fields_told, tell
 from .gradient import Gradients
 from .graphs import Computed, Graphs, Metrics, moving
 from .handles import AtStep, Handles, HandlesByState
@@ -154,7 +154,9 @@ class TrainStep:
         device = device_of(state.trainable)
         one = self.together is None
         here = normalised(batch, device) if one else self.local(normalised(batch), mover(device))
-        return self.advance(state, here, say=on_standard_error if self.world.rank == 0 else None)
+        say = on_standard_error if self.world.rank == 0 else None
+        with fields_told(batch, here):
+            return self.advance(state, here, say=say)
 
     def local(self, batch: TensorBatch, move: Move) -> TensorBatch | list[Share]:
         """What this process needs of a batch, on the device: all of it, or its examples."""

@@ -293,6 +293,20 @@ def temperature_fits(loss: str, temperature: float | Tensor, dtype: torch.dtype 
         )
 
 
+def one_a_position(loss: str, temperature: float | Tensor, logits: Tensor) -> None:
+    """Refuse a tensor of temperatures that are not one a position of the logits."""
+    if not isinstance(temperature, Tensor) or temperature.ndim == 0:
+        return
+    expected = (*logits.shape[:-1], 1)
+    pairs = zip(reversed(temperature.shape), reversed(expected), strict=False)
+    if temperature.ndim > logits.ndim or any(a not in (1, b) for a, b in pairs):
+        raise ValueError(
+            f"{loss}: temperature {tuple(temperature.shape)}; a number is expected, or one for "
+            f"each position of logits {tuple(logits.shape)}: {expected}. Did you forget "
+            "temperature[..., None]?"
+        )
+
+
 def softenable(
     loss: str,
     where: Tensor | None,

@@ -13,6 +13,7 @@ from .checks import (
     covers,
     floating,
     hot_number,
+    one_a_position,
     same_shape,
     temperature_fits,
 )
@@ -63,6 +64,7 @@ def checked(
     first = next(iter(pair.values()))
     classes_last(loss, where, **pair)
     covers(loss, where, first.shape[:-1])
+    one_a_position(loss, temperature, first)
     filled = fill(*pair.values(), where=where)
     temperature_fits(loss, temperature, filled[0].dtype)
     return filled
