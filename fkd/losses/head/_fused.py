@@ -117,6 +117,7 @@ def _head_rows(
     values = torch.empty(rows, columns, dtype=torch.float32, device=student.device)
     block = min(1 << (vocab - 1).bit_length(), _MAX_BLOCK)
     other, kept = student if teacher is None else teacher, keep.to(torch.int8)
+    relative = (KINDS["kl"], KINDS["reverse_kl"])
     launch: Any = head_rows_kernel[(rows,)]
     launch(
         student,
@@ -137,10 +138,9 @@ def _head_rows(
         CAP_S=present[1],
         SCALE_T=present[2],
         CAP_T=present[3],
-        FORWARD=KINDS["kl"] in kinds,
         REVERSE=KINDS["reverse_kl"] in kinds,
         SOFT=KINDS["soft_cross_entropy"] in kinds,
-        SECOND=any(k in _SECOND_SWEEP for k in kinds),
+        SECOND=any(k in _SECOND_SWEEP or (k in relative and not gradient) for k in kinds),
         METRICS=metrics,
         GRADIENT=gradient,
         BLOCK=block,

@@ -1,11 +1,14 @@
 """The Triton kernel: one program a row, two or three sweeps over its logits.
 
-    sweep 1   both log-sum-exps, and online what needs no more: kl, reverse_kl, soft and hard
-              cross-entropy, z-loss, entropies, argmax
+    sweep 1   both log-sum-exps, and online what needs no more: E_q[g] of reverse_kl, soft and
+              hard cross-entropy, z-loss, entropies, argmax
     sweep 2   values and E_q[g] of jsd, the skewed divergences, total variation and alpha; left
-              out if there is none of them
-    sweep 3   the gradient, in place over the student's logits; left out without gradient
+              out if there is none of them, and no kl without a gradient
+    sweep 3   the gradient, in place over the student's logits, and values of kl and reverse_kl,
+              if no sweep 2 has them; left out without gradient
 
+The values of kl and reverse_kl are sums of entries that are 0 where both agree: online, as a
+difference of large numbers, a nearly converged student's would be what rounding has left.
 Everything between load and store is float32 in registers. The formulas are those of `_named`.
 """
 
@@ -15,7 +18,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from ._terms_kernel import finish, phi, picked, sloped, transform
+from ._terms_kernel import finish, phi, picked, relative, sloped, transform
 
 
 @triton.jit
@@ -41,7 +44,6 @@ def head_rows_kernel(
     CAP_S: tl.constexpr,
     SCALE_T: tl.constexpr,
     CAP_T: tl.constexpr,
-    FORWARD: tl.constexpr,
     REVERSE: tl.constexpr,
     SOFT: tl.constexpr,
     SECOND: tl.constexpr,
@@ -68,7 +70,7 @@ def head_rows_kernel(
     # Sweep 1. A prime marks what has the maximum of its row taken out.
     max_q, max_p, max_1 = -inf, -inf, -inf
     sum_q, sum_p, sum_1 = 0.0, 0.0, 0.0
-    forward, reverse, soft = 0.0, 0.0, 0.0  # sum p'(t - y), sum q'(y - t), sum p' y
+    reverse, soft = 0.0, 0.0  # sum q'(y - t), sum p' y
     self_q, self_p = 0.0, 0.0  # sum q' y, sum p' t
     top_q, top_p = 0, 0
     for start in range(0, vocab, BLOCK):
@@ -105,8 +107,6 @@ def head_rows_kernel(
             p = tl.exp(t - safe)
             sum_p = sum_p * fade + tl.sum(p, 0)
             max_p = new_max
-            if FORWARD:
-                forward = forward * fade + tl.sum(tl.where(p > 0, p * (t - y), 0.0), 0)
             if REVERSE:
                 reverse = reverse * decay + tl.sum(tl.where(q > 0, q * (y - t), 0.0), 0)
             if SOFT:
@@ -116,7 +116,6 @@ def head_rows_kernel(
     lse_q, lse_p, lse_1 = max_q + tl.log(sum_q), 0.0, 0.0
     if TEACHER:
         lse_p = max_p + tl.log(sum_p)
-        forward = forward / sum_p + lse_q - lse_p
         reverse = reverse / sum_q + lse_p - lse_q
         soft = lse_q - soft / sum_p
     label, hard = 0, 0.0
@@ -146,18 +145,11 @@ def head_rows_kernel(
             v3 += tl.sum(phi(K3, a3, log_p, log_q, p, q), 0)
             u3 += tl.sum(sloped(K3, a3, log_p, log_q, p, q), 0)
     # What sweep 1 knew; then values and factors with their power of T.
-    v0, u0, f0 = finish(K0, v0, u0, w0, forward, reverse, soft, hard, lse_1, temperature)
-    v1, u1, f1 = finish(K1, v1, u1, w1, forward, reverse, soft, hard, lse_1, temperature)
-    v2, u2, f2 = finish(K2, v2, u2, w2, forward, reverse, soft, hard, lse_1, temperature)
-    v3, u3, f3 = finish(K3, v3, u3, w3, forward, reverse, soft, hard, lse_1, temperature)
+    v0, u0, f0 = finish(K0, v0, u0, w0, reverse, soft, hard, lse_1, temperature)
+    v1, u1, f1 = finish(K1, v1, u1, w1, reverse, soft, hard, lse_1, temperature)
+    v2, u2, f2 = finish(K2, v2, u2, w2, reverse, soft, hard, lse_1, temperature)
+    v3, u3, f3 = finish(K3, v3, u3, w3, reverse, soft, hard, lse_1, temperature)
     excluded = kept == 0.0
-    tl.store(values, tl.where(excluded, 0.0, v0))
-    if COUNT > 1:
-        tl.store(values + 1, tl.where(excluded, 0.0, v1))
-    if COUNT > 2:
-        tl.store(values + 2, tl.where(excluded, 0.0, v2))
-    if COUNT > 3:
-        tl.store(values + 3, tl.where(excluded, 0.0, v3))
     if METRICS:
         tl.store(values + COUNT, tl.where(excluded, 0.0, lse_q - self_q / sum_q))
         if TEACHER:
@@ -166,6 +158,7 @@ def head_rows_kernel(
 
     # Sweep 3, from the end: the blocks read last are still in the cache.
     if GRADIENT:
+        n0, n1, n2, n3 = 0.0, 0.0, 0.0, 0.0
         expected = f0 * u0 + f1 * u1 + f2 * u2 + f3 * u3
         onto_label, onto_q = 0.0, 0.0
         if LABELS:
@@ -185,6 +178,11 @@ def head_rows_kernel(
                 t = transform(t, scale_t, cap_t, SCALE_T, CAP_T)
                 log_p = tl.where(inside, t, -inf) * inverse_t - lse_p
                 p = tl.exp(log_p)
+                if not SECOND:
+                    n0 += tl.sum(phi(K0, a0, log_p, log_q, p, q), 0)
+                    n1 += tl.sum(phi(K1, a1, log_p, log_q, p, q), 0)
+                    n2 += tl.sum(phi(K2, a2, log_p, log_q, p, q), 0)
+                    n3 += tl.sum(phi(K3, a3, log_p, log_q, p, q), 0)
                 gradient += f0 * sloped(K0, a0, log_p, log_q, p, q)
                 gradient += f1 * sloped(K1, a1, log_p, log_q, p, q)
                 gradient += f2 * sloped(K2, a2, log_p, log_q, p, q)
@@ -199,3 +197,14 @@ def head_rows_kernel(
                 gradient *= scale_s
             gradient = tl.where(excluded, 0.0, gradient)
             tl.store(student + column, gradient.to(student.dtype.element_ty), inside)
+        if not SECOND:
+            square = temperature * temperature
+            v0, v1 = relative(K0, n0 * square, v0), relative(K1, n1 * square, v1)
+            v2, v3 = relative(K2, n2 * square, v2), relative(K3, n3 * square, v3)
+    tl.store(values, tl.where(excluded, 0.0, v0))
+    if COUNT > 1:
+        tl.store(values + 1, tl.where(excluded, 0.0, v1))
+    if COUNT > 2:
+        tl.store(values + 2, tl.where(excluded, 0.0, v2))
+    if COUNT > 3:
+        tl.store(values + 3, tl.where(excluded, 0.0, v3))

@@ -50,8 +50,12 @@ def reverse_kl() -> Divergence:
     Reference:
       Gu et al., MiniLLM: Knowledge Distillation of Large Language Models, arXiv:2306.08543.
     """
-    # d phi / d log q = phi + q.
-    return one("reverse_kl", lambda log_p, log_q, p, q: _twice(_product(q, log_q - log_p)))
+
+    def rule(log_p: Tensor, log_q: Tensor, p: Tensor, q: Tensor) -> Pair:
+        of_q = _product(q, log_q - log_p)
+        return of_q + (p - q), of_q
+
+    return one("reverse_kl", rule)
 
 
 def jsd(beta: float = 0.5) -> Divergence:
@@ -190,10 +194,6 @@ def z_loss() -> Divergence:
       Chowdhery et al., PaLM: Scaling Language Modeling with Pathways, arXiv:2204.02311.
     """
     return one("z_loss", None)
-
-
-def _twice(x: Tensor) -> Pair:
-    return x, x
 
 
 def _product(p: Tensor, x: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """The divergences inside the kernel, chosen at compile time by their number in `KINDS`.
 
-`sloped` covers every divergence between p and q, `phi` only those that take a second sweep.
+`sloped` covers every divergence between p and q, `phi` all but the cross-entropies.
 """
 
 # pyright: basic, reportOperatorIssue=false, reportArgumentType=false
@@ -42,15 +42,37 @@ def power(a, log_p, log_q):
 
 
 @triton.jit
+def bend(x):
+    """`exp(-x) - 1 + x` for |x| < 0.1, by its series, in which nothing cancels."""
+    series = 1.0 - x / 5.0 * (1.0 - x / 6.0 * (1.0 - x / 7.0))
+    series = 1.0 - x / 3.0 * (1.0 - x / 4.0 * series)
+    return 0.5 * x * x * series
+
+
+@triton.jit
+def entropy(p, q, ratio):
+    """`p log(p / q) + q - p` by the log of p / q: 0 where p and q are, and never negative."""
+    near = tl.abs(ratio) < 0.1
+    return tl.where(near, p * bend(tl.where(near, ratio, 0.0)), product(p, ratio) + (q - p))
+
+
+@triton.jit
 def phi(KIND: tl.constexpr, a, log_p, log_q, p, q):
     """What an entry adds to the value."""
-    if KIND == 3:
-        log_m = log_of(a * p + (1.0 - a) * q)
-        return a * product(p, log_p - log_m) + (1.0 - a) * product(q, log_q - log_m)
+    if KIND == 1:
+        return entropy(p, q, log_p - log_q)
+    elif KIND == 2:
+        return entropy(q, p, log_q - log_p)
+    elif KIND == 3:
+        m = a * p + (1.0 - a) * q
+        of_p, of_q = entropy(p, m, log_p - log_of(m)), entropy(q, m, log_q - log_of(m))
+        return a * of_p + (1.0 - a) * of_q
     elif KIND == 4:
-        return product(p, log_p - log_of(a * p + (1.0 - a) * q))
+        m = a * p + (1.0 - a) * q
+        return entropy(p, m, log_p - log_of(m))
     elif KIND == 5:
-        return product(q, log_q - log_of(a * q + (1.0 - a) * p))
+        m = a * q + (1.0 - a) * p
+        return entropy(q, m, log_q - log_of(m))
     elif KIND == 6:
         return 0.5 * tl.abs(p - q)
     elif KIND == 7:
@@ -83,13 +105,13 @@ def sloped(KIND: tl.constexpr, a, log_p, log_q, p, q):
 
 
 @triton.jit
-def finish(KIND: tl.constexpr, value, slope, weight, forward, reverse, soft, hard, lse, t):
+def finish(KIND: tl.constexpr, value, slope, weight, reverse, soft, hard, lse, t):
     """Value, E_q[g] and factor of one divergence, from the sweep that knows them."""
     factor = weight * t
     if KIND == 1:
-        return forward * t * t, -1.0, factor
+        return value * t * t, -1.0, factor
     elif KIND == 2:
-        return reverse * t * t, reverse, factor
+        return value * t * t, reverse, factor
     elif KIND == 6:
         return value, slope, weight / t
     elif KIND == 8:
@@ -102,6 +124,15 @@ def finish(KIND: tl.constexpr, value, slope, weight, forward, reverse, soft, har
         return 0.0, 0.0, 0.0
     else:
         return value * t * t, slope, factor
+
+
+@triton.jit
+def relative(KIND: tl.constexpr, value, known):
+    """The value of a kl or reverse_kl; of anything else what is known."""
+    if KIND == 1 or KIND == 2:
+        return value
+    else:
+        return known
 
 
 @triton.jit
