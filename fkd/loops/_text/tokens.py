@@ -180,8 +180,11 @@ def _by_prefix(
         return "".join(character for character, _ in same)
 
     whole, spans = text(len(messages), prompt=False), list[tuple[int, int]]()
+    end = getattr(tokenizer, "eos_token", None)
     for i in answers:
         after = text(i + 1, prompt=False)
+        if not whole.startswith(after) and end and whole.endswith(end):
+            after = after.removesuffix(end)  # which some templates put where a conversation stops
         content = str(messages[i].get("content") or "")
         start = len(opening(after)) if i == 0 else None
         if start is None:

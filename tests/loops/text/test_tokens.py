@@ -208,3 +208,22 @@ def test_a_prompt_that_begins_to_think_is_no_part_of_the_answer(words):
     chat = [CHAT[1], {"role": "assistant", "content": words}]
     tokens = chat_tokens(tokenizer, chat)
     assert said(tokenizer, tokens) == [f"{words.split('>')[-1] if 'k>' in words else words}</s>"]
+
+
+@pytest.mark.parametrize("begin", ["", "<s>"])
+def test_a_token_that_ends_the_whole_conversation_ends_no_turn_before(begin):
+    """As the templates of Phi have it."""
+    tokenizer = copy.deepcopy(byte_level())
+    tokenizer.chat_template = begin + CHATML.replace(
+        "{% endif %}", "{% else %}{{ eos_token }}{% endif %}"
+    )
+    chat = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "one"},
+        {"role": "user", "content": "b"},
+        {"role": "assistant", "content": "two"},
+    ]
+    said = lambda row: tokenizer.decode([i for i in row.labels if i != -100])
+    assert said(chat_tokens(tokenizer, chat)) == "one<|im_end|>two<|im_end|>\n</s>"
+    assert said(chat_tokens(tokenizer, chat[:3])) == "one<|im_end|>"
+    assert said(chat_tokens(tokenizer, chat, turns="last")) == "two<|im_end|>\n</s>"
