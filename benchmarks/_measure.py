@@ -20,7 +20,10 @@ from torch.utils.flop_counter import FlopCounterMode
 
 Run = Callable[[], Any]
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "transformers", "textbrewer", "KnowledgeDistillation", "liger-kernel", "trl")
+PACKAGES = (
+    "torch", "transformers", "textbrewer", "KnowledgeDistillation", "liger-kernel", "trl",
+    "torchdistill",
+)  # fmt: skip
 
 
 def arguments(about: str, **numbers: int) -> argparse.ArgumentParser:
