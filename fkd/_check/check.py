@@ -35,6 +35,7 @@ from .._objective.objective import Objective
 from .._objective.problems import first_reader
 from .._objective.program import Parts, Pass
 from .._objective.terms import Term
+from .._refs.attached import without_values
 from .._refs.code import operand
 from .._refs.derived import Function
 from .._refs.paths import describe, name_of
@@ -259,24 +260,24 @@ def _forward(trial: _Trial, parts: Parts, autocast: torch.dtype | None) -> Pass:
 
 
 def _forward_problem(trial: _Trial, name: str, error: Exception) -> str:
-    model = trial.objective.program.model(name)
+    model, batch = trial.objective.program.model(name), without_values(trial.batch)
     try:
-        args, kwargs = call_arguments(model, trial.batch)
+        args, kwargs = call_arguments(model, batch)
         received = listing(
             [*map(describe, args), *(f"{k}={describe(v)}" for k, v in kwargs.items())]
         )
     except Exception as adaptor_error:
         return (
             f"model {name!r}: inputs={name_of(model.inputs)} failed on the batch "
-            f"({describe(trial.batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
+            f"({describe(batch)}): {type(adaptor_error).__name__}: {adaptor_error}."
         )
     hint = ""
     if is_of_dtypes(error) and model.module is not None:
         hint = dtypes_hint(model.module, {**{str(i): x for i, x in enumerate(args)}, **kwargs})
-    hint = hint or inputs_hint(model, trial.batch, args, kwargs)
+    hint = hint or inputs_hint(model, batch, args, kwargs)
     return (
         f"model {name!r}: its forward failed when given {received}; the batch is "
-        f"{describe(trial.batch)}. {type(error).__name__}: {_first_line(error).rstrip('.')}.{hint}"
+        f"{describe(batch)}. {type(error).__name__}: {_first_line(error).rstrip('.')}.{hint}"
     )
 
 

@@ -19,6 +19,7 @@ from torch.nn.utils import stateless
 
 from .._base.types import Batch
 from .._blocks.sharing import Sharing
+from .._refs.attached import without_values
 from .._refs.refs import Capture, Tap
 from .lease import same_shapes, when_freed
 from .models import Model, modules_of, skeleton
@@ -247,6 +248,7 @@ def buffer_names(module: nn.Module) -> dict[str, str]:
 
 def call_arguments(model: Model, batch: Batch) -> tuple[Sequence[Any], Mapping[str, Any]]:
     """The positional and keyword arguments of a model's forward, from the batch."""
+    batch = without_values(batch)
     if model.inputs is not None:
         inputs = model.inputs(batch)
         if isinstance(inputs, Mapping):

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from .._base.errors import listing, nearest
+from .attached import without_values
 
 
 @dataclass(frozen=True)
@@ -71,7 +72,7 @@ class Context:
 
     def __getitem__(self, name: str) -> Any:
         try:
-            return self.values[name]
+            return without_values(self.values[name])
         except KeyError:
             raise KeyError(
                 f"ctx[{name!r}]: {nearest(name, self.values)}Available: {listing(self.values)}."

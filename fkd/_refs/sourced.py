@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .._base.errors import RefError, listing
+from .attached import Attached
 from .code import Node, Ref, children, node, walk
 from .context import Context
 from .trees import mapped
@@ -49,7 +50,8 @@ class Sourced(Node):
 
     def compute(self, ctx: Context, *values: Any) -> Any:
         """The value, as the source gave it."""
-        batch, name = ctx["batch"], FIELD + self.source
+        batch, name = ctx.values["batch"], FIELD + self.source
+        batch = batch.values if isinstance(batch, Attached) else batch
         if not isinstance(batch, Mapping) or name not in batch:
             have = listing(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
             raise RefError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future, wait
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,10 +20,11 @@ from fkd._refs.refs import Ref
 from fkd.loops._base.files import discard
 from fkd.loops._base.state import device_of
 from fkd.loops._data.batch import normalised
+from fkd.loops._data.fields import with_fields
 
 from ._errors import SourceError
 from ._header import Header, read_header, write_header
-from ._keep import DRAWS, seeds_of
+from ._keep import seeds_of
 from ._kept import refuse_difference, replaced_padding
 from ._live import Teacher
 from ._parts import Meeting, Share, inputs_of, is_whole, part_header
@@ -96,10 +97,11 @@ class Build:
         for r, (key, read) in enumerate(zip(samples.keys, samples.inputs, strict=True)):
             known = self.done.get(key.tobytes()) or self.seen.get(key.tobytes())
             if known and known != read.tobytes():
+                of = self.contents.reading
                 raise SourceError(
                     f"cache: {samples.names[r]} comes twice, or is kept already, with other "
-                    f"inputs ({', '.join(self.contents.reading.fields)}). Each sample needs a "
-                    f"{self.contents.reading.key!r} of its own, and one input (no augmentation)."
+                    f"inputs ({', '.join(map(str, of.fields))}). Each sample needs a {of.key!r} of "
+                    "its own, and one input (no augmentation)."
                 )
             if known is None:
                 new.setdefault(key.tobytes(), r)
@@ -124,8 +126,7 @@ class Build:
 
     def _with_draws(self, batch: Batch, samples: Samples) -> Batch:
         """The batch with the seeds of its samples, which only those refs read that draw."""
-        assert isinstance(batch, Mapping)
-        return {**batch, DRAWS: seeds_of(samples)}
+        return with_fields(batch, seeds_of(samples))
 
     def _expect_forms(self, ref: Ref, leaves: Sequence[Tensor], samples: Samples) -> None:
         for form, x in zip(self.contents.forms, leaves, strict=False):

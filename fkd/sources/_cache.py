@@ -22,6 +22,7 @@ from fkd.loops._base.files import make_folder
 from fkd.loops._base.waiting import Say
 from fkd.loops._data.batch import examples_in, normalised
 from fkd.loops._data.epochs import Loader, epoch_batches
+from fkd.loops._data.fields import Field
 from fkd.loops._data.loaders import expect_loader
 from fkd.loops._log.progress import open_progress
 
@@ -36,7 +37,6 @@ from ._live import Precision, Teacher
 from ._parameters import Parameters, parameters_read, tensors_of, write_parameters
 from ._parts import Share, occupied, share_of
 from ._probe import Contents, probe
-from ._source import as_fields
 from ._structure import indices, is_sparse
 from ._temperature import expect_temperature
 
@@ -47,8 +47,8 @@ def cache(
     folder: str | os.PathLike[str],
     *,
     keep: Mapping[Ref, Keep] | None = None,
-    key: str | None = None,
-    mask: str | Sequence[str] | None = "attention_mask",
+    key: Field | None = None,
+    mask: Field | Sequence[Field] | None = "attention_mask",
     compile: bool | Mapping[str, Any] = False,
     precision: Precision = "fp32",
     device: torch.device | str | None = None,
@@ -86,12 +86,13 @@ def cache(
 
     Args:
       objective: whose teacher runs. All its random numbers are those of eval mode.
-      loader: every sample once, as for `fit`: batches are dicts of fields. Epoch -1 of seed 0.
+      loader: every sample once, as for `fit`. Epoch -1 of seed 0.
       folder: of the cache.
       keep: how much of a ref is kept, for those of which less is kept than every number in the
         dtype of the teacher: `exact(dtype)`, `scaled(dtype)`, `top_k(k)` or `sampled(n)`. A ref
         (`teacher.logits`) may stand for others that are computed from it.
-      key: field of the batch with an integer or a text for each sample.
+      key: field of the batch with an integer or a text for each sample; of a tuple or a list,
+        its place, as for `mask`.
       mask: field that is 1 where a sample has a token, by which padding is left out. One whose
         name ends so (`teacher_attention_mask`, `decoder_attention_mask`) is one, too, if the
         teacher reads it; other names in a list. Where the batches have none, or None: whole rows,
@@ -149,7 +150,7 @@ def cache(
         bar = _Progress(loader, progress and share.rank == 0)
         shown = stack.enter_context(contextlib.closing(bar))
         build: Build | None = None
-        for index, batch in enumerate(map(as_fields, epoch_batches(loader, 0, -1))):
+        for index, batch in enumerate(epoch_batches(loader, 0, -1)):
             if examples_in(normalised(batch)) == 0:
                 continue
             if build is None:
@@ -216,16 +217,11 @@ def _contents(
     objective: Objective,
     plan: _Plan,
     batch: Batch,
-    key: str | None,
-    mask: str | Sequence[str] | None,
+    key: Field | None,
+    mask: Field | Sequence[Field] | None,
     teacher: Any,
 ) -> Contents:
     """What is kept, in the dtypes that were asked for."""
-    if not isinstance(batch, Mapping):
-        raise SourceError(
-            f"cache: a batch is a {type(batch).__name__}; a dict of fields is expected. Name the "
-            "parts in the loader's collate_fn."
-        )
     contents = probe(objective, plan.refs, plan.keep, batch, key, mask, teacher)
     forms = list(contents.forms)
     for ref, structure in zip(contents.refs, contents.structures, strict=True):

@@ -36,6 +36,7 @@ _HEAD, _MIDDLE, _TAIL = b'{"sha256": "', b'", "header": ', b"}\n"
 _FILE = re.compile(r"(part-\d+/)?\d{5,}\.safetensors")
 _SHARD = Of("the name of a shard", lambda x: isinstance(x, str) and bool(_FILE.fullmatch(x)))
 _DTYPE = Of("the name of a dtype", lambda x: isinstance(x, str) and x in DTYPES)
+_NAME = Of("the name or place of a field", lambda x: isinstance(x, str) or type(x) is int)
 _FORM = {"dtype": _DTYPE, "live": _DTYPE, "shape": [INTEGER], "fill": NUMBER}
 _SCHEMA = {
     "name": TEXT,
@@ -45,7 +46,7 @@ _SCHEMA = {
     "forms": [_FORM],
     "models": JSON,
     "parameters": {"names": [(TEXT, TEXT)], "size": COUNT, "sha256": TEXT},
-    "reading": {"fields": [TEXT], "key": maybe(TEXT), "masks": [TEXT]},
+    "reading": {"fields": [_NAME], "key": maybe(_NAME), "masks": [_NAME]},
     "precision": TEXT,
     "about": JSON,
     "versions": JSON,

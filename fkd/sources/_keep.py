@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 
 from fkd._base.errors import listing
 from fkd._refs.refs import Ref, batch
-from fkd._refs.sourced import FIELD
+from fkd._refs.sourced import FIELD, Sourced
 from fkd.loops._checkpoint.tensors import NAMES
 
 from ._errors import SourceError
@@ -17,7 +18,9 @@ from ._rows import Samples
 DRAWS = FIELD + "draws"
 """The field of a batch with the seeds of its samples, from which classes are drawn."""
 
-draws = batch[DRAWS]
+_SAMPLES = "samples"
+
+draws = Ref(Sourced(batch, DRAWS.removeprefix(FIELD), _SAMPLES))
 
 
 @runtime_checkable
@@ -62,8 +65,13 @@ def exact(dtype: torch.dtype | None = None) -> Exact:
 
 
 def seeds_of(samples: Samples) -> dict[str, Any]:
-    """What `DRAWS` has for the samples of a batch: numbers that are functions of each alone, and
-    where its tokens begin, by the length of the batch."""
+    """The field `DRAWS` of a batch: numbers that are functions of each sample alone, and where its
+    tokens begin, by the length of the batch."""
     seed: Any = samples.keys[:, 0].view("int64").copy()
     start = {str(span.length): torch.tensor(span.start) for span in reversed(samples.spans)}
-    return {"seed": torch.from_numpy(seed), "start": start}
+    return {DRAWS: {_SAMPLES: {"seed": torch.from_numpy(seed), "start": start}}}
+
+
+def reseeded(seeds: Mapping[str, Any], samples: Samples) -> dict[str, Any]:
+    """The content of `DRAWS` with these seeds, and the starts of samples."""
+    return {_SAMPLES: {**seeds_of(samples)[DRAWS][_SAMPLES], "seed": seeds[_SAMPLES]["seed"]}}

@@ -216,9 +216,10 @@ class Kept:
             )
         reader, row = place
         if not np.array_equal(reader.inputs[row], samples.inputs[r]):
+            read = ", ".join(map(str, self.header.reading.fields))
             raise MissError(
-                f"{samples.names[r]} has other inputs ({', '.join(self.header.reading.fields)}) "
-                f"than those that the teacher saw for the cache {self.folder}." + _CHANGED
+                f"{samples.names[r]} has other inputs ({read}) than those that the teacher saw for "
+                f"the cache {self.folder}." + _CHANGED
             )
         here, there = samples.sizes(r), tuple(reader.sizes[row].tolist())
         if here != there:

@@ -20,6 +20,7 @@ from fkd._base.types import Batch
 from fkd._refs.refs import Ref, teacher
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
+from fkd.loops._data.fields import Field
 
 from ._engines import SGLANG, VLLM, Engine, Known, Question
 from ._errors import SourceError
@@ -250,8 +251,8 @@ class ServerArguments:
     of: Ref = teacher.logits
     model: str | None = None
     candidates: str | Sequence[int] | None = None
-    tokens: str = "input_ids"
-    mask: str = "attention_mask"
+    tokens: Field = "input_ids"
+    mask: Field = "attention_mask"
     token: str | None = None
     batches: int = 1
     requests: int = 16
@@ -312,8 +313,8 @@ def vllm(arguments: VllmArguments) -> Scored:
       temperature: T of the softmax. Other than 1 needs a server with
         `--logprobs-mode processed_logprobs`, and is not known to `prompt_logprobs` of most
         versions: leave it, and distil at 1.
-      tokens, mask: fields of the batch with the tokens, and with 1 where there is one (all, if the
-        batch has no such field).
+      tokens, mask: fields of the batch (of a tuple, their places) with the tokens, and with 1
+        where there is one (all, if the batch has no such field).
       token: the server's `--api-key`.
       batches, requests, timeout, retries: as for `served`; a request is one sample.
 

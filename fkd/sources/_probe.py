@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import optree
 import torch
 from torch import Tensor
 
-from fkd._base.types import Batch
+from fkd._base.types import Batch, TensorBatch
 from fkd._objective.apply import call_arguments
 from fkd._objective.frontier import parts_to_keep, reduced
 from fkd._objective.objective import Objective
 from fkd._objective.program import Program
+from fkd._refs.attached import without_values
 from fkd._refs.refs import Item, Ref, Root, children, node
 from fkd._refs.sourced import FIELD
 from fkd.loops._data.batch import normalised
+from fkd.loops._data.fields import WHOLE, Field, as_batch, as_fields
 
 from ._bind import relative_difference
 from ._errors import SourceError
@@ -60,8 +63,8 @@ def probe(
     refs: Sequence[Ref],
     keep: Mapping[Ref, Keep],
     batch: Batch,
-    key: str | None,
-    mask: str | Sequence[str] | None,
+    key: Field | None,
+    mask: Field | Sequence[Field] | None,
     teacher: Callable[[Sequence[Ref]], Teacher],
 ) -> Contents:
     """Find out what of an objective can be kept by sample.
@@ -82,18 +85,19 @@ def probe(
       SourceError: a value depends on the other samples of a batch, or on padding.
     """
     frozen = {name for name, model in objective.models.items() if model.kind == "frozen"}
-    batch = few_samples(batch, mask)
-    tensors: Any = normalised(batch)
+    few = few_samples(as_fields(batch), mask)
+    tensors: Any = normalised(cast(Any, few))
     while True:
         computed = tuple(keep[r].computed(r) if r in keep else r for r in refs)
-        runs = teacher(computed)
-        fields = fields_read(runs.program, tensors)
+        model = teacher(computed)
+        fields = fields_read(model.program, as_batch(tensors, batch))
         masks = masks_of(mask, fields, tensors)
         reading = Reading(tuple(n for n in fields if n != key), key, masks)
         forms: list[Form] = []
         structures: list[Any] = []
         next_refs: list[Ref] = []
-        for ref, view in zip(refs, views(runs, reading, tensors, batch), strict=True):
+        runs = functools.partial(_of_fields, model, batch)
+        for ref, view in zip(refs, views(runs, reading, tensors, few), strict=True):
             try:
                 structures.append(_structure(ref, view, forms))
                 next_refs.append(ref)
@@ -107,25 +111,65 @@ def probe(
         refs = reduced(next_refs, frozen)
 
 
-def fields_read(program: Program, batch: Mapping[str, Any]) -> list[str]:
-    """The fields of a batch that models and refs read."""
-    owner = {id(x): n for n, field in batch.items() for x in optree.tree_leaves(field)}
-    every = {n for n in batch if not n.startswith(FIELD)}
-    names: set[str] = set()
+def _of_fields(teacher: Teacher, like: Batch, fields: Mapping[Field, Any]) -> list[Any]:
+    """What a teacher says of fields as a batch of the kind of another."""
+    return teacher(as_batch(fields, like))
+
+
+def fields_read(program: Program, batch: TensorBatch) -> list[Field]:
+    """The fields of a batch that models and refs read; of a tuple, their places."""
+    fields = {n: x for n, x in as_fields(batch).items() if not str(n).startswith(FIELD)}
+    owner = {id(x): n for n, field in fields.items() for x in optree.tree_leaves(field)}
+    names: set[Field] = set()
     for model in program.runs:
-        spy = _Spy(batch)
+        spy = _spying(without_values(batch))
         arguments: Any = call_arguments(program.model(model), spy)
         ids = [id(x) for x in optree.tree_leaves(arguments) if isinstance(x, Tensor)]
         names |= {owner[i] for i in ids if i in owner}
         if any(i not in owner for i in ids):
-            names |= spy.read or every
+            names |= getattr(spy, "read", None) or set(fields)
     root = Root("batch")
     for ref in program.plan.refs:
         part = node(ref)
         if any(node(child) == root for child in children(ref)):
-            single = isinstance(part, Item) and part.key in batch
-            names |= {part.key} if single and isinstance(part, Item) else every
-    return [name for name in batch if name in names and not name.startswith(FIELD)]
+            name = _field_of(part, fields) if isinstance(part, Item) else None
+            names |= set(fields) if name is None else {name}
+    return [name for name in fields if name in names]
+
+
+def _field_of(item: Item, fields: Mapping[Field, Any]) -> Field | None:
+    """The field that an item of the batch is; None: it is no single one."""
+    names = list(fields)
+    if isinstance(item.key, Field) and item.key in fields:
+        return item.key
+    from_the_end = type(item.key) is int and -len(names) <= item.key < len(names)
+    return names[item.key] if from_the_end and WHOLE not in fields else None
+
+
+def _spying(batch: Any) -> Any:
+    """A batch that remembers which of its parts were asked for, if it can be one."""
+    if isinstance(batch, Mapping):
+        return _Spy(batch)
+    return _Places(batch) if type(batch) in (list, tuple) else batch
+
+
+class _Places(tuple[Any, ...]):
+    """Likewise of a tuple or a list."""
+
+    read: set[Field]
+
+    def __new__(cls, batch: Iterable[Any]) -> _Places:
+        made = super().__new__(cls, batch)
+        made.read = set()
+        return made
+
+    def __getitem__(self, key: Any) -> Any:
+        self.read |= set(range(len(self))[key] if isinstance(key, slice) else [key % len(self)])
+        return super().__getitem__(key)
+
+    def __iter__(self) -> Iterator[Any]:
+        self.read |= set(range(len(self)))
+        return super().__iter__()
 
 
 class _Spy(dict[str, Any]):
@@ -133,7 +177,7 @@ class _Spy(dict[str, Any]):
 
     def __init__(self, batch: Mapping[str, Any]) -> None:
         super().__init__(batch)
-        self.read: set[str] = set()
+        self.read: set[Field] = set()
 
     def __getitem__(self, key: str) -> Any:
         self.read.add(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -11,6 +11,7 @@ from torch import Tensor
 from fkd._base.errors import listing
 from fkd._base.types import Batch
 from fkd._refs.refs import Ref
+from fkd.loops._data.fields import Field, as_fields
 
 from ._engines import Question
 from ._errors import SourceError
@@ -32,8 +33,8 @@ class Wanted(NamedTuple):
     vocab: int
     k: int
     candidates: str | tuple[int, ...] | None
-    tokens: str
-    mask: str
+    tokens: Field
+    mask: Field
     temperature: float
 
 
@@ -43,8 +44,8 @@ def wanted_of(
     vocab: int,
     k: int,
     candidates: str | Sequence[int] | None,
-    tokens: str,
-    mask: str,
+    tokens: Field,
+    mask: Field,
     temperature: float,
 ) -> Wanted:
     """What is asked of a server.
@@ -86,10 +87,11 @@ def rows_of(batch: Batch, wanted: Wanted, what: str) -> Rows:
     Raises:
       SourceError: a field is missing, or is not `[samples, length]` integers.
     """
-    tokens = _field(batch, wanted.tokens, what, 2)
-    has_mask = isinstance(batch, Mapping) and wanted.mask in batch
+    fields = as_fields(batch)
+    tokens = _field(fields, wanted.tokens, what, 2)
+    has_mask = wanted.mask in fields
     mask = (
-        _field(batch, wanted.mask, what, 2).bool() if has_mask else torch.ones_like(tokens).bool()
+        _field(fields, wanted.mask, what, 2).bool() if has_mask else torch.ones_like(tokens).bool()
     )
     if mask.shape != tokens.shape:
         raise SourceError(
@@ -97,7 +99,7 @@ def rows_of(batch: Batch, wanted: Wanted, what: str) -> Rows:
             f"{tuple(tokens.shape)}."
         )
     named = wanted.candidates if isinstance(wanted.candidates, str) else None
-    asked = None if named is None else _field(batch, named, what, 3)
+    asked = None if named is None else _field(fields, named, what, 3)
     if asked is not None and asked.shape != (*tokens.shape, wanted.k):
         raise SourceError(
             f"{what}: {named!r} has shape {tuple(asked.shape)}; "
@@ -132,9 +134,9 @@ def _candidates(ids: Tensor, wanted: Wanted, what: str, row: int) -> list[list[i
     return ids.tolist()
 
 
-def _field(batch: Batch, name: str, what: str, axes: int) -> Tensor:
-    if not isinstance(batch, Mapping) or name not in batch:
-        have = listing(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+def _field(batch: Mapping[Field, Any], name: Field, what: str, axes: int) -> Tensor:
+    if name not in batch:
+        have = listing(map(str, batch))
         raise SourceError(f"{what}: the batch has no field {name!r}. It has: {have}.")
     x = torch.as_tensor(batch[name]).detach().cpu()
     if x.ndim != axes or x.is_floating_point():

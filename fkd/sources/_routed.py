@@ -18,10 +18,11 @@ from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
+from fkd.loops._data.fields import Field, as_batch, as_fields
 
 from ._errors import SourceError
 from ._live import Live
-from ._source import AheadSource, Source, as_fields, attach
+from ._source import AheadSource, Source, attach
 
 
 class Routed:
@@ -34,7 +35,7 @@ class Routed:
     """
 
     def __init__(
-        self, field: str, routes: Mapping[str, Source], multiple: int, fill: float | None
+        self, field: Field, routes: Mapping[str, Source], multiple: int, fill: float | None
     ) -> None:
         self.field, self.routes = field, dict(routes)
         self.multiple, self.fill = multiple, fill
@@ -101,14 +102,14 @@ class Routed:
                 "routed: no objective was bound to this source, so that it is not known which "
                 "values are wanted: fkd.sources.bind(objective, source)."
             )
-        batch = as_fields(batch)
-        if not isinstance(batch, Mapping) or self.field not in batch:
-            have = listing(map(str, batch)) if isinstance(batch, Mapping) else type(batch).__name__
+        fields = as_fields(batch)
+        if self.field not in fields:
+            have = listing(map(str, fields))
             raise SourceError(
                 f"routed: the batch has no field {self.field!r}, by which each sample has its "
                 f"teachers. It has: {have}."
             )
-        chosen = members(batch[self.field], tuple(self.routes), self.field)
+        chosen = members(fields[self.field], tuple(self.routes), self.field)
         if self.fill is None and len(chosen) and not bool(chosen.any(1).all()):
             row = int(np.flatnonzero(~chosen.any(1))[0])
             raise SourceError(
@@ -126,8 +127,7 @@ class Routed:
             raise
         return _Combined(self, parts, chosen)
 
-    def _part(self, name: str, source: Source, batch: Mapping[str, Any], rows: Any, count: int
-              ) -> _Part:  # fmt: skip
+    def _part(self, name: str, source: Source, batch: Batch, rows: Any, count: int) -> _Part:
         whole = len(rows) == count
         padded = min(-(-len(rows) // self.multiple) * self.multiple, count)
         taken = np.concatenate([rows, np.repeat(rows[-1:], padded - len(rows))])
@@ -261,7 +261,7 @@ def _index(rows: Any, like: Tensor) -> Tensor:
     return torch.as_tensor(rows, device=like.device)
 
 
-def members(chosen: Any, names: Sequence[str], field: str) -> Any:
+def members(chosen: Any, names: Sequence[str], field: Field) -> Any:
     """Which sample has which teachers, `[rows, teachers]` of bool.
 
     Raises:
@@ -289,7 +289,7 @@ def members(chosen: Any, names: Sequence[str], field: str) -> Any:
     )
 
 
-def _named(chosen: Any, names: Sequence[str], field: str) -> Any:
+def _named(chosen: Any, names: Sequence[str], field: Field) -> Any:
     for name in chosen:
         if name not in names:
             close = nearest(str(name), names)
@@ -300,7 +300,7 @@ def _named(chosen: Any, names: Sequence[str], field: str) -> Any:
     return np.asarray([name in chosen for name in names])
 
 
-def _of_rows(batch: Mapping[str, Any], rows: Any, count: int) -> dict[str, Any]:
+def _of_rows(batch: Batch, rows: Any, count: int) -> Batch:
     """The batch with some of its rows; what has no row for each sample stays whole."""
 
     def some(x: Any) -> Any:
@@ -316,11 +316,12 @@ def _of_rows(batch: Mapping[str, Any], rows: Any, count: int) -> dict[str, Any]:
             return type(x)(map(some, x))
         return x
 
-    return {k: some(v) for k, v in batch.items() if not str(k).startswith(FIELD)}
+    fields = as_fields(batch).items()
+    return as_batch({k: some(v) for k, v in fields if not str(k).startswith(FIELD)}, batch)
 
 
 def routed(
-    field: str,
+    field: Field,
     routes: Mapping[str, Source | Objective],
     *,
     multiple: int = 1,
@@ -343,8 +344,9 @@ def routed(
     values are that teacher's, to the bit.
 
     Args:
-      field: of the batch: for each sample a name, a list of names, a number (the teachers counted
-        in their order; -1: none), or a row of bool, `[samples, teachers]`.
+      field: of the batch (of a tuple, its place): for each sample a name, a list of names, a
+        number (the teachers counted in their order; -1: none), or a row of bool,
+        `[samples, teachers]`.
       routes: the source of each teacher by name; of an objective, its live teacher. All give the
         refs that the terms read, in the same shapes.
       multiple: a teacher gets a multiple of so many samples, by repeating one, so that one that is

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,9 +15,9 @@ from torch import Tensor
 from fkd._base.errors import listing
 from fkd._base.types import Batch
 from fkd.loops._data.batch import leaves, normalised
+from fkd.loops._data.fields import Field, as_fields
 
 from ._errors import SourceError
-from ._source import as_fields
 
 
 class Span(NamedTuple):
@@ -72,14 +72,14 @@ class Reading(NamedTuple):
     """How the samples of a batch are recognised; a part of a cache's header.
 
     Attributes:
-      fields: of the batch, that the teacher reads.
+      fields: of the batch, that the teacher reads; of a tuple, their places.
       key: the field with the name of each sample; None: they are known by what the teacher reads.
       masks: the fields that are 1 where a sample has a token; none: all samples are of one size.
     """
 
-    fields: tuple[str, ...]
-    key: str | None
-    masks: tuple[str, ...]
+    fields: tuple[Field, ...]
+    key: Field | None
+    masks: tuple[Field, ...]
 
     def samples(self, batch: Batch) -> Samples:
         """The samples of a batch.
@@ -88,11 +88,6 @@ class Reading(NamedTuple):
           SourceError: a field is missing, or not one with a row for each sample.
         """
         batch = as_fields(batch)
-        if not isinstance(batch, Mapping):
-            raise SourceError(
-                f"a batch is a {type(batch).__name__}; a dict of fields is expected, by which "
-                "samples are recognised. Name the parts in the loader's collate_fn."
-            )
         wanted = [n for n in (*self.fields, self.key, *self.masks) if n is not None]
         missing = [name for name in wanted if name not in batch]
         if missing:
@@ -119,7 +114,7 @@ class Reading(NamedTuple):
         long = [m for m, span in enumerate(spans) if x.ndim > 1 and x.shape[1] == span.length]
         if len(long) < 2:
             return long[0] if long else None
-        every = self.masks
+        every = [str(name) for name in self.masks]
         stem = common_end(every)
         begins = [m for m in long if f"[{every[m].removesuffix(stem)}" in place.replace("'", "")]
         return max(begins or long[:1], key=lambda m: len(every[m]))
@@ -130,9 +125,10 @@ class Reading(NamedTuple):
         Raises:
           SourceError: as `samples`.
         """
-        if self.key is None or not isinstance(batch, Mapping) or self.key not in batch:
+        fields = as_fields(batch)
+        if self.key is None or self.key not in fields:
             return self.samples(batch).keys
-        field: Any = batch[self.key]
+        field: Any = fields[self.key]
         return _words([_hash([repr(i).encode()]) for i in _ids(field, self.key, len(field))])
 
 
@@ -148,7 +144,7 @@ def common_end(names: Sequence[str]) -> str:
     return "".join(letters[0] for letters in shared)[::-1]
 
 
-def _span(field: Any, name: str, rows: int) -> Span:
+def _span(field: Any, name: Field, rows: int) -> Span:
     mask = torch.as_tensor(field).detach().cpu().bool().numpy()
     if mask.ndim != 2 or mask.shape[0] != rows:
         raise SourceError(
@@ -181,7 +177,7 @@ def _input(
     return _hash(parts())
 
 
-def _ids(field: Any, name: str, rows: int) -> list[Any]:
+def _ids(field: Any, name: Field, rows: int) -> list[Any]:
     ids = field.tolist() if isinstance(field, Tensor | np.ndarray) else list(field)
     if len(ids) != rows or not all(isinstance(i, int | str) for i in ids):
         raise SourceError(

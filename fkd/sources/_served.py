@@ -23,6 +23,7 @@ from fkd.loops._checkpoint.schema import COUNT, JSON, TEXT, validate
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.batch import Signature, normalised, signature
 from fkd.loops._data.epochs import Loader
+from fkd.loops._data.fields import Field, as_fields
 
 from ._errors import ServedError, SourceError
 from ._http import Address, Answer, Failed, Patience, Refused, address_of, attempted, failure_of
@@ -30,8 +31,8 @@ from ._http import request as http_request
 from ._identity import describe_model, identity
 from ._kept import refuse_difference
 from ._server import ABOUT, FORMAT, VALUES, VERSION
-from ._source import AttachedCollate, as_fields, attach
-from ._wire import CONTENT, Malformed, can_be_sent, form_of, packed, size_of, told, unpacked
+from ._source import AttachedCollate, attach
+from ._wire import CONTENT, Malformed, can_be_sent, form_of, question_of, size_of, told, unpacked
 from ._workers import Workers
 
 _MOST_ABOUT = 1 << 26
@@ -69,7 +70,7 @@ class Served:
         self.url, self.place = address.url, f"served at {address.url}"
         self.about = attempted(self._described, address, patience, self._stopped)
         self.name: str = self.about["name"]
-        self._fields: dict[frozenset[str], list[str]] = {}
+        self._fields: dict[frozenset[Field], list[Field]] = {}
         self._forms: dict[Signature, Signature] = {}
         self._seen_again: set[Signature] = set()
         self._keys: dict[Ref, str | None] = {}
@@ -142,21 +143,19 @@ class Served:
 
     # Asking
 
-    def _question(self, batch: Batch) -> tuple[list[bytes | memoryview], Signature, frozenset[str]]:
+    def _question(
+        self, batch: Batch
+    ) -> tuple[list[bytes | memoryview], Signature, frozenset[Field]]:
         """What is sent for a batch: the fields that the server reads, once it has said which."""
-        batch = as_fields(batch)
-        if not isinstance(batch, Mapping):
-            raise TypeError(
-                f"served: a batch is a {type(batch).__name__}; a dict of fields is expected."
-            )
-        tensors: Any = normalised({k: v for k, v in batch.items() if not str(k).startswith(FIELD)})
+        fields: Any = as_fields(batch)
+        tensors: Any = normalised({k: v for k, v in fields.items() if not str(k).startswith(FIELD)})
         have = frozenset(tensors)
         read = self._fields.get(have)
         if read is None:  # all that can be sent, of which the server says what it reads
             read = [name for name, x in tensors.items() if can_be_sent(x)]
         sent = {name: tensors[name] for name in read}
         # Copied, since a loader may use the memory of a batch again.
-        pieces: list[bytes | memoryview] = [bytes(piece) for piece in packed(sent, {})]
+        pieces: list[bytes | memoryview] = [bytes(piece) for piece in question_of(sent, batch)]
         most = self.about["max_bytes"]
         if size_of(pieces) > most:
             raise ServedError(
@@ -166,7 +165,7 @@ class Served:
         return pieces, signature(sent), have
 
     def _asked(
-        self, pieces: list[bytes | memoryview], sent: Signature, have: frozenset[str]
+        self, pieces: list[bytes | memoryview], sent: Signature, have: frozenset[Field]
     ) -> dict[str, Any]:
         digest = hashlib.blake2b(digest_size=16)
         for piece in pieces:
@@ -218,7 +217,7 @@ class Served:
         return about
 
     def _read(
-        self, answer: Answer, question: str, sent: Signature, have: frozenset[str]
+        self, answer: Answer, question: str, sent: Signature, have: frozenset[Field]
     ) -> dict[str, Any]:
         """The values of an answer that is one to this question.
 

@@ -17,16 +17,18 @@ from typing import Any
 import torch
 
 from fkd._base.trees import map_tensors
+from fkd._base.types import TensorBatch
 from fkd._objective.objective import Objective
 from fkd.loops._base.random import seeded
 from fkd.loops._data.batch import normalised
+from fkd.loops._data.fields import Field, as_fields
 
 from ._ahead import drawn_so_far
 from ._errors import SourceError
 from ._identity import describe_model, identity, short
 from ._live import Live, Precision
 from ._probe import fields_read
-from ._wire import CONTENT, Malformed, form_of, packed, size_of, unpacked
+from ._wire import CONTENT, asked_of, form_of, packed, size_of, unpacked
 from ._workers import Workers
 
 FORMAT, VERSION = "fkd served", 1
@@ -50,7 +52,7 @@ class Server:
     def __init__(self, live: Live, about: dict[str, Any], limits: _Limits) -> None:
         self.about = about
         self._live, self._workers = live, Workers(1, "fkd serve")  # one batch at a time
-        self._fields: dict[frozenset[str], list[str]] = {}
+        self._fields: dict[frozenset[Field], list[Field]] = {}
         self._draws: bool | None = None  # whether the teacher draws random numbers, if known
         kind = _Sockets6 if ":" in limits.host else _Sockets
         try:
@@ -70,19 +72,19 @@ class Server:
         )
         self._thread.start()
 
-    def values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
+    def values(self, batch: TensorBatch) -> tuple[dict[str, Any], list[Field]]:
         """The values for a batch by key, and the fields that were read for them."""
         return self._workers.submit(self._values, batch).result()
 
-    def _values(self, batch: Any) -> tuple[dict[str, Any], list[str]]:
-        if not isinstance(batch, dict):
-            raise Malformed("a batch is expected: a dict of fields")
-        tensors: Any = normalised(batch, self._live.teacher.device)
-        have = frozenset(batch)
+    def _values(self, batch: TensorBatch) -> tuple[dict[str, Any], list[Field]]:
+        tensors = normalised(batch, self._live.teacher.device)
+        by_field = as_fields(tensors)
+        have = frozenset(name for name, x in by_field.items() if x is not None)
         if have not in self._fields:
             self._fields[have] = fields_read(self._live.teacher.program, tensors)
         fields = self._fields[have]
-        values = self._computed(tensors, {name: tensors[name] for name in fields})
+        read = {str(name): by_field[name] for name in fields if name in have}
+        values = self._computed(tensors, read)
         return map_tensors(lambda x: x.cpu(), values), fields
 
     def _computed(self, tensors: Any, read: dict[str, Any]) -> dict[str, Any]:
@@ -221,7 +223,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer_batch(self, raw: bytearray) -> None:
         question = hashlib.blake2b(raw, digest_size=16).hexdigest()
         try:
-            values, fields = self.ours.values(unpacked(raw).tree)
+            values, fields = self.ours.values(asked_of(unpacked(raw)))
             name, form = self.ours.about["name"], form_of(values)
             told = {"name": name, "fields": fields, "question": question, "form": form}
             self._answer(200, CONTENT, packed(values, told))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterable, Mapping, Sized
 from typing import Any, Protocol, runtime_checkable
 
@@ -11,6 +10,7 @@ from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader, Mapped
+from fkd.loops._data.fields import with_fields
 
 
 @runtime_checkable
@@ -58,16 +58,17 @@ class Attach:
     def __init__(self, source: Source) -> None:
         self.source = source
 
-    def __call__(self, batch: Batch) -> dict[str, Any]:
-        """The batch with one more field.
+    def __call__(self, batch: Batch) -> Any:
+        """The batch with one more field, or with the values beside it (`Attached`).
 
         Raises:
-          TypeError: the batch is not a mapping of fields.
+          TypeError: the batch has no parts.
         """
-        return self._with(_fields(batch), self.source.values(batch))
+        return self.with_values(batch, self.source.values(batch))
 
-    def _with(self, batch: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        return {**batch, FIELD + self.source.name: dict(values)}
+    def with_values(self, batch: Batch, values: Mapping[str, Any]) -> Any:
+        """The batch with the values that came."""
+        return with_fields(batch, {FIELD + self.source.name: dict(values)})
 
 
 class AttachAhead(Attach):
@@ -82,21 +83,16 @@ class AttachAhead(Attach):
 
     def start(self, batch: Batch) -> Attaching:
         """Ask for the values of a batch."""
-        fields = _fields(batch)
-        return Attaching(self, fields, self.source.start(batch))
-
-    def with_values(self, batch: Mapping[str, Any], values: Mapping[str, Any]) -> dict[str, Any]:
-        """The batch with the values that came."""
-        return self._with(batch, values)
+        return Attaching(self, batch, self.source.start(batch))
 
 
 class Attaching:
     """A batch whose values are on their way."""
 
-    def __init__(self, attach: AttachAhead, batch: Mapping[str, Any], values: Pending) -> None:
+    def __init__(self, attach: AttachAhead, batch: Batch, values: Pending) -> None:
         self.attach, self.batch, self.values = attach, batch, values
 
-    def result(self) -> dict[str, Any]:
+    def result(self) -> Any:
         """The batch with its values; waits for them."""
         return self.attach.with_values(self.batch, self.values.result())
 
@@ -108,33 +104,6 @@ class Attaching:
 def attaching(source: Source) -> Attach:
     """The function that gives a batch the values of a source, ahead of the step if it can be."""
     return AttachAhead(source) if isinstance(source, AheadSource) else Attach(source)
-
-
-def as_fields(batch: Batch) -> Batch:
-    """A dataclass or a named tuple as a dict of its fields; any other batch as it is.
-
-    Example:
-      >>> from collections import namedtuple
-      >>> as_fields(namedtuple("Pair", ["x", "y"])(1, 2))
-      {'x': 1, 'y': 2}
-    """
-    names: Any = getattr(batch, "_fields", None)
-    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
-        names = [field.name for field in dataclasses.fields(batch)]
-    elif not isinstance(batch, tuple) or names is None:
-        return batch
-    return {name: getattr(batch, name) for name in names}
-
-
-def _fields(batch: Batch) -> Mapping[str, Any]:
-    batch = as_fields(batch)
-    if not isinstance(batch, Mapping):
-        raise TypeError(
-            f"attach: a batch is a {type(batch).__name__}; a dict of fields is expected, since the "
-            "values of a source are one more field. Name the parts in the loader's collate_fn: "
-            "{'image': image, 'label': label}, and fkd.frozen(module, inputs=lambda b: b['image'])."
-        )
-    return batch
 
 
 class AttachedLoader(Mapped):
@@ -177,7 +146,7 @@ class AttachedCollate:
     def __init__(self, source: Source, collate: Callable[[Any], Batch]) -> None:
         self.attach, self.collate = Attach(source), collate
 
-    def __call__(self, rows: Any) -> dict[str, Any]:
+    def __call__(self, rows: Any) -> Any:
         return self.attach(self.collate(rows))
 
 

@@ -4,47 +4,50 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 import optree
 import torch
 from torch import Tensor
 
-from fkd._base.types import Batch
 from fkd.loops._data.batch import examples_in, normalised
+from fkd.loops._data.fields import Field
 from fkd.loops._data.packing import Packed
 
-from ._keep import DRAWS, seeds_of
-from ._live import Teacher
+from ._keep import DRAWS, reseeded, seeds_of
 from ._rows import Reading, Samples, Span
+
+Runs: TypeAlias = Callable[[Mapping[Field, Any]], list[Any]]
+"""The values of all refs for the fields of a batch."""
 
 FEW = 4
 """On how many samples it is found out what can be kept."""
 
 
 def masks_of(
-    mask: str | Sequence[str] | None, fields: Sequence[str], batch: Mapping[str, Any]
-) -> tuple[str, ...]:
+    mask: Field | Sequence[Field] | None, fields: Sequence[Field], batch: Mapping[Field, Any]
+) -> tuple[Field, ...]:
     """The masks by which samples are cut: of those meant, the ones that the teacher reads; if it
     reads none of them, those that the batch has."""
     if mask is None:
         return ()
-    named = (mask,) if isinstance(mask, str) else tuple(mask)
+    named = (mask,) if isinstance(mask, Field) else tuple(mask)
     end = f"_{mask}" if isinstance(mask, str) else None
-    read = [n for n in fields if n in named or (end is not None and n.endswith(end))]
+    read = [n for n in fields if n in named or (end is not None and str(n).endswith(end))]
     return tuple(read) or tuple(n for n in named if n in batch)
 
 
-def few_samples(batch: Batch, mask: str | Sequence[str] | None) -> Batch:
+def few_samples(batch: Mapping[Field, Any], mask: Field | Sequence[Field] | None
+                ) -> Mapping[Field, Any]:  # fmt: skip
     """A few samples of a batch, the shortest and the longest among them: a teacher that is run on
     them several times costs no more than on a batch. All, where positions are packed over rows."""
-    tensors: Any = normalised(batch)
+    tensors: Any = normalised(cast(Any, batch))
     count = examples_in(tensors)
     packed = optree.tree_leaves(tensors, is_leaf=lambda x: isinstance(x, Packed))
     if count <= FEW or any(isinstance(x, Packed) for x in packed):
         return batch
-    name = mask if isinstance(mask, str) else mask[0] if mask else None
+    name = mask if isinstance(mask, Field) else mask[0] if mask else None
     rows = list(range(FEW))
     if name in tensors and tensors[name].ndim == 2:
         order = tensors[name].cpu().long().sum(1).argsort(stable=True).tolist()
@@ -57,11 +60,7 @@ def few_samples(batch: Batch, mask: str | Sequence[str] | None) -> Batch:
             return [x[r] for r in rows]
         return x
 
-    assert isinstance(batch, Mapping)
-    tree: Any = batch
-    fewer: dict[str, Any] = {n: optree.tree_map(some, x, is_leaf=_is_column)
-                             for n, x in tree.items()}  # fmt: skip
-    return fewer
+    return {n: optree.tree_map(some, x, is_leaf=_is_column) for n, x in batch.items()}
 
 
 def _is_column(x: Any) -> bool:
@@ -104,13 +103,13 @@ class View:
 
 
 def views(
-    runs: Teacher, reading: Reading, tensors: Mapping[str, Any], batch: Batch
+    runs: Runs, reading: Reading, tensors: Mapping[Field, Any], batch: Mapping[Field, Any]
 ) -> Iterator[View]:
     samples = reading.samples(batch)
     count = len(samples.keys)
     half = max(1, count // 2)
     rows = torch.arange(max(2, count)) % half
-    tensors = {**tensors, DRAWS: seeds_of(samples)}
+    tensors = {**tensors, **seeds_of(samples)}
     live, mixed = runs(tensors), runs(_of_rows(tensors, count, lambda x: x[rows.to(x.device)]))
     shorter = [
         _shorter(runs, reading, tensors, batch, samples, m)
@@ -122,22 +121,21 @@ def views(
 
 
 def _shorter(
-    runs: Teacher,
+    runs: Runs,
     reading: Reading,
-    tensors: Mapping[str, Any],
-    batch: Batch,
+    tensors: Mapping[Field, Any],
+    batch: Mapping[Field, Any],
     samples: Samples,
     m: int,
 ) -> list[Pair]:
     """The values of all refs where each sample has one token less by a mask."""
-    span, name, seed = samples.spans[m], reading.masks[m], tensors[DRAWS]["seed"]
+    span, name, seeds = samples.spans[m], reading.masks[m], tensors[DRAWS]
     left = min(span.stop) == span.length and max(span.start) > 0
     mask = tensors[name].clone()
     for r in (r for r, size in enumerate(span.sizes) if size > 1):
         mask[r, span.start[r] if left else span.stop[r] - 1] = 0
     padded = {**tensors, name: mask}
-    ids = {} if reading.key is None or not isinstance(batch, Mapping) else \
-          {reading.key: batch[reading.key]}  # fmt: skip
+    ids = {} if reading.key is None else {reading.key: batch[reading.key]}
     long = reading.samples({**padded, **ids})
     whole = long.spans[m]
     start, stop = ([x - int(left) for x in ends] for ends in (whole.start, whole.stop))
@@ -157,7 +155,7 @@ def _shorter(
         return x
 
     def run(values: Any, of: Samples) -> list[Any]:
-        return runs({**values, DRAWS: {"seed": seed, "start": seeds_of(of)["start"]}})
+        return runs({**values, DRAWS: reseeded(seeds, of)})
 
     fields: Any = {n: x for n, x in padded.items() if n != DRAWS}
     fewer = optree.tree_map_with_accessor(cut, fields, is_leaf=lambda x: isinstance(x, Packed))
@@ -165,7 +163,7 @@ def _shorter(
     return [Pair(m, a, b, long, short) for a, b in values]
 
 
-def _of_rows(batch: Mapping[str, Any], rows: int, fn: Callable[[Tensor], Tensor]) -> Any:
+def _of_rows(batch: Mapping[Field, Any], rows: int, fn: Callable[[Tensor], Tensor]) -> Any:
     def change(x: Any) -> Any:
         by_row = isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == rows
         return fn(x) if by_row else x

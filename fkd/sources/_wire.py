@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import json
 import math
 from collections.abc import Mapping
@@ -11,8 +12,11 @@ import torch
 from torch import Tensor
 
 from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution
+from fkd._base.types import Batch
+from fkd._refs.attached import without_values
 from fkd.loops._checkpoint.tensors import NAMES, chunks, describe, is_dense
 from fkd.loops._data.batch import Signature, signature
+from fkd.loops._data.fields import WHOLE, Field, as_fields
 from fkd.loops._data.packing import Packed
 
 from ._errors import SourceError
@@ -24,6 +28,7 @@ _DTYPES = {name: dtype for dtype, name in NAMES.items()}
 _SPARSE = {kind.__name__: kind for kind in (TopKDistribution, SampledDistribution)}
 _MOST_HEADER = 1 << 24
 _MOST_DEPTH = 16
+_MOST_PLACES = 1024
 
 
 class Message(NamedTuple):
@@ -66,6 +71,57 @@ def packed(tree: Any, about: Mapping[str, Any]) -> list[bytes | memoryview]:
     text = json.dumps({"structure": structure, "strides": strides, "about": dict(about)})
     tensors = {str(i): x.detach() for i, x in enumerate(leaves)}
     return list(chunks(tensors, {"fkd": text}))
+
+
+def question_of(fields: Mapping[Field, Tensor], batch: Batch) -> list[bytes | memoryview]:
+    """The bytes of some fields of a batch, with what the server needs to make one of its kind."""
+    like = without_values(batch)
+    kind: dict[str, Any] = {}
+    if isinstance(like, tuple) and hasattr(like, "_fields"):
+        kind = {"names": list(as_fields(like))}
+    elif isinstance(like, tuple | list):
+        kind = {"places": len(like)}
+    elif WHOLE in fields:
+        kind = {"places": WHOLE}
+    return packed({str(name): x for name, x in fields.items()}, kind)
+
+
+def asked_of(message: Message) -> Any:
+    """The batch of a question.
+
+    Raises:
+      Malformed: it is none.
+    """
+    fields, about = message.tree, message.about
+    if not isinstance(fields, dict):
+        raise Malformed("a batch is expected: a dict of fields")
+    names, places = about.get("names"), about.get("places")
+    if names is not None:
+        return _record(names)(*(fields.get(name) for name in names))
+    if places is None:
+        return fields
+    if places == WHOLE and list(fields) == [str(WHOLE)]:
+        return fields[str(WHOLE)]
+    if type(places) is not int or not 0 < places <= _MOST_PLACES:
+        raise Malformed(f"it is of a batch of {places!r:.40} parts")
+    parts = tuple(fields.pop(str(place), None) for place in range(places))
+    if fields:
+        raise Malformed(f"it has {list(fields)!r:.80} besides the {places} parts of a batch")
+    return parts
+
+
+def _record(names: Any) -> Any:
+    """The kind of a named tuple.
+
+    Raises:
+      Malformed: these are no names.
+    """
+    if not isinstance(names, list) or len(names) > _MOST_PLACES:
+        raise Malformed("it has no names of the parts of a batch")
+    try:
+        return collections.namedtuple("Batch", names)
+    except (ValueError, TypeError):
+        raise Malformed(f"{names!r:.80} are no names of the parts of a batch") from None
 
 
 def can_be_sent(tree: Any) -> bool:

@@ -119,7 +119,7 @@ class Sweep(TrainStep):
     def _advance(self, state: State, batch: Any) -> tuple[State, Metrics]:
         states = self._members_of(state)
         if self.source is not None:
-            batch = {**batch, **self._said(batch)}
+            batch = self._said(batch)
         measured: dict[str, Metrics] = {}
         if self.stacked is not None:
             states, measured = self._advance_stacked(self.stacked, states, batch)
@@ -160,13 +160,12 @@ class Sweep(TrainStep):
         }
         return {n: s for n, (s, _) in after.items()}, {n: m for n, (_, m) in after.items()}
 
-    def _said(self, batch: TensorBatch) -> dict[str, Any]:
-        """What the teacher says of a batch, as a field of it."""
-        source = self.source
-        assert source is not None and isinstance(batch, Mapping)
-        with_values: Any = source.attach([batch])
+    def _said(self, batch: TensorBatch) -> TensorBatch:
+        """The batch with what the teacher says of it."""
+        assert self.source is not None
+        with_values: Any = self.source.attach([batch])
         (attached,) = with_values
-        return {name: value for name, value in attached.items() if name not in batch}
+        return attached
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rates of all members: `lr/<member>/0`."""

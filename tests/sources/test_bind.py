@@ -245,16 +245,6 @@ def test_a_batch_without_the_values_is_refused_with_words():
         fkd.check(cheap, data())
 
 
-def test_batches_without_fields_are_refused():
-    objective = fkd.Objective(
-        {"kd": term(kl, student.logits, teacher.logits)},
-        student=trainable(nn.Linear(4, 3)),
-        teacher=frozen(nn.Linear(4, 3)),
-    )
-    with pytest.raises(TypeError, match="a batch is a Tensor; a dict"):
-        list(live(objective).attach([torch.randn(2, 4)]))
-
-
 def test_a_source_of_which_nothing_is_read_is_refused():
     other = mlps(a=term(mse, student.logits, teacher.hidden_states[1]))
     with pytest.raises(SourceError, match=r"no term reads .*hidden_states\[1\].*teacher\.logits"):

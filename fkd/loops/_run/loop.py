@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 import warnings
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Generator, Iterator
 
 import torch
 
@@ -29,6 +29,7 @@ from .._data.prefetch import Move, mover
 from .._step.explained import explain, fields_told
 from .events import Event
 from .options import Arguments
+from .prepared import drawn_fields, prepared
 from .records import describe
 from .run import Run
 from .session import evaluation, finish, log_point, save_after, save_point, start
@@ -185,11 +186,11 @@ def _tensors(run: Run, batch: Batch) -> TensorBatch:
     prepare, state = run.options.prepare, run.state
     if prepare is not None:
         seed = fold_in(fold_in(state.seed, state.step), _PREPARING)
-        drawn = dict(batch) if isinstance(batch, Mapping) else {}
+        drawn = drawn_fields(batch)
         began = time.perf_counter()
         try:
             with seeded(seed, device_of(state.trainable)), torch.no_grad():
-                batch = prepare(state, batch)
+                batch = prepared(prepare, state, batch)
         except Exception as error:
             raise LoopError(f"{run.where}: prepare failed: {error!r}") from error
         run.prepared.seconds += time.perf_counter() - began

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,10 @@ from fkd._base.errors import listing
 from fkd._base.types import Batch
 from fkd._objective.apply import call_arguments
 from fkd._objective.objective import Objective
+from fkd._refs.attached import Attached
 from fkd._refs.sourced import FIELD
+
+from .._data.fields import Field, as_batch, as_fields
 
 
 @dataclass
@@ -25,14 +28,15 @@ class Prepared:
     tokens: int = 0
     told: bool = False
 
-    def tell(self, objective: Objective, drawn: Mapping[str, Any], batch: Batch) -> None:
+    def tell(self, objective: Objective, drawn: Mapping[Field, Any], batch: Batch) -> None:
         """Warn once where `prepare` changes what models read beside the answers of a source, which
         are to the batch as it was drawn."""
-        sources = [name.removeprefix(FIELD) for name in drawn if str(name).startswith(FIELD)]
-        if self.told or not sources or not isinstance(batch, Mapping):
+        sources = [str(n).removeprefix(FIELD) for n in drawn if str(n).startswith(FIELD)]
+        if self.told or not sources:
             return
-        changed = _changed(drawn, batch)
-        read = [name for name in changed if _is_read(objective, drawn, name)] if changed else []
+        changed = _changed(drawn, drawn_fields(batch))
+        before = as_batch(drawn, batch)
+        read = [n for n in changed if _is_read(objective, before, drawn[n])] if changed else []
         if read:
             self.told = True
             warnings.warn(
@@ -60,6 +64,18 @@ class Prepared:
         return values
 
 
+def prepared(prepare: Callable[..., Batch], state: object, batch: Batch) -> Batch:
+    """The batch as the user prepares it; what sources gave beside it stays."""
+    if isinstance(batch, Attached):
+        return batch._replace(batch=prepare(state, batch.batch))
+    return prepare(state, batch)
+
+
+def drawn_fields(batch: Batch) -> dict[Field, Any]:
+    """The parts of a batch that may have the values of a source among them; none of any other."""
+    return as_fields(batch) if isinstance(batch, Mapping | Attached) else {}
+
+
 def state_of(prepare: object) -> dict[str, Any] | None:
     """What `prepare` keeps from one step to the next, if it has a `state_dict`."""
     keeps: Any = getattr(prepare, "state_dict", None)
@@ -73,15 +89,15 @@ def restore(prepare: object, state: dict[str, Any] | None) -> None:
         takes(state)
 
 
-def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
+def _changed(before: Mapping[Field, Any], after: Mapping[Field, Any]) -> list[Field]:
     """The fields with other numbers than before."""
     pairs = {name: (x, after.get(name)) for name, x in before.items() if isinstance(x, Tensor)}
     other = {n: (x, y) for n, (x, y) in pairs.items() if x is not y and isinstance(y, Tensor)}
     return [n for n, (x, y) in other.items() if x.shape != y.shape or not torch.equal(x, y.to(x))]
 
 
-def _is_read(objective: Objective, batch: Mapping[str, Any], name: str) -> bool:
-    """Whether a model is called with a field of a batch."""
+def _is_read(objective: Objective, batch: Batch, part: object) -> bool:
+    """Whether a model is called with a part of a batch."""
     for model in objective.models.values():
         if model.module is None:
             continue
@@ -89,6 +105,6 @@ def _is_read(objective: Objective, batch: Mapping[str, Any], name: str) -> bool:
             args, kwargs = call_arguments(model, batch)
         except Exception:  # said by the dry run
             continue
-        if any(x is batch[name] for x in (*args, *kwargs.values())):
+        if any(x is part for x in (*args, *kwargs.values())):
             return True
     return False
