@@ -86,15 +86,15 @@ def bind(objective: Objective, source: Source, *, compare: Batch | None = None) 
     terms = bound_terms(objective.terms, source)
     if all(term is objective.terms[name] for name, term in terms.items()):
         have = listing(getattr(source, "codes", ()))
-        read = [
-            repr(r)
-            for r in dict.fromkeys(read_refs(objective.terms))
-            if roots(r) != frozenset(["batch"])
-        ]
+        of_batch = frozenset(["batch"])
+        read = [r for r in dict.fromkeys(read_refs(objective.terms)) if roots(r) != of_batch]
+        instead: Any = getattr(source, "instead", None)
         raise SourceError(
             f"bind: no term reads what the source {source.name!r} has: {have}. "
-            f"The terms read {listing(read)}."
+            f"The terms read {listing(map(repr, read))}."
+            + ("" if instead is None else instead(read))
         )
+    _expect_one_head(source, terms)
     if compare is not None:
         _compare(objective, source, terms, compare)
     return Objective(terms, **_still_read(objective, terms), **_kept(objective, terms, source))
@@ -143,6 +143,16 @@ def _without_superfluous(term: Term, source: Keys) -> Term:
     rest = dict(zip(names[first:], term.args[first:], strict=False))
     none = {name: None for name in instead.others if known.get(name) is not None}
     return dataclasses.replace(term, args=term.args[:first], kwargs={**rest, **term.kwargs, **none})
+
+
+def _expect_one_head(source: Source, terms: Mapping[str, Term]) -> None:
+    """Refuse parameters of a teacher that are not those of all teachers of a source."""
+    expect_parameters = getattr(source, "expect_parameters", None)
+    if expect_parameters is not None:
+        replaced_of = {name for ref in read_refs(terms) for part in origins(ref)
+                       if part.source == source.name for name in roots(part.of)}  # fmt: skip
+        read = parameters_read(read_refs(terms)).items()
+        expect_parameters({model: names for model, names in read if model in replaced_of})
 
 
 def _still_read(objective: Objective, terms: Mapping[str, Term]) -> dict[str, Model]:

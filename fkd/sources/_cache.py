@@ -34,7 +34,7 @@ from ._identity import describe_model, describe_tokenizer, identity, short
 from ._keep import Exact, Keep
 from ._kept import Kept
 from ._live import Precision, Teacher
-from ._parameters import Parameters, parameters_read, tensors_of, write_parameters
+from ._parameters import Parameters, frozen_parameters, write_parameters
 from ._parts import Share, occupied, share_of
 from ._probe import Contents, probe
 from ._structure import indices, is_sparse
@@ -252,13 +252,7 @@ class _Planned:
 
 def _parameters(objective: Objective, contents: Contents) -> dict[str, dict[str, torch.Tensor]]:
     """The parameters of frozen models that the terms will read beside what is kept."""
-    read = parameters_read(read_refs(bound_terms(objective.terms, _Planned(contents))))
-    models = objective.models
-    return {
-        name: tensors_of(models[name], names)
-        for name, names in read.items()
-        if name in models and models[name].kind == "frozen"
-    }
+    return frozen_parameters(objective, bound_terms(objective.terms, _Planned(contents)))
 
 
 def _header(

@@ -216,6 +216,20 @@ class Patience(NamedTuple):
     retries: int
 
 
+def patience_of(what: str, timeout: float, retries: int, requests: int, batches: int) -> Patience:
+    """The patience with a server.
+
+    Raises:
+      SourceError: a number is out of range.
+    """
+    if not timeout > 0 or retries < 0 or requests < 1 or batches < 0:
+        raise SourceError(
+            f"{what}: timeout={timeout}, retries={retries}, requests={requests}, batches={batches};"
+            " a positive timeout, at least one request, and no negative number are expected."
+        )
+    return Patience(timeout, retries)
+
+
 def attempted(
     ask: Callable[[float], T], address: Address, patience: Patience, stopped: threading.Event
 ) -> T:

@@ -46,12 +46,13 @@ def describe_model(model: Model) -> dict[str, Any]:
     module = model.module
     assert isinstance(module, nn.Module)
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
+    values = {name: values_of(model, name, x) for name, x in tensors.items()}
     return {
         "class": f"{_module_of(type(module))}.{type(module).__qualname__}",
         "structure": _digest(repr(module)),
         "inputs": None if model.inputs is None else _digest(_function(model.inputs)),
         "outputs": None if model.outputs is None else _digest(_function(model.outputs)),
-        "tensors": {name: _tensor(values_of(model, name, x)) for name, x in tensors.items()},
+        "tensors": {name: describe_tensor(x) for name, x in values.items()},
     }
 
 
@@ -98,7 +99,8 @@ def _digest(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
-def _tensor(x: Tensor) -> str:
+def describe_tensor(x: Tensor) -> str:
+    """A tensor in words: its dtype, its shape, and a digest of its numbers."""
     flat = x.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
     raw: Any = flat.numpy()
     values = hashlib.sha256(memoryview(raw)).hexdigest()[:16]
@@ -111,7 +113,7 @@ def _told(value: Any) -> str:
         fields = [f"{f.name}={_told(getattr(part, f.name))}" for f in dataclasses.fields(part)]
         return f"{type(part).__name__}({', '.join(fields)})"
     if isinstance(value, Tensor):
-        return f"tensor({_tensor(value)})"
+        return f"tensor({describe_tensor(value)})"
     if value is None or value is Ellipsis or isinstance(value, bool | int | float | str | bytes):
         return repr(value)
     if isinstance(value, torch.dtype | torch.device):

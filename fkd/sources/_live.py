@@ -37,6 +37,7 @@ from fkd.loops._data.batch import normalised, signature
 from fkd.loops._data.epochs import Loader
 
 from ._errors import SourceError
+from ._parameters import tensors_of
 from ._source import attach
 
 
@@ -144,6 +145,7 @@ class Live:
             )
         self.teacher = Teacher(objective, refs, **options)
         self._keys = {ref: f"v{i}" for i, ref in enumerate(refs)}
+        self._models = objective.models
         named = hashlib.sha256("\n".join(self.codes).encode()).hexdigest()
         self.name = f"live-{named[:8]}"
 
@@ -163,6 +165,18 @@ class Live:
     def attach(self, loader: Loader) -> Loader:
         """The loader, with the values in its batches; see `Kept.attach`."""
         return attach(self, loader)
+
+    def parameters(self, model: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some parameters of the teacher, that the terms read beside its values (a head).
+
+        Raises:
+          SourceError: it has none of that name.
+        """
+        known = tensors_of(self._models[model], names) if model in self._models else {}
+        missing = [name for name in names if name not in known]
+        if missing:
+            raise SourceError(f"{model}.param({missing[0]!r}) is read, and {self!r} has none.")
+        return known
 
     def beside(self) -> Live:
         """The same teacher for a thread beside the step: it leaves the process's generators of

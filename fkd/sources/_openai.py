@@ -17,16 +17,25 @@ from fkd._base.arguments import called_with
 from fkd._base.errors import listing
 from fkd._base.sparse import TopKDistribution, id_dtype
 from fkd._base.types import Batch
-from fkd._refs.refs import Ref, teacher
+from fkd._refs.refs import Ref, roots, teacher
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
 from fkd.loops._data.fields import Field
 
 from ._engines import SGLANG, VLLM, Engine, Known, Question
 from ._errors import SourceError
-from ._http import Address, Failed, Patience, Refused, address_of, attempted, failure_of, request
+from ._http import (
+    Address,
+    Failed,
+    Patience,
+    Refused,
+    address_of,
+    attempted,
+    failure_of,
+    patience_of,
+    request,
+)
 from ._questions import Rows, Wanted, rows_of, wanted_of
-from ._served import patience_of
 from ._source import AttachedCollate, attach
 from ._workers import Workers
 
@@ -83,6 +92,20 @@ class Scored:
     def is_sparse(self, key: str) -> bool:
         """Whether a value is a distribution that is known on some classes; here, each is."""
         return True
+
+    def instead(self, read: Sequence[Ref]) -> str:
+        """What to do where the terms read something else than what is served here."""
+        ours = [ref for ref in read if roots(ref) == roots(self.wanted.of)]
+        hidden = next((ref for ref in ours if "hidden_states" in repr(ref)), None)
+        if hidden is None:
+            return ""
+        name = self.engine.name
+        return (
+            f" {name} serves log-probabilities of tokens and no hidden states, so that no head can "
+            f"be applied to them here. The head takes the distribution in their place: "
+            f"{name.lower()}(..., of={hidden!r}). Hidden states are served by fkd's own server, "
+            "with the parameters of the head: python -m fkd serve, and fkd.sources.served(url)."
+        )
 
     def values(self, batch: Batch) -> dict[str, Any]:
         """The distributions for a batch, on the CPU.

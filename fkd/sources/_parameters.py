@@ -15,7 +15,10 @@ import torch
 from torch import Tensor
 
 from fkd._objective.apply import buffer_names, parameter_names
+from fkd._objective.frontier import read_refs
 from fkd._objective.models import Model, values_of
+from fkd._objective.objective import Objective
+from fkd._objective.terms import Term
 from fkd._refs.refs import Param, Ref, node, walk
 from fkd.loops._base.files import digest, discard, open_regular, sync_folder, write_file
 from fkd.loops._checkpoint.tensors import NAMES, chunks
@@ -57,6 +60,18 @@ def tensors_of(model: Model, names: Sequence[str]) -> dict[str, Tensor]:
     known = [(name, first[name]) for name in names if name in first]
     chosen = {name: values_of(model, key, tensors[key]).detach() for name, key in known}
     return {n: x.clone() if _is_part(x) else x for n, x in chosen.items()}
+
+
+def frozen_parameters(
+    objective: Objective, terms: Mapping[str, Term]
+) -> dict[str, dict[str, Tensor]]:
+    """The parameters of an objective's frozen models that terms read."""
+    models = objective.models
+    return {
+        name: tensors_of(models[name], names)
+        for name, names in parameters_read(read_refs(terms)).items()
+        if name in models and models[name].kind == "frozen"
+    }
 
 
 def _is_part(x: Tensor) -> bool:

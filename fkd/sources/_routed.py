@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,17 +12,18 @@ import optree
 import torch
 from torch import Tensor
 
-from fkd._base.errors import listing, nearest
+from fkd._base.errors import listing
 from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
-from fkd._refs.sourced import FIELD
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.epochs import Loader
-from fkd.loops._data.fields import Field, as_batch, as_fields
+from fkd.loops._data.fields import Field, as_fields
 
 from ._errors import SourceError
+from ._identity import describe_tensor
 from ._live import Live
+from ._routes import index_of, members, of_rows
 from ._source import AheadSource, Source, attach
 
 
@@ -131,7 +133,7 @@ class Routed:
         whole = len(rows) == count
         padded = min(-(-len(rows) // self.multiple) * self.multiple, count)
         taken = np.concatenate([rows, np.repeat(rows[-1:], padded - len(rows))])
-        some = batch if whole else _of_rows(batch, taken, count)
+        some = batch if whole else of_rows(batch, taken, count)
         if isinstance(source, AheadSource):
             return _Part(name, rows, padded, source.start(some))
         return _Part(name, rows, padded, _Later(source, some))
@@ -145,6 +147,34 @@ class Routed:
         verify = [getattr(source, "verify_models", None) for source in self.routes.values()]
         if len(verify) == 1 and verify[0] is not None:
             verify[0](objective)
+
+    def expect_parameters(self, read: Mapping[str, Sequence[str]]) -> None:
+        """Refuse terms that read parameters of a teacher in which the teachers differ: a head would
+        be applied to the hidden states of another.
+
+        Raises:
+          SourceError: they differ, or a source does not say which they are.
+        """
+        for model, names in read.items():
+            for parameter in names:
+                self._expect_one(model, parameter)
+
+    def _expect_one(self, model: str, parameter: str) -> None:
+        told = {n: _described(source, model, parameter) for n, source in self.routes.items()}
+        first, *others = told
+        for name in others:
+            if told[name] != told[first] or told[name] is None:
+                raise SourceError(
+                    f"routed: the terms apply {model}.param({parameter!r}) to what {first!r} and "
+                    f"{name!r} give, and it is not the same of both (or not known of one). Let the "
+                    "sources give what is behind it: teacher.logits, or kept as "
+                    "top_k(k, of=teacher.logits); or write a term for each teacher."
+                )
+
+    def parameters(self, model: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some parameters, which all teachers share; see `Kept.parameters`."""
+        source: Any = next(iter(self.routes.values()))
+        return source.parameters(model, names)
 
     def of(self, name: str, key: str) -> str:
         """The key at a source."""
@@ -222,15 +252,15 @@ class _Combined:
         for part, x in zip(self.parts, tensors, strict=True):
             again, values = seen[part.rows], x[: len(part.rows)]
             new, old = np.flatnonzero(~again), np.flatnonzero(again)
-            joined[_index(part.rows[new], first)] = values[_index(new, first)]
+            joined[index_of(part.rows[new], first)] = values[index_of(new, first)]
             if len(old):
-                joined[_index(part.rows[old], first)] += values[_index(old, first)]
+                joined[index_of(part.rows[old], first)] += values[index_of(old, first)]
             seen[part.rows] = True
         several = np.flatnonzero(counts > 1)
         if len(several):
             shape = (-1, *([1] * (first.ndim - 1)))
             by = torch.as_tensor(counts[several], device=first.device).reshape(shape)
-            joined[_index(several, first)] /= by.to(first.dtype)
+            joined[index_of(several, first)] /= by.to(first.dtype)
         return joined
 
     def _expect_alike(self, tensors: list[Any]) -> None:
@@ -257,67 +287,14 @@ class _Combined:
                 )
 
 
-def _index(rows: Any, like: Tensor) -> Tensor:
-    return torch.as_tensor(rows, device=like.device)
-
-
-def members(chosen: Any, names: Sequence[str], field: Field) -> Any:
-    """Which sample has which teachers, `[rows, teachers]` of bool.
-
-    Raises:
-      SourceError: it is none of the forms that `routed` takes, or names no teacher.
-    """
-    if isinstance(chosen, list | tuple) and all(not isinstance(c, int) for c in chosen):
-        every = [[c] if isinstance(c, str) else c for c in chosen]
-        if all(isinstance(c, list | tuple | set) for c in every):
-            return np.stack([_named(c, names, field) for c in every]) if every else \
-                   np.zeros((0, len(names)), bool)  # fmt: skip
-    array = np.asarray(chosen.detach().cpu() if isinstance(chosen, Tensor) else chosen)
-    if array.ndim == 2 and array.shape[1] == len(names) and array.dtype == bool:
-        return array
-    if array.ndim == 1 and array.dtype.kind in "iu":
-        wrong = array[(array < -1) | (array >= len(names))]
-        if len(wrong):
-            raise SourceError(
-                f"routed: batch[{field!r}] has the number {wrong[0]}, and the teachers have 0 to "
-                f"{len(names) - 1} (-1: none): {listing(names)}."
-            )
-        return array[:, None] == np.arange(len(names))
-    raise SourceError(
-        f"routed: batch[{field!r}] is {array.dtype}{list(array.shape)}. Expected for each sample: "
-        f"a name, a list of names, a number (-1: none), or a row of bool for {listing(names)}."
-    )
-
-
-def _named(chosen: Any, names: Sequence[str], field: Field) -> Any:
-    for name in chosen:
-        if name not in names:
-            close = nearest(str(name), names)
-            raise SourceError(
-                f"routed: batch[{field!r}] names {name!r}. {close}The teachers are "
-                f"{listing(names)}."
-            )
-    return np.asarray([name in chosen for name in names])
-
-
-def _of_rows(batch: Batch, rows: Any, count: int) -> Batch:
-    """The batch with some of its rows; what has no row for each sample stays whole."""
-
-    def some(x: Any) -> Any:
-        if isinstance(x, Tensor):
-            return x[_index(rows, x)] if x.ndim and x.shape[0] == count else x
-        if isinstance(x, np.ndarray):
-            return x[rows] if x.ndim and x.shape[0] == count else x
-        if isinstance(x, Mapping):
-            return {key: some(value) for key, value in x.items()}
-        if type(x) in (list, tuple):
-            if len(x) == count and not any(isinstance(v, Tensor | np.ndarray) for v in x):
-                return type(x)(x[i] for i in rows)
-            return type(x)(map(some, x))
-        return x
-
-    fields = as_fields(batch).items()
-    return as_batch({k: some(v) for k, v in fields if not str(k).startswith(FIELD)}, batch)
+def _described(source: Source, model: str, parameter: str) -> str | None:
+    """A parameter of the teacher of a source; None if it does not know it."""
+    parameters: Any = getattr(source, "parameters", None)
+    if parameters is None:
+        return None
+    with contextlib.suppress(SourceError):
+        return describe_tensor(parameters(model, [parameter])[parameter])
+    return None
 
 
 def routed(

@@ -3,50 +3,54 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-import optree
 import torch
 from torch import Tensor
 
 from fkd._base.errors import listing
-from fkd._base.sparse import SparseDistribution
 from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
 from fkd._refs.sourced import FIELD
-from fkd.loops._base.errors import DamagedError
-from fkd.loops._checkpoint.schema import COUNT, JSON, TEXT, validate
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.batch import Signature, normalised, signature
 from fkd.loops._data.epochs import Loader
 from fkd.loops._data.fields import Field, as_fields
 
 from ._errors import ServedError, SourceError
-from ._http import Address, Answer, Failed, Patience, Refused, address_of, attempted, failure_of
+from ._http import (
+    Address,
+    Answer,
+    Failed,
+    Patience,
+    Refused,
+    address_of,
+    attempted,
+    failure_of,
+    patience_of,
+)
 from ._http import request as http_request
-from ._identity import describe_model, identity
+from ._identity import describe_model, describe_tensor, identity
 from ._kept import refuse_difference
-from ._server import ABOUT, FORMAT, VALUES, VERSION
+from ._protocol import ABOUT, PARAMETERS, VALUES, read_about
 from ._source import AttachedCollate, attach
-from ._wire import CONTENT, Malformed, can_be_sent, form_of, question_of, size_of, told, unpacked
+from ._wire import (
+    CONTENT,
+    Malformed,
+    can_be_sent,
+    form_of,
+    leaves_of,
+    question_of,
+    size_of,
+    told,
+    unpacked,
+)
 from ._workers import Workers
 
 _MOST_ABOUT = 1 << 26
-_ABOUT = {
-    "format": TEXT,
-    "version": COUNT,
-    "torch": TEXT,
-    "name": TEXT,
-    "max_bytes": COUNT,
-    "refs": [{"code": TEXT, "identity": TEXT}],
-    "models": JSON,
-    "precision": TEXT,
-    "about": JSON,
-}
 
 
 class Served:
@@ -74,6 +78,7 @@ class Served:
         self._forms: dict[Signature, Signature] = {}
         self._seen_again: set[Signature] = set()
         self._keys: dict[Ref, str | None] = {}
+        self._parameters: dict[str, dict[str, Tensor]] | None = None
 
     @property
     def codes(self) -> list[str]:
@@ -122,6 +127,26 @@ class Served:
                 refuse_difference(f"the server at {self.url}", {name: theirs},
                                   {name: describe_model(model)}, "at the server")  # fmt: skip
 
+    def parameters(self, model: str, names: Sequence[str]) -> dict[str, Tensor]:
+        """Some parameters of the teacher, that the terms read beside its values (a head).
+
+        Raises:
+          SourceError: one of them is not served.
+          ServedError: the server did not give them.
+        """
+        have = [name for of, name in self.about["parameters"] if of == model]
+        missing = [name for name in names if name not in have]
+        if missing:
+            raise SourceError(
+                f"{model}.param({missing[0]!r}) is read, and {self.url} serves of this model "
+                f"{have or 'no parameter'}: it serves those that its own terms read. Serve an "
+                f"objective with these terms, or give the objective here its {model}."
+            )
+        if self._parameters is None:
+            ask = self._parameters_asked
+            self._parameters = attempted(ask, self.address, self._patience, self._stopped)
+        return {name: self._parameters[model][name] for name in names}
+
     def close(self) -> None:
         """End the threads; requests that wait are given up. Leaving a `with` does the same, and so
         does forgetting the source."""
@@ -140,6 +165,21 @@ class Served:
 
     def __repr__(self) -> str:
         return f"<source {self.name!r}: {', '.join(self.codes)}, {self.place}>"
+
+    def _parameters_asked(self, timeout: float) -> dict[str, dict[str, Tensor]]:
+        answer = self._request("GET", PARAMETERS, [], {}, timeout)
+        try:
+            tensors, said = unpacked(answer.body)
+        except Malformed as error:
+            raise Failed(f"the answer is damaged: {error}") from None
+        if said.get("name") != self.name:
+            raise Refused(f"it serves {said.get('name')!r} now, and {self.name!r} before")
+        for model, name in self.about["parameters"]:
+            of_model = self.about["models"].get(model, {}).get("tensors", {})
+            x = tensors[model][name]
+            if describe_tensor(x) != of_model.get(name, describe_tensor(x)):
+                raise Failed(f"{model}.param({name!r}) is not the one that the server described")
+        return tensors
 
     # Asking
 
@@ -203,18 +243,7 @@ class Served:
 
     def _described(self, timeout: float) -> dict[str, Any]:
         answer = self._request("GET", ABOUT, [], {}, timeout)
-        try:
-            about = json.loads(answer.body)
-            if (about["format"], about["version"]) == (FORMAT, VERSION):
-                validate(about, _ABOUT, "it")
-        except (ValueError, TypeError, KeyError, DamagedError):
-            raise Refused(f"it is not a server of fkd; it said {answer.text!r}") from None
-        if (about["format"], about["version"]) != (FORMAT, VERSION):
-            raise Refused(
-                f"it speaks {about['format']!r} {about['version']!r}, and {FORMAT!r} {VERSION} is "
-                "expected. Use one release of fkd on both sides"
-            )
-        return about
+        return read_about(answer.body, answer.text)
 
     def _read(
         self, answer: Answer, question: str, sent: Signature, have: frozenset[Field]
@@ -272,7 +301,7 @@ class Served:
 
     def _expect_finite(self, values: dict[str, Any]) -> None:
         for i, code in enumerate(self.codes):
-            for x, lowest in _leaves(values[f"v{i}"]):
+            for x, lowest in leaves_of(values[f"v{i}"]):
                 if x.is_floating_point():
                     wrong = int((~(torch.isfinite(x) | (x == lowest))).sum())
                     if wrong:
@@ -280,17 +309,6 @@ class Served:
                             f"{code} has {wrong} values of {x.numel()} that are not finite. If "
                             "that is what this teacher says: served(..., nonfinite=True)"
                         )
-
-
-def _leaves(value: Any) -> list[tuple[Tensor, float]]:
-    """The tensors of a value, and a number that may stand in each though it is not finite: in a
-    sparse distribution, the logarithm of 0."""
-    whole = optree.tree_leaves(value, is_leaf=lambda x: isinstance(x, SparseDistribution))
-    return [
-        (x, -torch.inf if isinstance(part, SparseDistribution) else 0.0)
-        for part in whole
-        for x in optree.tree_leaves(part)
-    ]
 
 
 def _rows(form: Signature) -> int:
@@ -361,17 +379,3 @@ def served(
     patience = patience_of("served", timeout, retries, requests, batches)
     options = _Options(max_bytes, nonfinite)
     return Served(address_of(url, token, "served"), batches, requests, patience, options)
-
-
-def patience_of(what: str, timeout: float, retries: int, requests: int, batches: int) -> Patience:
-    """The patience with a server.
-
-    Raises:
-      SourceError: a number is out of range.
-    """
-    if not timeout > 0 or retries < 0 or requests < 1 or batches < 0:
-        raise SourceError(
-            f"{what}: timeout={timeout}, retries={retries}, requests={requests}, batches={batches};"
-            " a positive timeout, at least one request, and no negative number are expected."
-        )
-    return Patience(timeout, retries)

@@ -12,9 +12,10 @@ import logging
 import socket
 import threading
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
+from torch import Tensor
 
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
@@ -27,12 +28,12 @@ from ._ahead import drawn_so_far
 from ._errors import SourceError
 from ._identity import describe_model, identity, short
 from ._live import Live, Precision
+from ._parameters import frozen_parameters
 from ._probe import fields_read
+from ._protocol import ABOUT, FORMAT, PARAMETERS, VALUES, VERSION
 from ._wire import CONTENT, asked_of, form_of, packed, size_of, unpacked
 from ._workers import Workers
 
-FORMAT, VERSION = "fkd served", 1
-ABOUT, VALUES = "/fkd/about", "/fkd/values"
 _LOG = logging.getLogger("fkd")
 _PIECE = 1 << 20
 _QUEUE = 5.0
@@ -41,16 +42,22 @@ _OURS = (ValueError, TypeError, LookupError, AttributeError)
 """What a teacher raises for a batch that does not fit it, and would raise again."""
 
 
+_Named: TypeAlias = Mapping[str, Mapping[str, Tensor]]
+
+
 class Server:
     """See `serve`, which makes it.
 
     Attributes:
       url: where it answers.
       about: what it says of itself.
+      parameters: of the frozen models, that the terms read beside the values.
     """
 
-    def __init__(self, live: Live, about: dict[str, Any], limits: _Limits) -> None:
-        self.about = about
+    def __init__(
+        self, live: Live, parameters: _Named, about: dict[str, Any], limits: _Limits
+    ) -> None:
+        self.about, self.parameters = about, parameters
         self._live, self._workers = live, Workers(1, "fkd serve")  # one batch at a time
         self._fields: dict[frozenset[Field], list[Field]] = {}
         self._draws: bool | None = None  # whether the teacher draws random numbers, if known
@@ -165,9 +172,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.connection.settimeout(self.ours.limits.timeout)
 
     def do_GET(self) -> None:
-        """What is served here."""
+        """What is served here, or the parameters that the terms read beside it."""
         if not self._admitted():
             return
+        if self.path == PARAMETERS:
+            told = {"name": self.ours.about["name"]}
+            return self._answer(200, CONTENT, packed(self.ours.parameters, told))
         if self.path != ABOUT:
             return self._say(404, f"There is nothing at {self.path[:80]}. GET {ABOUT}.")
         self._answer(200, "application/json", [json.dumps(self.ours.about).encode()])
@@ -295,7 +305,8 @@ def serve(
     From a shell: `python -m fkd serve objective.py:make --port 8400`. The objective needs no
     student. A request is the fields of a batch that the teacher reads, the answer what its frozen
     models say of it, both as safetensors; nothing is ever unpickled. One batch is computed at a
-    time, whole, so that the values are those of `live`, to the bit.
+    time, whole, so that the values are those of `live`, to the bit. Parameters that the terms read
+    beside the values (the head that is applied to hidden states) are served, too.
 
     Anybody who reaches the server can use the teacher, so it is bound to this machine alone unless
     a host is given, and then it needs a token. The token travels as it is: between machines that do
@@ -342,16 +353,19 @@ def serve(
         raise SourceError("serve: max_bytes, connections and timeout have to be positive.")
     live = Live(objective, device=device, compile=compile, precision=precision).beside()
     limits = _Limits(host, port, token, max_bytes, connections, timeout)
-    return Server(live, _described(live, precision, about or {}, max_bytes), limits)
+    parameters = frozen_parameters(objective, objective.terms)
+    described = _described(live, parameters, precision, about or {}, max_bytes)
+    return Server(live, parameters, described, limits)
 
 
 def _described(
-    live: Live, precision: str, about: Mapping[str, Any], max_bytes: int
+    live: Live, parameters: _Named, precision: str, about: Mapping[str, Any], max_bytes: int
 ) -> dict[str, Any]:
     models = live.teacher.program.models
     content: dict[str, Any] = {
         "refs": [{"code": repr(ref), "identity": identity(ref)} for ref in live.teacher.refs],
         "models": {name: describe_model(model) for name, model in models.items()},
+        "parameters": [[model, name] for model, named in parameters.items() for name in named],
         "precision": precision,
         "about": dict(about),
     }

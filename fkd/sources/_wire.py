@@ -8,6 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
+import optree
 import torch
 from torch import Tensor
 
@@ -137,6 +138,17 @@ def can_be_sent(tree: Any) -> bool:
 def form_of(tree: Any) -> str:
     """The dtypes and shapes of the tensors of a tree, in words."""
     return told(signature(tree))
+
+
+def leaves_of(value: Any) -> list[tuple[Tensor, float]]:
+    """The tensors of a value, and a number that may stand in each though it is not finite: in a
+    sparse distribution, the logarithm of 0."""
+    whole = optree.tree_leaves(value, is_leaf=lambda x: isinstance(x, SparseDistribution))
+    return [
+        (x, -torch.inf if isinstance(part, SparseDistribution) else 0.0)
+        for part in whole
+        for x in optree.tree_leaves(part)
+    ]
 
 
 def told(form: Signature) -> str:
