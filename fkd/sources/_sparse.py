@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from fkd._base.sparse import SampledDistribution, SparseDistribution, TopKDistribution, id_dtype
@@ -18,9 +17,7 @@ from fkd._refs.refs import Ref
 
 from ._errors import SourceError
 from ._keep import draws
-
-_BLOCK = 1 << 18
-"""So many logits are looked at together on a CPU: 1 MB."""
+from ._select import by_blocks, drawn, greatest
 
 
 @dataclass(frozen=True)
@@ -45,17 +42,17 @@ class TopK:
         """
         if isinstance(logits, SparseDistribution):
             return self._fewer(logits)
-        z = _softened(self, logits, self.temperature)
-        vocab = z.shape[-1]
+        vocab = _logits(self, logits).shape[-1]
         if self.k > vocab:
             raise SourceError(f"{self!r}: there are {vocab} classes. Give a k of at most {vocab}.")
-        top, ids, whole, rest = _by_blocks(functools.partial(_greatest, k=self.k), z)
+        of_block = functools.partial(greatest, k=self.k, temperature=self.temperature)
+        ids, log_probs, log_rest = by_blocks(of_block, logits)
         return TopKDistribution(
             ids=ids.to(id_dtype(vocab)),
             vocab=vocab,
             temperature=self.temperature,
-            log_probs=(top - whole[..., None]).to(self.dtype),
-            log_rest=rest - whole if self.tail else None,
+            log_probs=log_probs.to(self.dtype),
+            log_rest=log_rest if self.tail else None,
         )
 
     def _fewer(self, known: SparseDistribution) -> TopKDistribution:
@@ -115,52 +112,25 @@ class Sampled:
         """
         if isinstance(logits, SparseDistribution):
             return self._as_kept(logits)
-        z = _softened(self, logits, self.temperature)
-        points = self._points(z, uniform)
-        drawn = _by_blocks(self._drawn, z, points)
-        weights = None
-        if self.proposal != 1:
-            log_p, log_r = drawn[3:]
-            weights = (log_p - log_r).exp() / self.n
-        ids, entropy, top = drawn[:3]
+        z = _logits(self, logits)
+        points, vocab = self._points(z, uniform), z.shape[-1]
+        of_block = functools.partial(drawn, temperature=self.temperature, proposal=self.proposal)
+        ids, entropy, top, *logs = by_blocks(of_block, z, points)
+        weights = (logs[0] - logs[1]).exp() / self.n if logs else None
         return SampledDistribution(
-            ids=ids.to(id_dtype(z.shape[-1])),
-            vocab=z.shape[-1],
+            ids=ids.to(id_dtype(vocab)),
+            vocab=vocab,
             temperature=self.temperature,
             weights=weights,
             entropy=entropy,
-            top=top.to(id_dtype(z.shape[-1])),
+            top=top.to(id_dtype(vocab)),
         )
-
-    def _drawn(self, z: Tensor, points: Tensor) -> tuple[Tensor, ...]:
-        """Of `[positions, vocab]` logits: the classes drawn, the entropy and the most probable
-        class; with a proposal, log p and log r of the classes drawn, too."""
-        most, top = z.max(-1, keepdim=True)
-        relative = z - _finite(most.detach())
-        mass = relative.exp()
-        whole = mass.sum(-1, keepdim=True)
-        # Of an impossible class 0 * -inf, which is 0 here.
-        mean = (mass * relative.clamp_min(torch.finfo(z.dtype).min)).sum(-1, keepdim=True) / whole
-        entropy = (whole.log() - mean).squeeze(-1)
-        log_r = None
-        if self.proposal != 1:
-            log_r = F.log_softmax(self.proposal * relative, dim=-1)
-            mass = log_r.exp()
-        cumulative = mass.cumsum(-1)
-        total = cumulative[..., -1:]
-        # Below the total even where it is rounded up: the class drawn then has r > 0.
-        places = torch.minimum(points * total, total * (1 - torch.finfo(total.dtype).eps))
-        ids = torch.searchsorted(cumulative, places, right=True)
-        if log_r is None:
-            return ids, entropy, top.squeeze(-1)
-        log_p = relative.gather(-1, ids) - whole.log()
-        return ids, entropy, top.squeeze(-1), log_p, log_r.gather(-1, ids)
 
     def _points(self, z: Tensor, uniform: Tensor | Mapping[str, Any] | None) -> Tensor:
         """`[*batch, n]`, points from 0 up to 1, one in each of n equal parts."""
-        shape = (*z.shape[:-1], self.n)
+        shape, dtype = (*z.shape[:-1], self.n), torch.promote_types(z.dtype, torch.float32)
         if uniform is None:
-            uniform = torch.rand(shape, dtype=z.dtype, device=z.device)
+            uniform = torch.rand(shape, dtype=dtype, device=z.device)
         elif isinstance(uniform, Mapping):
             starts: Any = uniform["start"]
             # Zeros that a compiler does not take for constants: their products overflow in it.
@@ -171,8 +141,8 @@ class Sampled:
                 f"{self!r}: the random numbers are {tuple(uniform.shape)}; {shape} is expected, "
                 "so many for each position."
             )
-        part = torch.arange(self.n, device=z.device, dtype=z.dtype)
-        return (part + uniform.to(z.dtype)) / self.n
+        part = torch.arange(self.n, device=z.device, dtype=dtype)
+        return (part + uniform.to(dtype)) / self.n
 
     def _as_kept(self, known: SparseDistribution) -> SampledDistribution:
         as_asked = known.known == self.n and known.temperature == self.temperature
@@ -308,43 +278,18 @@ def _shifted(x: Tensor, places: int) -> Tensor:
     return (x >> places) & ((1 << (64 - places)) - 1)
 
 
-def _softened(what: object, logits: Tensor, temperature: float) -> Tensor:
+def _logits(what: object, logits: Tensor) -> Tensor:
+    """The logits.
+
+    Raises:
+      SourceError: they are none.
+    """
     if not isinstance(logits, Tensor) or not logits.is_floating_point() or not logits.ndim:  # pyright: ignore[reportUnnecessaryIsInstance]
         got = tuple(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__  # pyright: ignore[reportUnnecessaryIsInstance]
         raise SourceError(
             f"{what!r}: {got} is given; logits [*batch, vocab] are expected: teacher.logits."
         )
-    z = logits.float() if logits.dtype in (torch.float16, torch.bfloat16) else logits
-    return z if temperature == 1 else z / temperature
-
-
-def _by_blocks(
-    fn: Callable[..., tuple[Tensor, ...]], z: Tensor, *beside: Tensor
-) -> tuple[Tensor, ...]:
-    """What a function of `[positions, vocab]` logits gives, for `[*batch, vocab]`: on a CPU a few
-    positions at a time, so that they stay in its cache."""
-    flat = [x.reshape(-1, x.shape[-1]) for x in (z, *beside)]
-    on_host = z.device.type == "cpu" and not torch.compiler.is_compiling()
-    size = max(1, _BLOCK // z.shape[-1]) if on_host and len(flat[0]) else max(1, len(flat[0]))
-    parts = [fn(*block) for block in zip(*(x.split(size) for x in flat), strict=True)]
-    whole = [torch.cat(each) for each in zip(*parts, strict=True)]
-    return tuple(x.reshape(*z.shape[:-1], *x.shape[1:]) for x in whole)
-
-
-def _greatest(z: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The k largest of `[positions, vocab]` logits and their classes, `[positions, k]`, the
-    logarithm of the sum over all classes, and that over all but these, `[positions]`."""
-    top, ids = z.topk(k, dim=-1)
-    most = _finite(top[..., :1].detach())
-    relative = (z - most).exp()
-    whole = relative.sum(-1, keepdim=True).log() + most
-    # Summed as they are: 1 minus the listed ones would leave nothing of a small number.
-    others = relative.scatter(-1, ids, 0.0).sum(-1)
-    return top, ids, whole.squeeze(-1), others.log() + most.squeeze(-1)
-
-
-def _finite(most: Tensor) -> Tensor:
-    return most.nan_to_num(0.0, neginf=0.0)
+    return logits
 
 
 def _positive(name: str, knob: str, value: float) -> float:
