@@ -1,13 +1,19 @@
 """What training from a cache costs: a step, a read, bytes for a position, and making the cache.
 
-    python benchmarks/cache.py
-    python benchmarks/cache.py --part build --samples 32
+    python benchmarks/cache.py --threads 1          # all of it, as one table
+    python benchmarks/cache.py --part build
 
 A language model (Llama, by head) and a BERT classifier (exact logits). A step draws its batch from
-a shuffled loader, with what is kept attached to it, so that its time has the read in it; the
-floor is the same student on labels alone, in the same process, in turn. Nothing is compiled. The
-teacher's own forward pass, over the same batches and without a cache, is what making one is
-compared with. Each part replaces its table in `results/cache_cpu.json` and `.md`.
+a shuffled loader, with what is kept attached to it, so that its time has the read in it; it is
+compared with the same student on labels alone, in the same process, in turn. Nothing is compiled.
+The teacher's own forward pass, over the same batches and without a cache, is what making one is
+compared with. Each part replaces its rows in `results/cache_cpu.json` and `.md`.
+
+Two columns say what no implementation can undercut. `products`: the FLOPs of the matrix products
+that a step has to make, over those of labels only. Exact hidden states need one more, the
+teacher's head (`2 positions hidden vocabulary`), beside the three of the student's (logits, and the
+gradients by hidden states and by weights). `one softmax`: the teacher's throughput if nothing were
+done to its logits but one softmax, which top-k with its tail and draws need in one form or another.
 """
 
 from __future__ import annotations
@@ -23,7 +29,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from _measure import RESULTS, arguments, machine
+from _cache_table import SUBJECTS, joined, page, table
+from _measure import RESULTS, arguments, clock_of, machine
 from torch import Tensor
 from torch.utils.data import DataLoader
 from transformers import (
@@ -39,8 +46,11 @@ from fkd.loops import next_tokens, train_step
 from fkd.losses import cross_entropy, head, head_divergence, kl, top_k_kl
 from fkd.sources import Kept, bind, cache, exact, sampled, scaled, top_k
 from fkd.sources._live import Teacher
+from fkd.sources._select import by_blocks
 
 Step = Callable[[], float]
+clock: Callable[[], float] = time.perf_counter
+"""What seconds are measured by: `--clock`."""
 
 
 def llama(vocab: int, hidden: int, layers: int, seed: int) -> LlamaForCausalLM:
@@ -100,10 +110,10 @@ def step_of(objective: fkd.Objective, data: Any) -> Step:
 
     def run() -> float:
         nonlocal state
-        start = time.perf_counter()
+        start = clock()
         state, metrics = step(state, next(batches))
         float(metrics["loss/total"])
-        return time.perf_counter() - start
+        return clock() - start
 
     return run
 
@@ -131,10 +141,10 @@ def read_cost(kept: Kept, data: Any, positions: int) -> dict[str, float]:
     made = list(data)
     best = float("inf")
     for _ in range(3):
-        start = time.perf_counter()
+        start = clock()
         for one in made:
             kept.values(one)
-        best = min(best, time.perf_counter() - start)
+        best = min(best, clock() - start)
     stored = sum(shard.size for shard in kept.header.shards)
     return {
         "read_us": 1e6 * best / (len(made) * positions),
@@ -159,15 +169,15 @@ def build_cost(
     teacher_alone(batches[0])
 
     def making(some: list[Any], name: str) -> float:
-        start = time.perf_counter()
+        start = clock()
         cache(objective, some, folder / name, keep=keep, key="index", progress=False)
-        return time.perf_counter() - start
+        return clock() - start
 
     def forward() -> float:
-        start = time.perf_counter()
+        start = clock()
         for one in batches[half:]:
             teacher_alone(one)
-        return time.perf_counter() - start
+        return clock() - start
 
     # The least of each: what else runs on the machine only adds.
     times = [(making(batches[:half], f"{i}-half"), forward(), making(batches, f"{i}-whole"))
@@ -180,26 +190,48 @@ def build_cost(
     }
 
 
+def softmax_share(teacher_alone: Teacher, batches: list[Any], rounds: int) -> float:
+    """The throughput of a teacher of whose logits one softmax is taken, over its own."""
+
+    def forward(then: Callable[[Tensor], Any]) -> float:
+        start = clock()
+        for one in batches:
+            then(teacher_alone(one)[0])
+        return clock() - start
+
+    def softmax(logits: Tensor) -> Any:
+        return by_blocks(lambda z: (z.softmax(-1).sum(-1),), logits)
+
+    times = [(forward(len), forward(softmax)) for _ in range(rounds)]
+    alone, more = (min(each) for each in zip(*times, strict=True))
+    return alone / more
+
+
 def builds(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Of a classifier's logits, and of a language model."""
-    texts_of = texts(2 * options.samples, options.length, 8000)
+    texts_of = texts(options.samples, options.length, 8000)
     logits = term(kl, student.logits, teacher.logits)
     small = fkd.Objective({"kd": logits}, teacher=frozen(bert(options.teacher, 4, 0)))
     plain = loader(texts_of, options.batch, shuffle=False)
     found = {"classifier: logits, exact": build_cost(small, {}, plain, folder / "bert-build")}
+    rounds = min(3, options.rounds)
     hidden = teacher.hidden_states[-1]
     by_head = term(head_divergence, student.hidden_states[-1], student.param("lm_head.weight"),
                    hidden, teacher.param("lm_head.weight"), divergence=head.kl())  # fmt: skip
     big = fkd.Objective({"kd": by_head},
                         teacher=frozen(llama(options.vocab, options.teacher, 4, 0)))  # fmt: skip
-    plain = loader(texts(2 * options.samples, options.length, options.vocab), options.batch,
+    plain = loader(texts(options.samples, options.length, options.vocab), options.batch,
                    shuffle=False)  # fmt: skip
     for name, keep in {
         "hidden, exact": {},
         "top 64": {hidden: top_k(64, of=teacher.logits)},
         "50 draws": {hidden: sampled(50, of=teacher.logits)},
     }.items():
-        found[f"language model: {name}"] = build_cost(big, keep, plain, folder / f"{name}-build")
+        place = folder / f"{name}-build"
+        found[f"language model: {name}"] = build_cost(big, keep, plain, place, rounds)
+    share = softmax_share(Teacher(big, [teacher.logits]), list(plain)[:4], rounds)
+    for name in ("top 64", "50 draws"):
+        found[f"language model: {name}"]["softmax_share"] = share
     return found
 
 
@@ -213,9 +245,9 @@ def losses(options: argparse.Namespace) -> dict[str, Any]:
 
     def timed(fn: Callable[[], Tensor]) -> Step:
         def run() -> float:
-            start = time.perf_counter()
+            start = clock()
             torch.autograd.grad(fn().sum(), student_logits)
-            return time.perf_counter() - start
+            return clock() - start
 
         return run
 
@@ -226,6 +258,19 @@ def losses(options: argparse.Namespace) -> dict[str, Any]:
         "kl, 50 draws": lambda: kl(student_logits, few),
     }
     return in_turn({name: timed(fn) for name, fn in every.items()}, options.rounds)
+
+
+def product_ratio(options: argparse.Namespace, layers: int = 2) -> float:
+    """FLOPs of the matrix products of a step from hidden states with the teacher's head, over those
+    of labels only, for one position.
+
+    A parameter of the student has a product in the forward pass and two in the backward one; the
+    embedding of its tokens has none. Attention between positions is left out: it is small here.
+    """
+    small = llama(options.vocab, options.student, layers, 1)
+    within = sum(p.numel() for n, p in small.named_parameters()
+                 if p.ndim == 2 and "embed_tokens" not in n)  # fmt: skip
+    return (3 * within + options.teacher * options.vocab) / (3 * within)
 
 
 def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -268,6 +313,9 @@ def language_model(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
         read[name] = read_cost(kept, loader(rows, options.batch, shuffle=False), positions)
     times = in_turn(steps, options.rounds)
     whole_logits = {"logits, bf16 (read only)": logits_read(options, big, folder)}
+    for name, seconds in times.items():
+        if name != "teacher in the step":
+            seconds["products"] = product_ratio(options) if name.startswith("hidden") else 1.0
     return {
         name: {**seconds, **read.get(name, {})} for name, seconds in times.items()
     } | whole_logits
@@ -306,48 +354,13 @@ def classifier(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {name: {**seconds, **read.get(name, {})} for name, seconds in times.items()}
 
 
-TITLES = {
-    "classifier": "A step of a classifier",
-    "language-model": "A step of a language model, by head",
-    "build": "Making a cache",
-    "losses": "Losses of whole logits with their gradients",
-}
-"""The parts, with what their tables are called."""
-
-COLUMNS = {
-    "ms": ("ms", "{:.0f}"),
-    "ratio": ("over the first row", "{:.3f}"),
-    "read_us": ("read, us a position", "{:.2f}"),
-    "bytes": ("bytes a position", "{:.0f}"),
-    "throughput": ("build: share of the teacher's throughput", "{:.3f}"),
-    "begin": ("build: seconds before the first batch", "{:.2f}"),
-}
-
-
-def table(rows: Mapping[str, Mapping[str, float]]) -> str:
-    columns = {key: c for key, c in COLUMNS.items() if any(key in row for row in rows.values())}
-    lines = ["| kept | " + " | ".join(title for title, _ in columns.values()) + " |"]
-    lines.append("| --- " * (1 + len(columns)) + "|")
-    for name, row in rows.items():
-        cells = [form.format(row[key]) if key in row else "" for key, (_, form) in columns.items()]
-        lines.append(f"| {name} | " + " | ".join(cells) + " |")
-    return "\n".join(lines)
-
-
-def page(made: Mapping[str, Any]) -> str:
-    """The tables of the parts that were run, each with its options."""
-    parts = [
-        f"## {TITLES[part]}\n\nOptions: {json.dumps(about['options'])}\n\n{table(about['rows'])}"
-        for part, about in made.items()
-    ]
-    return "\n\n".join(["# Caches: `python benchmarks/cache.py`", *parts]) + "\n"
-
-
 def main() -> None:
-    parser = arguments(__doc__, vocab=32000, samples=96, length=128, batch=8, student=256,
+    global clock
+    parser = arguments(__doc__, vocab=32000, samples=48, length=128, batch=8, student=256,
                        teacher=512)  # fmt: skip
-    parser.add_argument("--part", choices=["all", *TITLES], default="all")
+    parser.add_argument("--part", choices=["all", *SUBJECTS], default="all")
     options = parser.parse_args()
+    clock = clock_of(options)
     torch.set_num_threads(options.threads)
     file = RESULTS / f"{options.name or 'cache_cpu'}.json"
     made = json.loads(file.read_text()) if file.exists() and options.name != "" else {}
@@ -364,8 +377,9 @@ def main() -> None:
                 rows = measure()
                 made[part] = {"options": about, "machine": machine(options), "rows": rows}
                 gc.collect()
-                print(table(rows))
-    made = {part: made[part] for part in TITLES if part in made}
+    made = {part: made[part] for part in SUBJECTS if part in made}
+    shown = SUBJECTS if options.part == "all" else [options.part]
+    print(table(joined({part: made[part] for part in shown})))
     if options.name != "":
         file.write_text(json.dumps(made, indent=1) + "\n")
         file.with_suffix(".md").write_text(page(made))
