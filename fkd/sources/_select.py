@@ -77,7 +77,7 @@ def drawn(z: Tensor, points: Tensor, temperature: float, proposal: float) -> tup
     most, top = _first(z)
     log_top = p.gather(-1, top).log()  # the logarithm of the sum over all is most - log_top
     # Of an impossible class 0 * -inf, which is 0 here.
-    relative = (z - _finite(most.detach())).clamp_min_(torch.finfo(z.dtype).min)
+    relative = (z - _finite(most)).clamp_min_(torch.finfo(z.dtype).min)
     entropy = (-relative.mul_(p).sum(-1, keepdim=True) - log_top).squeeze(-1)
     if proposal == 1:
         return _fall(p, points), entropy, top.squeeze(-1)
