@@ -150,7 +150,7 @@ def _expect_one_head(source: Source, terms: Mapping[str, Term]) -> None:
     expect_parameters = getattr(source, "expect_parameters", None)
     if expect_parameters is not None:
         replaced_of = {name for ref in read_refs(terms) for part in origins(ref)
-                       if part.source == source.name for name in roots(part.of)}  # fmt: skip
+                       if part.source == source.name for name in roots(part.of) or ()}  # fmt: skip
         read = parameters_read(read_refs(terms)).items()
         expect_parameters({model: names for model, names in read if model in replaced_of})
 

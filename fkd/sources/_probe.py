@@ -139,11 +139,12 @@ def fields_read(program: Program, batch: TensorBatch) -> list[Field]:
 
 def _field_of(item: Item, fields: Mapping[Field, Any]) -> Field | None:
     """The field that an item of the batch is; None: it is no single one."""
-    names = list(fields)
-    if isinstance(item.key, Field) and item.key in fields:
-        return item.key
-    from_the_end = type(item.key) is int and -len(names) <= item.key < len(names)
-    return names[item.key] if from_the_end and WHOLE not in fields else None
+    names, key = list(fields), item.key
+    if isinstance(key, Field) and key in fields:
+        return key
+    place: int | None = key if type(key) is int and WHOLE not in fields else None
+    inside = place is not None and -len(names) <= place < len(names)
+    return names[place] if inside and place is not None else None
 
 
 def _spying(batch: Any) -> Any:

@@ -87,21 +87,22 @@ class Reading(NamedTuple):
         Raises:
           SourceError: a field is missing, or not one with a row for each sample.
         """
-        batch = as_fields(batch)
+        fields = as_fields(batch)
         wanted = [n for n in (*self.fields, self.key, *self.masks) if n is not None]
-        missing = [name for name in wanted if name not in batch]
+        missing = [name for name in wanted if name not in fields]
         if missing:
             raise SourceError(
                 f"the batch has no field {missing[0]!r}, by which samples are recognised. "
-                f"It has: {listing(map(str, batch))}."
+                f"It has: {listing(map(str, fields))}."
             )
-        parts: Any = normalised({name: batch[name] for name in self.fields})
+        here: Any = {name: fields[name] for name in self.fields}
+        parts: Any = normalised(here)
         tensors = [(place, x.detach().cpu()) for place, x in leaves(parts)]
         rows = next((x.shape[0] for _, x in tensors if x.ndim), 0)
-        spans = tuple(_span(batch[name], name, rows) for name in self.masks)
+        spans = tuple(_span(fields[name], name, rows) for name in self.masks)
         of = [self.mask_of(place, x, spans) for place, x in tensors]
         inputs = [_input(tensors, of, r, rows, spans) for r in range(rows)]
-        ids = None if self.key is None else _ids(batch[self.key], self.key, rows)
+        ids = None if self.key is None else _ids(fields[self.key], self.key, rows)
         keys = inputs if ids is None else [_hash([repr(i).encode()]) for i in ids]
         names = [f"row {r} of the batch" for r in range(rows)] if ids is None else \
                 [f"sample {i!r}" for i in ids]  # fmt: skip

@@ -193,13 +193,14 @@ class Served:
         read = self._fields.get(have)
         if read is None:  # all that can be sent, of which the server says what it reads
             read = [name for name, x in tensors.items() if can_be_sent(x)]
-        sent = {name: tensors[name] for name in read}
+        sent: Any = {name: tensors[name] for name in read}
         # Copied, since a loader may use the memory of a batch again.
         pieces: list[bytes | memoryview] = [bytes(piece) for piece in question_of(sent, batch)]
         most = self.about["max_bytes"]
         if size_of(pieces) > most:
+            names = listing(map(str, sent))
             raise ServedError(
-                f"a batch has {size_of(pieces):,} bytes in the fields {listing(sent)}, and "
+                f"a batch has {size_of(pieces):,} bytes in the fields {names}, and "
                 f"{self.url} takes {most:,}. Smaller batches, or serve(..., max_bytes=...)."
             )
         return pieces, signature(sent), have

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias, cast
+from typing import Any, TypeAlias
 
 import numpy as np
 import optree
@@ -18,7 +18,9 @@ from fkd.loops._data.packing import Packed
 from ._keep import DRAWS, reseeded, seeds_of
 from ._rows import Reading, Samples, Span
 
-Runs: TypeAlias = Callable[[Mapping[Field, Any]], list[Any]]
+Fields: TypeAlias = Mapping[Any, Any]
+"""The parts of a batch by name or place."""
+Runs: TypeAlias = Callable[[Fields], list[Any]]
 """The values of all refs for the fields of a batch."""
 
 FEW = 4
@@ -26,7 +28,7 @@ FEW = 4
 
 
 def masks_of(
-    mask: Field | Sequence[Field] | None, fields: Sequence[Field], batch: Mapping[Field, Any]
+    mask: Field | Sequence[Field] | None, fields: Sequence[Field], batch: Fields
 ) -> tuple[Field, ...]:
     """The masks by which samples are cut: of those meant, the ones that the teacher reads; if it
     reads none of them, those that the batch has."""
@@ -38,11 +40,11 @@ def masks_of(
     return tuple(read) or tuple(n for n in named if n in batch)
 
 
-def few_samples(batch: Mapping[Field, Any], mask: Field | Sequence[Field] | None
-                ) -> Mapping[Field, Any]:  # fmt: skip
+def few_samples(batch: Fields, mask: Field | Sequence[Field] | None
+                ) -> Fields:  # fmt: skip
     """A few samples of a batch, the shortest and the longest among them: a teacher that is run on
     them several times costs no more than on a batch. All, where positions are packed over rows."""
-    tensors: Any = normalised(cast(Any, batch))
+    tensors: Any = normalised(batch)
     count = examples_in(tensors)
     packed = optree.tree_leaves(tensors, is_leaf=lambda x: isinstance(x, Packed))
     if count <= FEW or any(isinstance(x, Packed) for x in packed):
@@ -102,9 +104,7 @@ class View:
     pairs: tuple[Pair, ...]
 
 
-def views(
-    runs: Runs, reading: Reading, tensors: Mapping[Field, Any], batch: Mapping[Field, Any]
-) -> Iterator[View]:
+def views(runs: Runs, reading: Reading, tensors: Fields, batch: Fields) -> Iterator[View]:
     samples = reading.samples(batch)
     count = len(samples.keys)
     half = max(1, count // 2)
@@ -123,8 +123,8 @@ def views(
 def _shorter(
     runs: Runs,
     reading: Reading,
-    tensors: Mapping[Field, Any],
-    batch: Mapping[Field, Any],
+    tensors: Fields,
+    batch: Fields,
     samples: Samples,
     m: int,
 ) -> list[Pair]:
@@ -136,7 +136,8 @@ def _shorter(
         mask[r, span.start[r] if left else span.stop[r] - 1] = 0
     padded = {**tensors, name: mask}
     ids = {} if reading.key is None else {reading.key: batch[reading.key]}
-    long = reading.samples({**padded, **ids})
+    whole_batch: Any = {**padded, **ids}
+    long = reading.samples(whole_batch)
     whole = long.spans[m]
     start, stop = ([x - int(left) for x in ends] for ends in (whole.start, whole.stop))
     moved = Span(start, stop, whole.length - 1)
@@ -163,7 +164,7 @@ def _shorter(
     return [Pair(m, a, b, long, short) for a, b in values]
 
 
-def _of_rows(batch: Mapping[Field, Any], rows: int, fn: Callable[[Tensor], Tensor]) -> Any:
+def _of_rows(batch: Fields, rows: int, fn: Callable[[Tensor], Tensor]) -> Any:
     def change(x: Any) -> Any:
         by_row = isinstance(x, Tensor) and x.ndim > 0 and x.shape[0] == rows
         return fn(x) if by_row else x

@@ -120,7 +120,7 @@ def _record(names: Any) -> Any:
     if not isinstance(names, list) or len(names) > _MOST_PLACES:
         raise Malformed("it has no names of the parts of a batch")
     try:
-        return collections.namedtuple("Batch", names)
+        return collections.namedtuple("Batch", names)  # pyright: ignore[reportUntypedNamedTuple]
     except (ValueError, TypeError):
         raise Malformed(f"{names!r:.80} are no names of the parts of a batch") from None
 
