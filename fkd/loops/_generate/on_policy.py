@@ -155,8 +155,8 @@ def prompt_batch(
     """Texts as a batch whose prompts end at one column: padded left, their completions right.
 
     Of a text (of `chat_tokens(turns="last")` or `completion_tokens`) the prompt is all that stands
-    before the first token that counts. It has the shape of the batches of a generator, so that
-    the two can be mixed.
+    before the first token that counts. Later tokens that do not count (the user's, between two
+    answers) stay such. It has the shape of the batches of a generator, so that the two can be mixed.
 
     Args:
       rows: the texts.
@@ -179,6 +179,7 @@ def prompt_batch(
     mask = torch.zeros(len(rows), prompt, dtype=torch.long)
     new = torch.full((len(rows), new_tokens), pad)
     lengths = torch.zeros(len(rows), dtype=torch.long)
+    said_by_others = torch.zeros(len(rows), new_tokens, dtype=torch.bool)
     for i, row in enumerate(rows):
         first = next((k for k, x in enumerate(row.labels) if x != IGNORE), len(row.ids))
         before, after = row.ids[:first][-prompt:], row.ids[first:][:new_tokens]
@@ -191,5 +192,10 @@ def prompt_batch(
         mask[i, prompt - len(before) :] = 1
         new[i, : len(after)] = torch.tensor(after, dtype=torch.long)
         lengths[i] = len(after)
+        behind = row.labels[first:][:new_tokens]
+        said_by_others[i, : len(after)] = torch.tensor([x == IGNORE for x in behind])
     prompts: Mapping[str, Tensor] = {"input_ids": ids, "attention_mask": mask}
-    return completions(new, prompts, new_tokens=new_tokens, pad=pad, lengths=lengths)
+    made = completions(new, prompts, new_tokens=new_tokens, pad=pad, lengths=lengths)
+    said = made["targets"][:, prompt - 1 : -1]  # views: what predicts each token behind the prompt
+    said.masked_fill_(said_by_others, IGNORE)
+    return made

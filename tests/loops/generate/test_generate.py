@@ -169,6 +169,16 @@ def test_a_resumed_run_writes_the_same_and_nothing_twice(tmp_path, updates):
     assert all(v["prepare_tokens_per_s"] > 0 for v in logged)
 
 
+def test_what_a_user_says_between_two_answers_does_not_count():
+    ids = [5, 6, 7, 8, 9, 10]
+    row = Tokens(ids, [-100, -100, 7, -100, -100, 10])
+    made = prompt_batch([row, Tokens([3, 4], [-100, 4])], prompt=3, new_tokens=5)
+    assert made["input_ids"].tolist() == [[0, 5, 6, 7, 8, 9, 10, 0], [0, 0, 3, 4, 0, 0, 0, 0]]
+    counts = [[7, -100, -100, 10, -100], [4, -100, -100, -100, -100]]
+    assert made["targets"][:, 2:-1].tolist() == counts
+    assert (made["targets"][:, :2] == -100).all() and (made["targets"][:, -1] == -100).all()
+
+
 def test_a_share_of_nothing_is_the_data():
     def never(*_):
         raise AssertionError
