@@ -156,7 +156,7 @@ def prompt_batch(
 
     Of a text (of `chat_tokens(turns="last")` or `completion_tokens`) the prompt is all that stands
     before the first token that counts. Later tokens that do not count (the user's, between two
-    answers) stay such. It has the shape of the batches of a generator, so that the two can be mixed.
+    answers) stay such. It has the shape of a generator's batches, so that the two can be mixed.
 
     Args:
       rows: the texts.
