@@ -3,9 +3,10 @@
     python benchmarks/parallel_faults.py --times 30 --folder faults
 
 Starts the same run under `torchrun --max-restarts`, once undisturbed, then `times` times with
-kill -9 of a random process: by turns at a random moment and while a checkpoint is being written,
-and by turns with whole parameters and with parameters in parts. Prints how many runs ended with the
-bytes of the undisturbed one. What is done is kept in the folder: the same command goes on there.
+kill -9 of a random process: by turns at a random moment and while a checkpoint is being written, by
+turns with whole parameters and with parameters in parts, and by turns with steps that wait for the
+writing and steps that do not. Prints how many runs ended with the bytes of the undisturbed one.
+What is done is kept in the folder: the same command goes on there.
 """
 
 from __future__ import annotations
@@ -44,7 +45,7 @@ class Net(nn.Module):
         return {"logits": self.head(torch.tanh(self.norm(self.first(x))))}
 
 
-def worker(folder: Path, axis: str) -> None:
+def worker(folder: Path, axis: str, beside: bool) -> None:
     """One process of the run."""
     torch.set_num_threads(1)
     mesh = fkd.parallel.torchrun_mesh(**{axis: -1})
@@ -55,14 +56,17 @@ def worker(folder: Path, axis: str) -> None:
     goal = _faulty_run.objective(Net(64), Net(256))
     data = [{"x": torch.randn(13, 8), "y": torch.randint(5, (13,))} for _ in range(10)]
     places, how = (folder / "run", folder / "out"), {"save_every": 3, "log_every": 5}
+    how["save_async"] = beside
     _faulty_run.train(goal, data, *places, pause=0.005, mesh=mesh, steps=STEPS, **how)
 
 
-def started(folder: Path, axis: str, processes: int) -> subprocess.Popen[bytes]:
+def started(
+    folder: Path, axis: str, processes: int, beside: bool = False
+) -> subprocess.Popen[bytes]:
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(processes), "--max-restarts", "3", __file__]
-    command += ["--worker", str(folder), "--axis", axis]
+    command += ["--worker", str(folder), "--axis", axis, *(["--beside"] if beside else [])]
     log = (folder / "log").open("wb")
     single = {**os.environ, "OMP_NUM_THREADS": "1"}
     return subprocess.Popen(command, stdout=log, stderr=log, env=single)
@@ -75,9 +79,9 @@ def bytes_of(folder: Path) -> str:
 
 def killed(folder: Path, axis: str, processes: int, number: int) -> dict[str, Any]:
     """A run of which one process is killed, once; what became of it."""
-    draw, saving = random.Random(number), number % 2 == 1
+    draw, saving, beside = random.Random(number), number % 2 == 1, number // 4 % 2 == 1
     shutil.rmtree(folder, ignore_errors=True)
-    run = started(folder, axis, processes)
+    run = started(folder, axis, processes, beside)
     while not any((folder / "run").glob("step-*")) and run.poll() is None:
         time.sleep(0.01)
     time.sleep(draw.uniform(0.0, 1.0))
@@ -91,6 +95,7 @@ def killed(folder: Path, axis: str, processes: int, number: int) -> dict[str, An
     return {
         "run": number,
         "axis": axis,
+        "beside": beside,
         "rank": rank,
         "saving": under_way,
         "exit": code,
@@ -105,10 +110,11 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--folder", type=Path, default=Path("faults"))
     parser.add_argument("--axis", default="replicate", choices=AXES)
+    parser.add_argument("--beside", action="store_true", help="write beside the steps")
     parser.add_argument("--worker", type=Path)
     args = parser.parse_args()
     if args.worker is not None:
-        worker(args.worker, args.axis)
+        worker(args.worker, args.axis, args.beside)
         return
     expected = {}
     for axis in AXES:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import datetime
+import logging
 import os
+import re
+from typing import Any
 from weakref import WeakSet
 
 import torch
@@ -11,6 +14,8 @@ import torch.distributed as dist
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
 from torch.distributed.distributed_c10d import PrefixStore
 from torch.distributed.rendezvous import rendezvous
+
+_log = logging.getLogger("fkd")
 
 
 def torchrun_mesh(*, timeout: float | None = None, **axes: int) -> DeviceMesh | None:
@@ -72,6 +77,37 @@ def _join(backend: str, timeout: datetime.timedelta | None) -> None:
 
 _joined: WeakSet[dist.ProcessGroup] = WeakSet()
 """The process groups that `torchrun_mesh` has joined."""
+
+
+def can_start_again() -> bool:
+    """Whether processes that `torchrun` starts again would look for each other in the store of
+    those before them, under the same names."""
+    environment = os.environ
+    kept = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    restarts = environment.get("TORCHELASTIC_MAX_RESTARTS", "0") != "0"
+    return kept and restarts and dist.group.WORLD is not None and dist.group.WORLD not in _joined
+
+
+def forget_addresses(store: Any) -> None:
+    """Delete the addresses by which the processes of a start have found each other, in one of
+    them, while all others wait: nobody needs them any more, and those of the next start would
+    call there."""
+    while isinstance(store, PrefixStore):
+        store = store.underlying_store
+    if not hasattr(store, "list_keys"):
+        _log.warning(
+            "the process group was joined by init_process_group, and this version of torch lets "
+            "processes that torchrun starts again find the addresses of those before them. Leave "
+            "the joining to fkd.parallel.torchrun_mesh()."
+        )
+        return
+    for key in store.list_keys():
+        if _ADDRESS.fullmatch(key):
+            store.delete_key(key)
+
+
+_ADDRESS = re.compile(r"default_pg/.*//(cpu|cuda)//.*")
+"""What the backends of process groups write into a store: of each process, where it listens."""
 
 
 def _filled(axes: dict[str, int], processes: int) -> dict[str, int]:

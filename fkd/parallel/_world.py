@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from ._blame import culprit, says_failed
+from ._launch import can_start_again, forget_addresses
 
 T = TypeVar("T")
 
@@ -286,6 +287,9 @@ def world_of(mesh: DeviceMesh) -> World:
     else:
         group = _host_group(everyone, tuple(ranks))
     world = World(group)
+    if world.size == dist.get_world_size() and can_start_again():
+        world.numbers()
+        world.from_first(lambda: forget_addresses(_store()))
     _worlds[:] = [world]
     return world
 

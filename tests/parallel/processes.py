@@ -23,17 +23,23 @@ SECONDS = 120
 
 
 def in_processes(
-    count: int, fn: Callable[..., Any], *args: Any, timeout: float = SECONDS
+    count: int, fn: Callable[..., Any], *args: Any, timeout: float = SECONDS, join: bool = True
 ) -> list[Any]:
     """What `fn(mesh, *args)` returns in each of `count` processes; JSON.
 
     An error in one of them is raised here, with its traceback.
+
+    Args:
+      join: whether they join a process group; else `fn` does, and its mesh is None.
     """
     with tempfile.TemporaryDirectory() as folder:
         said = [Path(folder) / f"{rank}.json" for rank in range(count)]
-        store = Path(folder) / "store"
+        store = Path(folder) / "store" if join else None
         workers = [
-            fork.Process(target=_work, args=(rank, count, store, said[rank], timeout, fn, args))
+            fork.Process(
+                target=_work,
+                args=(rank, count, store, said[rank], timeout, fn, args),
+            )
             for rank in range(count)
         ]
         for worker in workers:
@@ -57,7 +63,7 @@ def mesh_of(count: int, name: str = "replicate") -> DeviceMesh:
 def _work(
     rank: int,
     count: int,
-    store: Path,
+    store: Path | None,
     said: Path,
     timeout: float,
     fn: Callable[..., Any],
@@ -67,14 +73,15 @@ def _work(
     warnings.filterwarnings("ignore", ".*should not be instantiated")  # by the compiler itself
     try:
         os.environ.update(RANK=str(rank), WORLD_SIZE=str(count), LOCAL_RANK=str(rank))
-        dist.init_process_group(
-            "gloo",
-            init_method=f"file://{store}",
-            rank=rank,
-            world_size=count,
-            timeout=datetime.timedelta(seconds=timeout),
-        )
-        value = fn(mesh_of(count), *args)
+        if store is not None:
+            dist.init_process_group(
+                "gloo",
+                init_method=f"file://{store}",
+                rank=rank,
+                world_size=count,
+                timeout=datetime.timedelta(seconds=timeout),
+            )
+        value = fn(mesh_of(count) if store is not None else None, *args)
         said.write_text(json.dumps({"value": value}))
         with contextlib.suppress(RuntimeError):  # a test may have broken the group
             dist.barrier()

@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import fkd
 from fkd import batch, ref, student, teacher, term
 from fkd.loops import BucketBatchSampler, TrainStep, fit, train_step
-from fkd.loops._base.errors import CheckpointError
+from fkd.loops._base.errors import CheckpointError, LoopError
 from fkd.loops._checkpoint import checkpoint, parts
 from fkd.loops._evaluate import score as score_module
 from fkd.losses import kl, mse
@@ -138,16 +138,21 @@ def sharded_part(mesh: DeviceMesh, folder: str, steps: int, fault: str = "") -> 
 
     Args:
       fault: "apart": rank 1 does not find the folder of rank 0; "full": its disk is full from the
-        second checkpoint on; "first": so is that of rank 0.
+        second checkpoint on; "first": so is that of rank 0; "killed": rank 1 is killed while it
+        writes the second one. With "async" in it, parts are written beside the steps.
     """
     _shards.SMALLEST = 8
+    beside, fault = "async" in fault, fault.removeprefix("async").strip()
     if fault and mesh.get_rank() == (fault != "first"):
         _break(fault)
-    cut = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",))
+    cut, seen = init_device_mesh("cpu", (mesh.size(),), mesh_dim_names=("shard",)), list[int]()
     try:
-        return run(cut, folder, shuffled(), steps=steps, save_every=3, **SAVES)
-    except (CheckpointError, RankError) as error:
-        return {"type": type(error).__name__, "message": str(error)}
+        return run(
+            cut, folder, shuffled(), steps=steps, save_every=3, save_async=beside, **SAVES,
+            callbacks=[lambda event: seen.append(event.step)],
+        )  # fmt: skip
+    except (CheckpointError, LoopError, RankError) as error:
+        return {"type": type(error).__name__, "message": str(error), "step": seen[-1]}
 
 
 SAVES: dict[str, Any] = {"dev": None, "metrics": {}, "best": "loss/total", "log_dir": None}
@@ -160,11 +165,13 @@ def _break(fault: str) -> None:
     def full(path: Path, chunks: Any) -> Any:
         if path.suffix == ".safetensors":
             written.append(path)
+        if len(written) > 1 and fault == "killed":
+            os.kill(os.getpid(), signal.SIGKILL)
         if len(written) > 1:
             raise OSError(errno.ENOSPC, "No space left on device")
         return write(path, chunks)
 
-    if fault == "full":
+    if fault in ("full", "killed"):
         parts.write_file = full
     elif fault == "first":
         checkpoint.write_file = full

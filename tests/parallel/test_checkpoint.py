@@ -61,8 +61,13 @@ def test_every_process_writes_its_rows(folder):
         assert set(file.keys()) == set(cut)
 
 
+@functools.cache
+def undisturbed_run(folder: Path) -> list[Any]:
+    return in_processes(2, runs.sharded_part, str(folder / "whole"), LAST)
+
+
 def test_a_run_goes_on_with_any_number_of_processes(folder, tmp_path):
-    undisturbed = in_processes(2, runs.sharded_part, str(tmp_path / "whole"), LAST)
+    undisturbed = undisturbed_run(folder)
     for before, after in ((2, 1), (2, 2), (2, 4), (4, 2)):
         path = copied(begun(folder, before), tmp_path / f"{before}-{after}")
         ranks = in_processes(after, runs.sharded_part, str(path), LAST)
@@ -125,6 +130,25 @@ def test_a_full_disk_of_one_process_is_an_error_of_all(fault, told, tmp_path):
     assert all(told in rank["message"] for rank in ranks), ranks
     assert len(list(tmp_path.glob("step-*"))) == 1 and not list(tmp_path.glob(".writing-*"))
     load(newest(tmp_path))
+
+
+def test_of_parts_under_way_at_a_kill_nothing_is_read(folder, tmp_path):
+    with pytest.raises(AssertionError, match="ended with"):
+        in_processes(2, runs.sharded_part, str(tmp_path), LAST, "async killed")
+    assert newest(tmp_path).name == "step-00000003"
+    load(newest(tmp_path))
+    ranks = in_processes(2, runs.sharded_part, str(tmp_path), LAST, "async")
+    assert {rank["digest"] for rank in ranks} == {undisturbed_run(folder)[0]["digest"]}
+    assert not list(tmp_path.glob(".writing-*"))
+    files = {p.name for p in newest(tmp_path).iterdir()}
+    assert newest(tmp_path).name == f"step-{LAST:08}" and "state-00001.safetensors" in files
+
+
+def test_an_error_in_a_part_under_way_ends_all_at_the_next_step(tmp_path):
+    ranks = in_processes(2, runs.sharded_part, str(tmp_path), LAST, "async full")
+    told = "rank 1: its part cannot be written: No space left on device"
+    assert all(told in rank["message"] and rank["step"] <= 8 for rank in ranks), ranks
+    assert len(list(tmp_path.glob("step-*"))) == 1 and not list(tmp_path.glob(".writing-*"))
 
 
 def test_without_a_folder_in_common_the_first_process_writes_all(folder, tmp_path):

@@ -13,11 +13,12 @@ loading reads the file twice, the second time from the page cache.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Generator, Mapping
 from dataclasses import KW_ONLY, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
@@ -158,13 +159,52 @@ class Saving(NamedTuple):
 
     def write(self) -> Path:
         """Write it, and delete the checkpoints that need not be kept; see `save`."""
+        beside = self.begin()
         try:
-            _write(self.path, self.manifest, self.tensors, self.others)
-        except OSError as error:
-            raise CheckpointError(_unwritable(self.path, error, self.there)) from error
+            state = self.write_state(beside)
+            files = {STATE: list(state)} if self.others is None else self.others(beside, state)
+            return self.complete(beside, files)
+        except BaseException:
+            discard(beside)
+            raise
+
+    def begin(self) -> Path:
+        """Make the folder under another name, and remove what killed writers left."""
+        beside = self.path.with_name(_WRITING + self.path.name)
+        with self._explained():
+            make_folder(self.path.parent)
+            _sweep(self.path.parent)
+            beside.mkdir()
+        return beside
+
+    def write_state(self, beside: Path) -> Digest:
+        """Write the file of this process."""
+        with self._explained():
+            return write_file(beside / STATE, _tensors.chunks(self.tensors))
+
+    def complete(self, beside: Path, files: dict[str, list[Any]]) -> Path:
+        """Name all files, give the folder its name, and delete what need not be kept.
+
+        Args:
+          beside: the folder under its other name.
+          files: size and checksum of each, which are on the disk.
+        """
+        with self._explained():
+            write_file(beside / NAME, [render(self.manifest._replace(files=files))])
+            sync_folder(beside)
+            beside.rename(self.path)
+            sync_folder(self.path.parent)
         older = [p for p in self.there if p not in self.superseded and p not in self.kept]
         _remove([*self.superseded, *older])
         return self.path
+
+    @contextlib.contextmanager
+    def _explained(self) -> Generator[None]:
+        """An error of the disk says which checkpoint is still whole."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(_unwritable(self.path, error, self.there)) from error
 
 
 def to_save(wanted: ToSave, *, copies: bool = False) -> Saving:
@@ -172,13 +212,14 @@ def to_save(wanted: ToSave, *, copies: bool = False) -> Saving:
 
     Args:
       wanted: see `save`.
-      copies: of all tensors, on the host: the tree may change before they are written.
+      copies: of all tensors, on the host: the tree may change before they are written. Of those
+        that are cut, the own rows.
     """
     folder = Path(wanted.directory)
     data, tensors = encode(wanted.tree)
-    if copies:
-        tensors = {n: x.clone() if x.device.type == "cpu" else x.cpu() for n, x in tensors.items()}
     about = {name: _tensors.describe(x) for name, x in tensors.items()}
+    if copies:
+        tensors = copied(tensors)
     there = survey(folder)
     good = there.good
     superseded = [p for p in (*good, *there.damaged) if step_of(p) == wanted.step]
@@ -196,6 +237,12 @@ def to_save(wanted: ToSave, *, copies: bool = False) -> Saving:
     rule = wanted.keep_last, wanted.keep_best, wanted.higher_is_better
     keep = kept({**left, path: manifest}, *rule)
     return Saving(path, manifest, tensors, superseded, good, set(keep), wanted.others)
+
+
+def copied(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copies on the host; of what is cut, of the own rows."""
+    rows = {name: local(x) for name, x in tensors.items()}
+    return {n: x.clone() if x.device.type == "cpu" else x.cpu() for n, x in rows.items()}
 
 
 def all_finite(tensors: Mapping[str, Tensor]) -> bool:
@@ -310,24 +357,6 @@ def load_latest(
             f"load_latest: no checkpoint in {directory} is whole.\n  " + "\n  ".join(skipped)
         )
     return None
-
-
-def _write(path: Path, manifest: Manifest, tensors: dict[str, Any], others: Others | None) -> None:
-    make_folder(path.parent)
-    _sweep(path.parent)
-    beside = path.with_name(_WRITING + path.name)
-    try:
-        beside.mkdir()
-        state = write_file(beside / STATE, _tensors.chunks(tensors))
-        files = {STATE: list(state)} if others is None else others(beside, state)
-        whole = manifest._replace(files=files)
-        write_file(beside / NAME, [render(whole)])
-        sync_folder(beside)
-        beside.rename(path)
-        sync_folder(path.parent)
-    except BaseException:
-        discard(beside)
-        raise
 
 
 def _sweep(folder: Path) -> None:

@@ -76,8 +76,9 @@ def fit(arguments: Arguments) -> Iterator[Event]:
       save_async: the copy of the state is taken between two steps, as ever, and the writing goes on
         in a thread beside the next ones. At most one checkpoint is under way. An error in writing
         is raised at the next one, or at the end; a run does not end before all is on the disk. It
-        needs memory for one more state on the host. Processes that each write their own part
-        (parameters cut along an axis `shard`) wait until it is written.
+        needs memory for one more state on the host. Of several processes that each write their
+        part (parameters cut along an axis `shard`), all make it whole between two steps, when the
+        last of them has written; an error of one ends all before the next step.
       keep_last, keep_best: how many checkpoints are kept.
       export_best: folder that has the student of the best evaluation, as `export` writes it: at
         every moment one that is whole, and also after a kill and a resume the best one. The file

@@ -34,7 +34,7 @@ from .records import describe
 from .run import Run
 from .session import evaluation, finish, log_point, save_after, save_point, start
 from .signals import Interrupted, StillWaiting, listening
-from .together import Says, together
+from .together import Says, together, wait_for_writers
 
 _log = logging.getLogger("fkd")
 _PREPARING = 1 << 33  # folded into the seed of a step: the seed of `prepare`
@@ -241,5 +241,5 @@ def _leave(run: Run) -> Iterator[Event]:
     """Save, and end with the exit code of a run that was told to."""
     yield from log_point(run)
     yield from save_point(run)
-    run.writer.wait()
+    wait_for_writers(run)
     raise Interrupted(run.signal or "a signal")

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from .._base.state import State
-from .._checkpoint.checkpoint import Others, ToSave, to_save
+from .._checkpoint.checkpoint import Others, Saving, ToSave, to_save
 from .._checkpoint.lock import ensure_held
-from .._checkpoint.parts import save_in_parts
+from .._checkpoint.parts import begin_in_parts, save_in_parts
 from .._checkpoint.tree import encode
 from .prepared import state_of
 from .resume import to_tree
@@ -28,15 +28,35 @@ def saved(run: Run, *, metric: float | None, finite: bool) -> Path:
       metric: what "best" goes by.
       finite: whether the state is.
     """
+    run.writer.wait()
     together = run.step.together
     if together is not None and together.cutting is not None:
         tree = _tree(run, together.in_parts(run.state))
-        write = functools.partial(_save, run, tree, metric, finite)
-        path = save_in_parts(run.world, together.cutting.part, tree, write)
+        path = _in_parts(run, together.cutting.part, tree, metric, finite)
         if path is not None:
             return path
     tree = _tree(run, run.step.whole(run.state))
     return Path(run.world.shared(lambda: str(_save(run, tree, metric, finite))))
+
+
+def _in_parts(
+    run: Run, part: int, tree: dict[str, Any], metric: float | None, finite: bool
+) -> Path | None:
+    """Each process its part, at once or in a thread; None where they have no folder in common."""
+    if not run.options.save_async:
+        write = functools.partial(_save, run, tree, metric, finite)
+        return save_in_parts(run.world, part, tree, write)
+
+    def first() -> Saving:
+        wanted = _wanted(run, tree, metric, finite)
+        ensure_held(wanted.directory)
+        return to_save(wanted, copies=True)
+
+    under_way = begin_in_parts(run.world, part, tree, first)
+    if under_way is None:
+        return None
+    run.writer.start(under_way.write, under_way)
+    return under_way.path
 
 
 def _tree(run: Run, state: State) -> dict[str, Any]:
@@ -61,12 +81,32 @@ def _save(
     others: Others | None = None,
 ) -> Path:
     """Write a checkpoint, in the process that writes; at once, or in a thread."""
+    wanted = _wanted(run, tree, metric, finite, others)
+    folder = wanted.directory
+    ensure_held(folder)
+    beside = run.options.save_async and others is None
+    saving = to_save(wanted, copies=beside)
+    if not beside:
+        return saving.write()
+
+    def write() -> None:
+        ensure_held(folder)
+        saving.write()
+
+    run.writer.start(write)
+    return saving.path
+
+
+def _wanted(
+    run: Run,
+    tree: dict[str, Any],
+    metric: float | None,
+    finite: bool,
+    others: Others | None = None,
+) -> ToSave:
     options, folder = run.options, run.options.checkpoints
     assert folder is not None
-    run.writer.wait()
-    ensure_held(folder)
-    beside = options.save_async and others is None
-    wanted = ToSave(
+    return ToSave(
         folder,
         tree,
         step=run.state.step,
@@ -78,16 +118,6 @@ def _save(
         finite=finite,
         others=others,
     )
-    saving = to_save(wanted, copies=beside)
-    if not beside:
-        return saving.write()
-
-    def write() -> None:
-        ensure_held(folder)
-        saving.write()
-
-    run.writer.start(write)
-    return saving.path
 
 
 def _place(run: Run) -> dict[str, Any] | None:

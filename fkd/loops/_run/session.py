@@ -30,6 +30,7 @@ from .run import Position, Run
 from .saving import saved
 from .settings import settings
 from .similarity_map import save_similarity
+from .together import wait_for_writers
 from .totals import position_of
 from .window import Fetched
 
@@ -207,6 +208,7 @@ def save_after(run: Run, error: BaseException) -> None:
     try:
         for _ in save_point(run):
             pass
+        run.writer.wait()
     except Exception as second:
         error.add_note(f"After this, while saving: {second}")
 
@@ -216,7 +218,7 @@ def finish(run: Run) -> Iterator[Event]:
     yield from log_point(run)
     yield from evaluation(run)
     yield from save_point(run)
-    run.writer.wait()
+    wait_for_writers(run)
     logs, dev = run.options.logs, run.options.dev
     if logs is not None and dev is not None:
         try:

@@ -27,14 +27,14 @@ from ..training import in_process, kill_at, newest, same_end, train
 def slow(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A disk that takes a while; which threads have written to it."""
     threads: list[str] = []
-    real = checkpoint._write
+    real = checkpoint.Saving.write_state
 
-    def write(*args: Any) -> None:
+    def write(*args: Any) -> Any:
         threads.append(threading.current_thread().name)
         time.sleep(0.2)
-        real(*args)
+        return real(*args)
 
-    monkeypatch.setattr(checkpoint, "_write", write)
+    monkeypatch.setattr(checkpoint.Saving, "write_state", write)
     return threads
 
 
