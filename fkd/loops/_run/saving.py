@@ -49,7 +49,7 @@ def _in_parts(
 
     def first() -> Saving:
         wanted = _wanted(run, tree, metric, finite)
-        ensure_held(wanted.directory)
+        ensure_held(Path(wanted.directory))
         return to_save(wanted, copies=True)
 
     under_way = begin_in_parts(run.world, part, tree, first)
@@ -82,7 +82,7 @@ def _save(
 ) -> Path:
     """Write a checkpoint, in the process that writes; at once, or in a thread."""
     wanted = _wanted(run, tree, metric, finite, others)
-    folder = wanted.directory
+    folder = Path(wanted.directory)
     ensure_held(folder)
     beside = run.options.save_async and others is None
     saving = to_save(wanted, copies=beside)
