@@ -101,6 +101,14 @@ def lossy(loss: Any, *refs: Any) -> Any:
     return stepped(goal(terms={"a": term(loss, *refs)}))
 
 
+def remembering(returned: Callable[[torch.Tensor, torch.Tensor], Any]) -> Any:
+    def loss(x: torch.Tensor, y: torch.Tensor, *, state: torch.Tensor) -> Any:
+        return returned((x - y).square().mean(-1), state)
+
+    kept = term(loss, student.logits, teacher.logits, state=torch.zeros(3))
+    return stepped(goal(terms={"a": kept}))
+
+
 def on_meta() -> nn.Module:
     with torch.device("meta"):
         return Net()
@@ -118,6 +126,17 @@ DATA = torch.utils.data.TensorDataset(ROW["x"], ROW["y"])
 FLOATS = {"x": ROW["x"].double(), "y": ROW["y"]}
 
 MISTAKES: dict[str, tuple[Callable[[], Any], str]] = {
+    "a state that is not returned": (
+        lambda: remembering(lambda x, state: x),
+        r"loss has a state, and returned a tensor \(6,\); a pair is expected: return values, new"),
+    "a state that grows": (
+        lambda: remembering(lambda x, state: (x, torch.cat([state, x.detach()]))),
+        r"given state, a tensor \(3,\), and returned a tensor \(9,\).*keeps its shapes"),
+    "a state of another kind": (
+        lambda: remembering(lambda x, state: (x, {"mean": state})),
+        "returned a mapping with .*as the new one; the same structure is expected"),
+    "a batch that is not returned": (
+        lambda: fitted(prepare=lambda state, row: None), "prepare returned None; the batch"),
     "a class for a model": (
         lambda: stepped(goal(student=fkd.trainable(Net))), r"'student': is the class Net.*Net\("),  # type: ignore[arg-type]
     "a module that is not wrapped": (

@@ -50,6 +50,7 @@ from .masks import masks_with_other_numbers
 from .notes import notes
 from .rows import row, shape_of
 from .shifted import unshifted_labels
+from .states import state_problem
 from .table import CheckReport, model_lines
 from .tokenizers import Tokenizer
 from .unreached import unreached
@@ -329,6 +330,8 @@ def _evaluated(trial: _Trial, name: str, term: Term, parts: Parts) -> Evaluated 
             state, weight = parts.loss_state.get(name), _weight_by_position(trial, term)
             evaluated = evaluate(trial.values, scalars, state, None, weight)
             problem = result_problem(term, evaluated.result)
+            if problem is None and term.state is not None:
+                problem = state_problem(term, term.state, evaluated.state)
             if problem is None:
                 _ = evaluated.mean  # a mask of another shape than the values is refused here
                 return evaluated

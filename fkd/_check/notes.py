@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.nn.modules.loss import _Loss  # pyright: ignore[reportPrivateUsage]
 
 from .._base.types import Batch
 from .._objective.evaluation import Evaluated, counted_positions, takes
@@ -45,6 +47,8 @@ def notes(
         assert evaluated is not None
         said = [
             *_weightless(term),
+            *_untrained(term, evaluated),
+            *_reduced(term, evaluated),
             *_nothing_counts(objective, term, evaluated, by_ref, batch),
             *_probabilities(objective, term, by_ref),
             *_swapped(term, by_ref),
@@ -61,6 +65,33 @@ def _weightless(term: Term) -> Iterator[str]:
             f"weight={term.weight!r}: it is computed, and no part of the total. Leave it out, or "
             f"measure it: fkd.metric({name_of(term.loss)}, ...)."
         )
+
+
+def _untrained(term: Term, evaluated: Evaluated) -> Iterator[str]:
+    """A part of the total that no parameter can lower."""
+    if isinstance(term.weight, Ref):  # a weight that may be learned
+        return
+    if not term.weight or evaluated.mean.total.requires_grad:
+        return
+    yield (
+        "it has no gradient, since it does not depend on what is trained, or does so through "
+        "argmax, a comparison or detach: it is added to the total, and trains nothing. Measure "
+        f"it: fkd.metric({name_of(term.loss)}, ...); or compute it by what has a gradient."
+    )
+
+
+def _reduced(term: Term, evaluated: Evaluated) -> Iterator[str]:
+    """A loss of torch that takes the mean itself, so that parts of a batch cannot be merged."""
+    loss = getattr(term.loss, "func", term.loss)
+    of_torch = getattr(loss, "__module__", "") == F.__name__ or isinstance(loss, _Loss)
+    if not of_torch or not isinstance(evaluated.result, Tensor) or evaluated.result.ndim:
+        return
+    yield (
+        f"{name_of(term.loss)} of torch gives one number for all positions. With "
+        "train_step(accumulate=...), and over batches of dev, the mean of such numbers weighs "
+        "every part alike, however many of its positions count, and is nan if in one none does. "
+        "Use a loss of fkd.losses, or one number for each position: reduction='none'."
+    )
 
 
 def _nothing_counts(
@@ -113,17 +144,31 @@ def _are_probabilities(objective: Objective, ref: Ref, value: Any) -> bool:
 
 
 def _swapped(term: Term, values: Mapping[Ref, Any]) -> Iterator[str]:
-    """A teacher in the student's place of a divergence."""
-    if _parameters(term)[:2] != ["student_logits", "teacher_logits"] or len(term.args) < 2:
+    """What is not trained in the student's place of a loss, and what is in the teacher's."""
+    if term.weight is None:
         return
-    first, second = (values[ref] for ref in term.args[:2])
-    if term.weight is None or _has_gradient(first) or not _has_gradient(second):
+    named = list(zip(_parameters(term), term.args, strict=False))
+    constant = [(p, ref) for p, ref in named if p.startswith("student_")
+                and isinstance(values[ref], Tensor) and not _has_gradient(values[ref])]  # fmt: skip
+    trained = [(p, ref) for p, ref in named if p.startswith("teacher_")
+               and _has_gradient(values[ref])]  # fmt: skip
+    if not constant or not trained:
+        return
+    loss = name_of(term.loss)
+    places = [p for p, _ in named if p.startswith(("student_", "teacher_"))]
+    if len(places) > 2:
+        (theirs, large), (place, small) = constant[0], trained[0]
+        yield (
+            f"{large!r} stands where {loss} expects {theirs}, and has no gradient; {small!r} "
+            f"stands where it expects {place}, and is trained. Their order is "
+            f"{loss}({', '.join(places)}), unless that is meant."
+        )
         return
     reverse = " For KL(student | teacher) there is fkd.losses.reverse_kl."
     yield (
-        f"{term.args[0]!r} stands where {name_of(term.loss)} expects the student, and has no "
-        f"gradient; {term.args[1]!r} stands where it expects the teacher, and is trained. Swap "
-        f"them, unless that is meant.{reverse if name_of(term.loss) == 'kl' else ''}"
+        f"{constant[0][1]!r} stands where {loss} expects the student, and has no "
+        f"gradient; {trained[0][1]!r} stands where it expects the teacher, and is trained. Swap "
+        f"them, unless that is meant.{reverse if loss == 'kl' else ''}"
     )
 
 

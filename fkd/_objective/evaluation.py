@@ -229,7 +229,7 @@ def bound_term(name: str, term: Term, place: Mapping[Ref, int]) -> BoundTerm:
         if term.state is None:
             result = loss(*args, **kwargs)
         else:
-            result, state = loss(*args, state=state, **kwargs)
+            result, state = _with_state(term, loss(*args, state=state, **kwargs))
         if takes_where:
             positions = of_values(positions, result)
         elif where is not None and isinstance(result, Tensor) and result.ndim == 0:
@@ -253,6 +253,16 @@ def _with_parts(loss: Callable[..., Any]) -> Callable[..., Any]:
     if isinstance(loss, functools.partial) and inner is not None:
         return functools.partial(inner, *loss.args, **loss.keywords)
     return loss
+
+
+def _with_state(term: Term, returned: Any) -> tuple[Any, Any]:
+    """What a loss with a state returned, as the pair that it has to be."""
+    if isinstance(returned, tuple) and len(cast(tuple[Any, ...], returned)) == 2:
+        return cast(tuple[Any, Any], returned)
+    raise ValueError(
+        f"{name_of(term.loss)} has a state, and returned {describe(returned)}; a pair is "
+        "expected: return values, new_state."
+    )
 
 
 def _multiplies(term: Term) -> bool:

@@ -8,11 +8,12 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional as F
 
 import fkd
 from fkd import batch, call, frozen, student, teacher, term, trainable
 from fkd.loops import next_tokens, train_step
-from fkd.losses import cross_entropy, head, head_divergence, kl, mse
+from fkd.losses import cross_entropy, head, head_divergence, in_batch_kl, infonce, kl, mse
 
 from ..models import FEATURES, MLP
 
@@ -30,10 +31,31 @@ def notes(terms: Any, row: Any = ROW, **models: Any) -> str:
     return "\n".join(fkd.check(fkd.Objective(terms, **{**pair, **models}), row).notes)
 
 
+def unlike(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
+    return (ours.argmax(-1) != theirs.argmax(-1)).float()
+
+
 SAID: dict[str, tuple[Any, dict[str, Any], str]] = {
     "a teacher first": (
         {"kd": SWAPPED}, {},
         "term 'kd': teacher.logits stands where kl expects the student"),
+    "a teacher first, of features": (
+        {"h": term(infonce, teacher.logits, student.logits)}, {},
+        "term 'h': teacher.logits stands where infonce expects the student"),
+    "pairs by model, and not by text": (
+        {"h": term(in_batch_kl, student.logits, student.logits, teacher.logits, teacher.logits)},
+        {}, "in_batch_kl expects student_documents, and has no gradient; student.logits stands "
+        "where it expects teacher_queries, and is trained. Their order is "
+        "in_batch_kl(student_queries, teacher_queries, student_documents, teacher_documents)"),
+    "a loss of torch that takes the mean": (
+        {"ce": term(F.cross_entropy, student.logits, batch.labels)}, {},
+        "term 'ce': cross_entropy of torch gives one number for all positions"),
+    "a module of torch that takes the mean": (
+        {"ce": term(nn.CrossEntropyLoss(), student.logits, batch.labels)}, {},
+        "of torch gives one number for all positions"),
+    "a share of the total without a gradient": (
+        {"kd": KD, "e": term(unlike, student.logits, teacher.logits)}, {},
+        "term 'e': it has no gradient"),
     "probabilities by a method": (
         {"kd": term(kl, student.logits.softmax(-1), teacher.logits)}, {},
         "student.logits.softmax(-1) are probabilities already"),
@@ -75,6 +97,11 @@ def test_what_is_right_has_no_note():
         "h": term(mse, student.logits.softmax(-1), teacher.logits.softmax(-1)),
         "reverse": term(fkd.losses.reverse_kl, student.logits, teacher.logits, weight=0.0001),
         "m": fkd.metric(kl, teacher.logits, student.logits),
+        "e": fkd.metric(unlike, student.logits, teacher.logits),
+        "sized": term(unlike, student.logits, teacher.logits, weight=student.logits.mean()),
+        "each": term(F.cross_entropy, student.logits, batch.labels, reduction="none"),
+        "pairs": term(in_batch_kl, student.logits, teacher.logits, student.logits, teacher.logits),
+        "frozen documents": term(in_batch_kl, student.logits, *[teacher.logits] * 3),
     }
     assert notes(right) == ""
     assert notes({"kd": KD, "peer": peer}, teacher=trainable(net())) == ""

@@ -193,6 +193,8 @@ def _tensors(run: Run, batch: Batch) -> TensorBatch:
                 batch = prepared(prepare, state, batch)
         except Exception as error:
             raise LoopError(f"{run.where}: prepare failed: {error!r}") from error
+        if batch is None:
+            raise LoopError(f"{run.where}: prepare returned None; the batch to use is expected.")
         run.prepared.seconds += time.perf_counter() - began
         run.prepared.tell(run.step.objective, drawn, batch)
     try:
