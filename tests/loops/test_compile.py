@@ -115,3 +115,21 @@ def test_graph_breaks_are_allowed_where_they_are_asked_for():
         losses(Breaks(), AOT)
     found = losses(Breaks(), AOT | {"fullgraph": False})
     torch.testing.assert_close(found, losses(nn.Tanh(), False), rtol=1e-5, atol=1e-6)
+
+
+class Shuffles(nn.Module):
+    """What torch's own pattern of a shuffle fails on."""
+
+    def forward(self, x):
+        return x + x[torch.randperm(len(x))]
+
+
+@pytest.mark.compile
+def test_a_shuffle_that_torch_cannot_compile_is_told_with_a_way_out():
+    class Sorts(Shuffles):
+        def forward(self, x):
+            return x + x[torch.rand(len(x)).argsort()]
+
+    with pytest.raises(CompileError, match=r"torch.rand\(n\).argsort\(\)"):
+        losses(Shuffles(), True)
+    assert len(losses(Sorts(), True)) == 6

@@ -23,6 +23,11 @@ _REMEDIES = (
         r"random|Random",
         "draw with torch (torch.rand) and not with Python's random, or switch the draw off",
     ),
+    (
+        r"slice_shape",
+        "write torch.rand(n).argsort() for the torch.randperm(n) that indexes a tensor, which "
+        "this torch cannot compile",
+    ),
     (r"marked as skipped|Unsupported function", "use torch functions, or switch that part off"),
 )
 

@@ -14,6 +14,7 @@ from fkd._objective.models import Model, frozen, trainable
 from fkd._objective.objective import Objective
 from fkd._objective.terms import term
 from fkd._refs.derived import as_ref
+from fkd._refs.paths import describe
 from fkd._refs.refs import Ref, batch, ref, student, teacher
 
 from .._base.state import State
@@ -147,6 +148,16 @@ def report_card(
     references = _references(first, large, asked, listed)
     rows = [_row(name, seeds, large, asked, references) for name, seeds in listed.items()]
     return ReportCard(first, tuple(rows), _methods(asked, listed))
+
+
+def _expect_layers(values: Mapping[str, Any], **refs: Ref) -> None:
+    for i, (name, layers) in enumerate(refs.items()):
+        if not isinstance(values[name], list | tuple):
+            raise ValueError(
+                f"report_card: layers[{i}]={layers!r} is {describe(values[name])}; a list or tuple "
+                "of hidden states is expected, such as student.hidden_states. Of single ones: "
+                f"fkd.call(lambda *states: states, {name}.tap('...'), ...)."
+            )
 
 
 def _refuse(students: Mapping[str, Any], **counts: int) -> None:
@@ -299,6 +310,7 @@ class _Pair:
         kept: list[list[Tensor]] = []
         count = positions = 0
         for values in score(self.objective, self.state, self.asked.loader, refs):
+            _expect_layers(values, student=mine, teacher=theirs)
             layers = [*values["student"], *values["teacher"]]
             keep = counted(values.get("where"), layers[0].shape[:-1])
             kept.append([x.reshape(-1, x.shape[-1])[keep] for x in layers])

@@ -201,7 +201,8 @@ def batch_size(batch: TensorBatch) -> int:
         raise ValueError(
             f"the batch cannot be split: its tensors have first axes of different lengths: "
             f"{', '.join(f'{place}: {n}' for place, n in sizes.items())}. The first axis of "
-            "every tensor must be the examples."
+            "every tensor must be the examples. Of a list with one tensor for each example (boxes, "
+            "say) make one tensor in the collate function, padded to the longest, with a mask."
         )
     return next(iter(sizes.values()), 1)
 
@@ -216,7 +217,10 @@ def split(batch: TensorBatch, parts: int) -> list[TensorBatch]:
     """
     size = batch_size(batch)
     if size < parts:
-        raise ValueError(f"accumulate={parts}, and the batch has only {size} examples.")
+        raise ValueError(
+            f"accumulate={parts}, and the batch has only {size} examples. If it is the short last "
+            f"batch of an epoch: DataLoader(..., drop_last=True), or fewer parts."
+        )
     for packed in optree.tree_leaves(_tree(batch), is_leaf=_is_packed):
         if isinstance(packed, Packed) and packed.positions.shape[0] % parts:
             raise ValueError(

@@ -160,6 +160,17 @@ def test_layers_are_compared():
     assert np.diag(np.array(card.teacher.similarity)) == pytest.approx([1.0, 1.0])
 
 
+def test_a_layer_is_no_sequence_of_layers():
+    large, small = nets(8, 2)
+    one = student.hidden_states[1], teacher.hidden_states[1]
+    words = r"layers\[0\]=student.hidden_states\[1\] is a tensor .*; a list or tuple"
+    with pytest.raises(ValueError, match=words):
+        report_card(large, {"s": small}, batches(), layers=one, repeats=1)
+    layers = [fkd.call(lambda *x: x, layer) for layer in one]
+    card = report_card(large, {"s": small}, batches(), layers=tuple(layers), repeats=1)
+    assert np.array(card.students[0].similarity).shape == (1, 1)
+
+
 def test_models_that_choose_nothing():
     def distance(ours: Tensor, theirs: Tensor) -> Tensor:
         return (ours - theirs).abs().mean(-1)

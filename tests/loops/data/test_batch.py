@@ -134,8 +134,13 @@ def test_the_parts_put_together_are_the_batch(parts):
 def test_a_batch_that_cannot_be_split_says_why():
     with pytest.raises(ValueError, match=r"first axes of different lengths: batch\['x'\]: 4"):
         batch_size({"x": torch.ones(4, 2), "y": torch.ones(3)})
-    with pytest.raises(ValueError, match="accumulate=5, and the batch has only 4 examples"):
+    with pytest.raises(ValueError, match=r"accumulate=5, and the batch has only 4 examples"):
         split({"x": torch.ones(4, 2)}, 5)
+    with pytest.raises(ValueError, match=r"5, and .* only 1 examples.*drop_last=True"):
+        split({"x": torch.ones(1, 2)}, 5)
+    boxes = [torch.ones(n, 4) for n in (0, 3)]
+    with pytest.raises(ValueError, match=r"a list with one tensor for each example.*padded"):
+        batch_size({"x": torch.ones(2, 2), "boxes": boxes})
 
 
 def test_a_change_of_structure_is_told_in_words():
