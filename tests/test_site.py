@@ -10,8 +10,9 @@ from pathlib import Path
 
 import pytest
 
+import fkd
 from docs.site.check import anchors_of, problems
-from docs.site.objects import markdown, signature
+from docs.site.objects import constant, described, markdown, signature
 from docs.site.pages import DOCS, pages
 from docs.site.programs import as_markdown
 from docs.site.shown import public, wrong_signatures
@@ -101,6 +102,12 @@ def test_arguments_are_listed_as_they_are_called():
     )
     long = "\n".join(["call_of_a_long_name(", *lines.split("|"), ") -> int"])
     assert signature("call_of_a_long_name", call) == long
+    assert signature("Aux", fkd.Aux).splitlines()[1] == "    terms: dict[str, Mean],"
+    assert "    kwargs: Mapping[str, object] = ...," in signature("Term", fkd.Term)
+    assert list(described("fkd.loops.INTERRUPTED", fkd.loops.INTERRUPTED))[3:] == [
+        "INTERRUPTED: int = 75", "```", "", constant("INTERRUPTED"), ""
+    ]  # fmt: skip
+    assert constant("INTERRUPTED").startswith("Exit code of a run")
 
 
 def test_sections_of_docstrings_are_lists_and_programs():

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import inspect
+import itertools
 import json
 import re
+import sys
 import textwrap
 from collections.abc import Callable, Iterator, Sequence
+from typing import ForwardRef
 
 WIDTH = 88
+CONSTANTS = (int, float, str)
+"""What is shown with its value."""
 SECTION = re.compile(
     r"^(Args|Attributes|Returns|Yields|Raises|Example|Reference|References):$", re.MULTILINE
 )
@@ -39,7 +45,8 @@ def rendered(page: str, objects: Callable[[str], object]) -> str:
 def described(path: str, value: object, members: Sequence[str] = ()) -> Iterator[str]:
     """The lines about an object, and about those of its members that have something to say."""
     yield from (f"## `{path}`", "", *_code(signature(path.rsplit(".", 1)[-1], value)))
-    yield from (markdown(inspect.getdoc(value) or ""), "")
+    about = constant(path.rsplit(".", 1)[-1]) if isinstance(value, CONSTANTS) else None
+    yield from (markdown((inspect.getdoc(value) if about is None else about) or ""), "")
     for name in members:
         member = inspect.getattr_static(value, name, None)
         if isinstance(member, property | functools.cached_property):
@@ -55,12 +62,27 @@ def described(path: str, value: object, members: Sequence[str] = ()) -> Iterator
         yield from (markdown(inspect.getdoc(member) or ""), "")
 
 
+def constant(name: str) -> str:
+    """The string below the line that gives a constant of fkd its value."""
+    holders = [m for n, m in sorted(sys.modules.items()) if n.startswith("fkd.")]
+    for module in (m for m in holders if name in vars(m)):
+        lines = ast.parse(inspect.getsource(module)).body
+        for line, below in itertools.pairwise(lines):
+            given = isinstance(line, ast.Assign) and ast.unparse(line.targets[0]) == name
+            text = below.value if isinstance(below, ast.Expr) else None
+            if given and isinstance(text, ast.Constant) and isinstance(text.value, str):
+                return text.value
+    return ""
+
+
 def _code(text: str) -> list[str]:
     return ["```python", text, "```", ""]
 
 
 def signature(name: str, value: object) -> str:
     """A call with types and defaults: `kl(student_logits: Tensor, *, ...) -> Tensor`."""
+    if isinstance(value, CONSTANTS):
+        return f"{name}: {type(value).__name__} = {value!r}"
     if not callable(value):
         return f"{name}: {type(value).__name__}"
     try:
@@ -94,11 +116,15 @@ def _parameters(parameters: Sequence[inspect.Parameter]) -> Iterator[str]:
 def _annotation(annotation: object) -> str:
     if isinstance(annotation, str):
         return annotation
+    if isinstance(annotation, ForwardRef):  # of a NamedTuple
+        return annotation.__forward_arg__
     return inspect.formatannotation(annotation)
 
 
 def _default(parameter: inspect.Parameter) -> str:
-    """A default as code: functions by their names."""
+    """A default as code: functions by their names, what a dataclass makes anew as `...`."""
+    if type(parameter.default).__name__ == "_HAS_DEFAULT_FACTORY_CLASS":
+        return "..."
     text = repr(parameter.default)
     name = getattr(parameter.default, "__qualname__", type(parameter.default).__name__)
     return name if text.startswith("<") else text

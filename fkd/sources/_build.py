@@ -136,7 +136,8 @@ class Build:
                     f"cache: {ref!r} gives {tuple(x.shape)} of {x.dtype} on a batch, and "
                     f"{expected} of {form.live} is expected after the first one. Where samples "
                     "are of several lengths, the batches need an attention_mask: "
-                    "cache(..., mask='attention_mask')."
+                    "cache(..., mask='attention_mask'). Of a teacher of another frame rate pad "
+                    "every sample to one length."
                 )
 
     # In the thread

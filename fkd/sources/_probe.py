@@ -240,7 +240,12 @@ def _form(view: View, live: Tensor, mixed: Tensor) -> Form:
             if n == length and m == length - 1:
                 shape[axis] = -1 - pair.mask
             elif n != m:
-                raise _Flaw(f"has {n} entries on axis {axis + 1} of a batch that is {length} long")
+                raise _Flaw(
+                    f"has {n} entries on axis {axis + 1} of a batch that is {length} long, and "
+                    f"{m} where it is {length - 1} long: which of them are padding is not known (a "
+                    "teacher with another frame rate, say). Pad every sample to one length, and "
+                    "keep whole rows: cache(..., mask=None)."
+                )
     form = Form(live.dtype, live.dtype, tuple(shape), 0.0)
     for pair in view.pairs:
         _expect_alike(pair, form)

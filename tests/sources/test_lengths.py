@@ -162,3 +162,34 @@ def test_a_miss_by_another_length_of_the_decoder_says_so(tmp_path):
     changed["decoder_attention_mask"][5, -1] = 0
     with pytest.raises(SourceError, match="sample 5 has other inputs"):
         kept.values(changed)
+
+
+class Subsamples(nn.Module):
+    """Half as many frames as the sound has."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.frames = nn.Conv1d(3, 4, 3, stride=2, padding=1)
+
+    def forward(self, sound: Tensor, attention_mask: Tensor) -> Tensor:
+        return self.frames((sound * attention_mask.unsqueeze(-1)).mT).mT
+
+
+def test_another_frame_rate_says_what_to_do_and_does_it_padded_to_one_length(tmp_path):
+    torch.manual_seed(0)
+    objective = fkd.Objective(
+        {"kd": term(kl, student.logits, teacher.logits)},
+        student=trainable(Subsamples()),
+        teacher=frozen(Subsamples()),
+    )
+    sizes = torch.tensor([[9], [5], [7], [3]])
+    mask = (torch.arange(9) < sizes).long()
+    whole = {"sound": torch.randn(4, 9, 3) * mask.unsqueeze(-1), "attention_mask": mask}
+    with pytest.raises(SourceError, match=r"frame rate.*one length.*mask=None"):
+        cache(objective, [whole], tmp_path / "masked", progress=False)
+    kept = cache(objective, [whole], tmp_path / "whole", mask=None, progress=False)
+    mixed = {name: x[torch.tensor([2, 0])] for name, x in whole.items()}
+    cheap = bind(objective, kept)
+    expected, _ = objective(objective.init(), mixed)
+    value, _ = cheap(cheap.init(), next(iter(kept.attach([mixed]))))
+    torch.testing.assert_close(value, expected)
