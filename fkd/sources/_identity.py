@@ -135,7 +135,10 @@ def _told(value: Any) -> str:
 def _function(fn: Any) -> str:
     if isinstance(fn, functools.partial):
         return f"partial({_function(fn.func)}, {_told(fn.args)}, {_told(fn.keywords)})"
-    name = f"{_module_of(fn)}.{getattr(fn, '__qualname__', '')}"
+    if isinstance(fn, nn.Module):
+        return _layer(fn)
+    owner = getattr(fn, "__objclass__", fn)  # of a method that is written in C, such as Tensor.mean
+    name = f"{_module_of(owner)}.{getattr(fn, '__qualname__', '')}"
     if name.partition(".")[0] in _LIBRARIES or getattr(fn, "__module__", "") is None:
         return name if "<" not in name else f"{name} {_text(fn)}"
     if not inspect.isfunction(fn):
@@ -145,6 +148,16 @@ def _function(fn: Any) -> str:
     closed = [_told(cell.cell_contents) for cell in fn.__closure__ or ()]
     defaults = (fn.__defaults__, fn.__kwdefaults__)
     return f"{name} {_text(fn)} {closed} {_told(defaults)}"
+
+
+def _layer(module: nn.Module) -> str:
+    """A layer of torch without a file of its own: what it shows of itself, and its numbers."""
+    for part in module.modules():
+        kind = type(part)
+        if (_module_of(kind) or "").partition(".")[0] != "torch":
+            raise TypeError(f"it calls a {kind.__name__}")
+    tensors = {n: describe_tensor(x) for n, x in module.state_dict().items()}
+    return f"{type(module).__name__} {_digest(repr(module))} {_told(tensors)} {module.training}"
 
 
 def _text(fn: Any) -> str:

@@ -486,6 +486,22 @@ def twice(x):
     return x * 2
 
 
+@pytest.mark.parametrize(
+    "fn",
+    [torch.Tensor.tanh, nn.Softmax(-1), nn.Sequential(nn.Flatten(2), nn.ReLU())],
+    ids=str,
+)
+def test_methods_and_layers_of_torch_are_told_apart(tmp_path, fn):
+    def of(fn):
+        return goal(a=term(mse, call(fn, student.logits), call(fn, teacher.logits)))
+
+    keep = {call(fn, teacher.logits): exact()}
+    kept = cache(of(fn), loader(rows()), tmp_path, keep=keep, progress=False)
+    assert list(bind(of(fn), kept).models) == ["student"]
+    with pytest.raises(SourceError, match="no term reads"):
+        bind(of(nn.Softmax(-2)), kept)
+
+
 def test_a_function_of_the_same_name_is_not_the_same(tmp_path):
     first = goal(a=term(mse, student.logits, call(twice, teacher.logits)))
     kept = cache(first, loader(rows()), tmp_path, progress=False)

@@ -245,6 +245,28 @@ def test_evaluation_from_it(tmp_path):
         assert values["agreement"] == whole["agreement"]
 
 
+def test_metrics_read_what_is_kept_in_place_of_the_teacher(tmp_path):
+    made = loader(rows())
+    kept = cache(kd(), made, tmp_path, progress=False)
+    without = fkd.Objective(kd().terms, student=kd().models["student"])
+    metrics = {
+        "same": fkd.metric(fkd.metrics.agreement, student.logits, teacher.logits),
+        "sure": fkd.metric(largest, torch.softmax(teacher.logits / 2, -1)),
+        "sum": fkd.loops.collect(lambda z: float(sum(x.sum() for x in z)), teacher.logits),
+    }
+    values = []
+    for one, data in ((kd(), made), (bind(without, kept), kept.attach(made))):
+        step = train_step(one, lambda p: torch.optim.SGD(p, lr=0.1), compile=False)
+        run(step, step.init(), data, epochs=1, dev=data, metrics=metrics, progress=False)
+        found = fkd.loops.evaluate(one, step.init(), data, metrics=metrics)
+        values.append({name: found[name] for name in metrics})
+    assert values[0] == values[1]
+
+
+def largest(p):
+    return p.amax(-1)
+
+
 class Words:
     def __init__(self, words, template=None):
         self.words, self.chat_template = words, template

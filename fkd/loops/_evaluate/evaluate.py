@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, TypeAlias
 
 import torch
@@ -36,6 +36,7 @@ from .._data.loaders import expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, processes, readable
+from .sourced import swap_of, swapped
 from .stateful import StatefulMetric, over_batches
 
 
@@ -92,8 +93,14 @@ class Evaluator:
         expect("evaluate", "metrics", metrics, (Mapping, type(None)), "{name: metric}")
         metrics = dict(metrics or {})
         refuse_reserved("evaluate", metrics)
-        self.collected = {n: m for n, m in metrics.items() if isinstance(m, Collect)}
-        measured = {n: _as_term(n, m) for n, m in metrics.items() if not isinstance(m, Collect)}
+        swap = swap_of(objective)
+        self.collected = {
+            n: replace(m, refs=tuple(map(swap, m.refs)))
+            for n, m in metrics.items()
+            if isinstance(m, Collect)
+        }
+        plain = {n: _as_term(n, m) for n, m in metrics.items() if not isinstance(m, Collect)}
+        measured = {name: swapped(term, swap) for name, term in plain.items()}
         if "agreement" not in metrics:
             measured |= _agreements(objective)
         losses = [ref for term in objective.terms.values() for ref in term.refs]
