@@ -2,6 +2,7 @@
 
     python benchmarks/head.py                                     # CPU, the target's size
     python benchmarks/head.py --tokens 128 --vocab 2048           # CPU, a smoke run
+    python benchmarks/head.py --dtype bfloat16                    # CPU, in half precision
     python benchmarks/head.py --device cuda                       # H200: 8192 x 4096/4096 x 128256
     python benchmarks/head.py --device cuda --student 2048
 
@@ -123,6 +124,14 @@ CPU: dict[str, Callable[[argparse.Namespace], Callable[..., Tensor]]] = {
     "checkpointed chunks (TRL's rule)": checkpointed,
     "liger chunked base, compiled": lambda o: liger(o, chunked=True),
 }
+HALF = {
+    "fkd chunked, bfloat16 logits": lambda o: by_fkd(
+        o, strategy="chunked", logits_dtype=torch.bfloat16
+    ),
+    "fkd chunked, bfloat16 logits, compiled": lambda o: torch.compile(
+        by_fkd(o, strategy="chunked", logits_dtype=torch.bfloat16), fullgraph=True
+    ),
+}
 CUDA = {
     "fkd fused": lambda o: by_fkd(o, strategy="fused"),
     "fkd fused, bfloat16 logits": lambda o: by_fkd(
@@ -161,9 +170,9 @@ def peak_bytes(device: str) -> int:
 
 def measure(name: str, options: argparse.Namespace, send: Any) -> None:
     """Time, floor and memory of one variant; sends a row of the table."""
-    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    dtype = getattr(torch, options.dtype)
     inputs = inputs_of(options, dtype, frozen := "frozen" in name)
-    loss = {**CPU, **CUDA}[name](options)
+    loss = {**CPU, **HALF, **CUDA}[name](options)
 
     def step() -> None:
         inputs[0].grad = inputs[1].grad = None
@@ -205,7 +214,7 @@ def measured(name: str, options: argparse.Namespace) -> dict[str, Any]:
 def gradient_error(options: argparse.Namespace, **knobs: Any) -> float:
     """Of the hidden states' gradient on 256 nearly converged rows, against float64."""
     few = argparse.Namespace(**{**vars(options), "tokens": 256})
-    dtype = torch.bfloat16 if options.device == "cuda" else torch.float32
+    dtype = getattr(torch, options.dtype)
     _, _, teacher, weight = inputs_of(few, dtype, frozen=True)
     student = teacher + 0.05 * torch.randn_like(teacher)
 
@@ -223,6 +232,7 @@ def gradient_error(options: argparse.Namespace, **knobs: Any) -> float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--dtype", choices=["float32", "bfloat16"], help="float32 on a CPU")
     for name in SIZES["cpu"] | {"chunk": None}:
         parser.add_argument(f"--{name}", type=int)
     parser.add_argument("--divergence", default="kl", choices=["kl", "reverse_kl", "jsd"])
@@ -232,7 +242,9 @@ def main() -> None:
     for name, size in SIZES[options.device].items():
         if getattr(options, name) is None:
             setattr(options, name, size)
-    names = [*CPU, *(CUDA if options.device == "cuda" else ())]
+    options.dtype = options.dtype or ("bfloat16" if options.device == "cuda" else "float32")
+    half = HALF if options.dtype == "bfloat16" else {}
+    names = [*CPU, *half, *(CUDA if options.device == "cuda" else ())]
     if importlib.util.find_spec("liger_kernel") is None:
         names = [n for n in names if not n.startswith("liger")]
     rows = []
@@ -249,7 +261,8 @@ def main() -> None:
     print(f"gradient error on nearly converged rows: {error:.1e}")
     options.threads, options.clock = torch.get_num_threads(), "wall"
     notes = [f"gradient error on nearly converged rows: {error:.1e}"]
-    write(f"head_{options.divergence}_{options.device}", options, rows, notes)
+    half = "_bf16" if half and options.device == "cpu" else ""
+    write(f"head_{options.divergence}{half}_{options.device}", options, rows, notes)
 
 
 if __name__ == "__main__":
