@@ -124,7 +124,7 @@ class Texts:
         places = torch.arange(LENGTH)[None]
         said = [made[n].bool() & (places > 0) for n in ("attention_mask", "teacher_attention_mask")]
         ids = made["input_ids"], made["teacher_input_ids"]
-        both, spans = lm.align(*ids, *tables, *said, multiple=1024)
+        both, spans = lm.align(*ids, *tables, *said, multiple=64)
         return {**made, "teacher_hidden": hidden, "both": both, "spans": spans}
 
 
