@@ -4,12 +4,15 @@
     python benchmarks/real_bert.py                         # three seeds
     python benchmarks/real_bert.py --only "sst2-3"         # what has this in its name
     python benchmarks/real_bert.py --table                 # only write the table again
+    python benchmarks/real_bert.py --sources --rows 480    # live and from a cache, of few texts
 
 Runs `examples/distill_bert.py` again and again, the most telling runs first. Whatever has a line
 in `benchmarks/results/real_bert.jsonl` is not run again, and a run that was interrupted goes on
 from its last checkpoint; so the same command can be given until all is done. Every line has the
 command, the scores, the seconds and the machine;
-`benchmarks/results/real_bert.md` is a table of them. `$DATA` is a folder with
+`benchmarks/results/real_bert.md` is a table of them. With `--sources` the same student is
+trained beside its live teacher and from a cache, and the lines go to `real_bert_sources.jsonl`;
+`--rows` takes so many training texts, and half as many for dev and test. `$DATA` is a folder with
 sst2/{train,dev,test}.tsv (text, label) and conll2003/eng.{train,testa,testb}; `$MODEL` is the
 pretrained model.
 """
@@ -33,6 +36,7 @@ import torch
 
 ROOT = Path(__file__).parents[1]
 RESULTS = Path("benchmarks/results/real_bert.jsonl")
+SOURCES = Path("benchmarks/results/real_bert_sources.jsonl")
 SCORE = {"sst2": "accuracy", "conll2003": "entities/f1"}
 
 
@@ -75,6 +79,12 @@ RECIPES: dict[str, dict[str, str]] = {
     },
 }
 
+# The same student beside its teacher and from a cache. Words are not hidden, since a cache has one
+# answer to each text; and float32, in which a teacher's answer is the same but for its last bits.
+SAME = f"--no-compile {CHEAP} --hidden 30 --logits 1 --temperature 4 --labels 0 --student-layers 3"
+SAME = f"{SAME} --epochs 4 --lr 4e-4"
+BY_SOURCE = {"3-live": SAME, "3-cached": f"{SAME} --source cache"}
+
 # What else to try on one seed: `--explore`.
 VARIANTS: dict[str, str] = {
     "3-distilled hidden 1, lr 1e-4, labels": "--hidden 1 --lr 1e-4 --labels 0.5",
@@ -86,6 +96,27 @@ VARIANTS: dict[str, str] = {
     "3-distilled layers 0,2,4": "--init-layers 0,2,4",
     "3-distilled 3 epochs": "--epochs 3",
 }
+
+
+def source_jobs() -> list[Job]:
+    """The teachers, and their students live and cached."""
+    return [
+        Job(task, name, 0, RECIPES[task]["teacher"] if name == "teacher" else BY_SOURCE[name])
+        for task in SCORE
+        for name in ("teacher", *BY_SOURCE)
+    ]
+
+
+def reduced(data: Path, rows: int, folder: Path) -> Path:
+    """A folder with the first texts of every file."""
+    for file in (*data.glob("sst2/*.tsv"), *data.glob("conll2003/eng.*")):
+        end = "\n" if file.suffix == ".tsv" else "\n\n"
+        count = rows if "train" in file.name else rows // 2
+        texts = file.read_text().split(end)
+        some = folder / f"data-{rows}" / file.parent.name / file.name
+        some.parent.mkdir(parents=True, exist_ok=True)
+        some.write_text(end.join(texts[:count]) + end)
+    return (folder / f"data-{rows}").absolute()
 
 
 def jobs(seeds: int, explore: bool) -> list[Job]:
@@ -141,17 +172,19 @@ def run(job: Job, options: argparse.Namespace) -> dict[str, Any] | None:
     spent -= before.children_user + before.children_system
     folder = ROOT / asked[asked.index("--out") + 1]
     done = json.loads((folder / "result.json").read_text())
+    timed = {f"{k}_training": done[k] for k in ("seconds", "cache_seconds")} if options.sources \
+        else {}  # fmt: skip
     return {
         "task": job.task, "name": job.name, "seed": job.seed,
-        **{k: done[k] for k in ("dev", "test", "steps", "parameters")},
+        **{k: done[k] for k in ("dev", "test", "steps", "parameters")}, **timed,
         "seconds": round(time.perf_counter() - begun, 1), "cpu_seconds": round(spent, 1),
         "load": round(os.getloadavg()[1], 1), "threads": options.threads,
         "command": " ".join(asked), "torch": torch.__version__, "machine": platform.machine(),
     }  # fmt: skip
 
 
-def lines() -> list[dict[str, Any]]:
-    path = ROOT / RESULTS
+def lines(results: Path) -> list[dict[str, Any]]:
+    path = ROOT / results
     return [json.loads(x) for x in path.read_text().splitlines()] if path.exists() else []
 
 
@@ -203,20 +236,31 @@ def main() -> None:
     parser.add_argument("--only", default="", help="part of <task>-<model>-<seed>")
     parser.add_argument("--more", default="", help="further flags for every run (to try it out)")
     parser.add_argument("--table", action="store_true", help="run nothing")
+    parser.add_argument("--sources", action="store_true", help="students live and from a cache")
+    parser.add_argument("--rows", type=int, help="train on so many texts only")
     options = parser.parse_args()
-    found = lines()
+    results = SOURCES if options.sources else RESULTS
+    if options.rows and not options.sources:
+        parser.error("--rows is for --sources: the other table is of whole data sets")
+    if options.rows:
+        options.runs = options.runs / str(options.rows)
+        options.data = reduced(options.data, options.rows, options.runs)
+    found = lines(results)
     done = {(x["task"], x["name"], x["seed"]) for x in found}
-    for job in jobs(1 if options.quick else options.seeds, options.explore):
+    every = source_jobs() if options.sources else jobs(
+        1 if options.quick else options.seeds, options.explore
+    )  # fmt: skip
+    for job in every:
         if options.table or job[:3] in done or options.only not in "-".join(map(str, job[:3])):
             continue
         result = run(job, options)
         if result is not None and not options.more:
-            (ROOT / RESULTS).parent.mkdir(parents=True, exist_ok=True)
-            with (ROOT / RESULTS).open("a") as file:
+            (ROOT / results).parent.mkdir(parents=True, exist_ok=True)
+            with (ROOT / results).open("a") as file:
                 file.write(json.dumps(result) + "\n")
-    found = lines()
+    found = lines(results)
     if found:
-        (ROOT / RESULTS).with_suffix(".md").write_text(table(found))
+        (ROOT / results).with_suffix(".md").write_text(table(found))
         print("\n" + table(found))
 
 
