@@ -77,9 +77,10 @@ def _table(card: Record) -> str:
 
 
 def _cells(kind: str, row: list[str]) -> str:
-    style = 'style="text-align:right;white-space:nowrap;width:auto"'
+    plain = "white-space:nowrap;width:auto"
+    style = f'style="text-align:right;padding-left:1em;{plain}"'
     first, *rest = row
-    inner = f'<{kind} style="text-align:left;width:auto">{escape(first)}</{kind}>'
+    inner = f'<{kind} style="text-align:left;{plain}">{escape(first)}</{kind}>'
     inner += "".join(f"<{kind} {style}>{escape(cell)}</{kind}>" for cell in rest)
     return f"<tr>{inner}</tr>"
 
