@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NoReturn, TypeAlias, TypeGuard
 
 from torch import Tensor
@@ -180,6 +180,21 @@ def metric(fn: Loss, *args: object, where: object = None, **kwargs: object) -> T
     """
     options: dict[str, Any] = kwargs  # `state` and `to` as `term` takes them
     return term(fn, *args, weight=None, where=where, **options)
+
+
+def with_refs(term: Term, change: Callable[[Ref], Ref]) -> Term:
+    """The term with other refs in the places of its own: values, options, weight and mask."""
+
+    def option(value: Any) -> Any:
+        return change(value) if isinstance(value, Ref) else value
+
+    return replace(
+        term,
+        args=tuple(map(option, term.args)),
+        kwargs={name: option(value) for name, value in term.kwargs.items()},
+        weight=option(term.weight),
+        where=option(term.where),
+    )
 
 
 def moves(knob: object) -> TypeGuard[Moving]:

@@ -20,7 +20,7 @@ from fkd._objective.models import Model, frozen
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.reads import read_models
-from fkd._objective.terms import Term
+from fkd._objective.terms import Term, with_refs
 from fkd._refs.refs import Param, Ref, node, roots, walk
 from fkd._refs.sourced import Sourced, origins, replaced
 
@@ -113,16 +113,7 @@ def _bound(term: Term, source: Keys) -> Term:
         place = getattr(source, "place", "")
         return None if key is None else Ref(Sourced(ref, source.name, key, place))
 
-    def option(value: Any) -> Any:
-        return replaced(value, swap) if isinstance(value, Ref) else value
-
-    bound = dataclasses.replace(
-        term,
-        args=tuple(map(option, term.args)),
-        kwargs={name: option(value) for name, value in term.kwargs.items()},
-        weight=option(term.weight),
-        where=option(term.where),
-    )
+    bound = with_refs(term, lambda ref: replaced(ref, swap))
     ours = {part for ref in bound.refs for part in origins(ref) if part.source == source.name}
     return _without_superfluous(bound, source) if ours else term
 

@@ -11,7 +11,7 @@ from typing import Any
 from fkd._base.errors import listing
 from fkd._objective.models import Model
 from fkd._objective.objective import Objective
-from fkd._objective.terms import Term
+from fkd._objective.terms import Term, with_refs
 from fkd._refs.derived import AsFunction, Call, Function
 from fkd._refs.refs import Capture, Param, Patched, Ref, Root, Run, Tap, node, ref, walk
 from fkd._refs.sourced import replaced
@@ -52,18 +52,8 @@ def joint_objective(
 
 def renamed_term(term: Term, names: Mapping[str, str]) -> Term:
     """The term on other models."""
-
-    def option(value: Any) -> Any:
-        return renamed(value, names) if isinstance(value, Ref) else value
-
-    return replace(
-        term,
-        args=tuple(map(option, term.args)),
-        kwargs={name: option(value) for name, value in term.kwargs.items()},
-        weight=option(term.weight),
-        where=option(term.where),
-        to=None if term.to is None else tuple(names.get(name, name) for name in term.to),
-    )
+    to = None if term.to is None else tuple(names.get(name, name) for name in term.to)
+    return replace(with_refs(term, lambda ref: renamed(ref, names)), to=to)
 
 
 def renamed(value: Ref, names: Mapping[str, str]) -> Ref:

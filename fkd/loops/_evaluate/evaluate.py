@@ -19,7 +19,7 @@ from fkd._objective.evaluation import BoundTerms
 from fkd._objective.frontier import frontier_of, opaque
 from fkd._objective.objective import Objective
 from fkd._objective.program import Program
-from fkd._objective.terms import Term, metric, part_names
+from fkd._objective.terms import Term, metric, part_names, with_refs
 from fkd._refs.derived import as_ref
 from fkd._refs.paths import name_of
 from fkd._refs.refs import Context, Ref, output_path, roots
@@ -36,7 +36,7 @@ from .._data.loaders import expect_loader
 from .fixed import FixedValues
 from .merge import Measured, merged_over
 from .score import Forward, autocast_of, processes, readable
-from .sourced import swap_of, swapped
+from .sourced import swap_of
 from .stateful import StatefulMetric, over_batches
 
 
@@ -100,7 +100,7 @@ class Evaluator:
             if isinstance(m, Collect)
         }
         plain = {n: _as_term(n, m) for n, m in metrics.items() if not isinstance(m, Collect)}
-        measured = {name: swapped(term, swap) for name, term in plain.items()}
+        measured = {name: with_refs(term, swap) for name, term in plain.items()}
         if "agreement" not in metrics:
             measured |= _agreements(objective)
         losses = [ref for term in objective.terms.values() for ref in term.refs]
