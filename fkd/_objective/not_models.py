@@ -33,7 +33,23 @@ def not_a_model(module: object, is_stored: Callable[[str], bool] = lambda name: 
             f"is a {type(module).__name__}; the module inside is expected: module.module. Several "
             "processes: train_step(mesh=...)."
         )
-    return _without_values(module, is_stored)
+    return _without_values(module, is_stored) or two_of_one_memory(module)
+
+
+def two_of_one_memory(module: nn.Module) -> str:
+    """What is wrong with parameters that are tied by their memory, and not by being one object."""
+    places: dict[tuple[int, int], str] = {}
+    for name, p in module.named_parameters():
+        if type(p) is nn.Parameter and p.requires_grad and not p.is_meta and p.numel():
+            other = places.setdefault((p.data_ptr(), p.numel()), name)
+            if other != name:
+                return (
+                    f"has {other!r} and {name!r}, two parameters with one memory; a step keeps "
+                    "parameters by name, and would train two copies that part. Tie them as one "
+                    "object: a.weight = b.weight. For adapters of PEFT leave out "
+                    "ensure_weight_tying."
+                )
+    return ""
 
 
 def _not_a_module(value: object) -> str:

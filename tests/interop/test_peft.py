@@ -12,7 +12,7 @@ from torch import nn
 
 import fkd
 from fkd import student, teacher, term
-from fkd.interop.transformers import head, heads
+from fkd.interop.transformers import heads
 from fkd.loops import MismatchError, export, run, train_step
 from fkd.losses import head_divergence, kl, mse
 from fkd.losses.head import kl as head_kl
@@ -136,11 +136,6 @@ def test_the_inside_of_a_peft_model_is_merged_or_refused(tmp_path):
     assert torch.equal(logits(plain), logits(whole))
     with pytest.raises(ValueError, match="no adapters"):
         export(step.objective, state, "teacher", merge=True)
-
-
-def test_adapters_on_the_head_are_refused():
-    with pytest.raises(ValueError, match="adapters on the head"):
-        head(adapted(target_modules=["lm_head"]))
 
 
 def test_a_head_that_is_trained_beside_adapters_is_the_head(tmp_path):

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from fkd._objective.models import Model, skeleton
+from fkd._objective.not_models import two_of_one_memory
 from fkd._refs.refs import ModelRef, Ref, Root
 
 from ._forward import is_transformers
+from ._low_rank import Product, adapted_product, has_adapters
 
 _LOG = logging.getLogger(__name__)
 _SCALES = ("logit_scale", "output_multiplier", "lm_head_multiplier", "logits_scaling")
@@ -32,7 +34,7 @@ class Head:
 
     Attributes:
       hidden: `[*batch, features]`, what goes into the output layer (after the last norm, after a
-        transform).
+        transform); where that has adapters, with their features beside it.
       weight: `[vocab, features]`.
       bias: `[vocab]`, or None.
       logit_scale: a number, or None.
@@ -64,8 +66,8 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
       A `Head`: refs and numbers. `heads` gives both sides of a term.
 
     Raises:
-      ValueError: the model has no output layer, one that adapters have replaced, or does more to
-        its logits than a head can.
+      ValueError: the model has no output layer, one that is quantised or has adapters other than
+        LoRA and DoRA, or does more to its logits than a head can.
 
     Example:
       >>> from transformers import GPT2Config, GPT2LMHeadModel
@@ -80,25 +82,29 @@ def head(model: nn.Module | Model, name: str = "student", *, probe: bool = True)
             f"head: a {type(module).__name__}; a model of transformers is expected. For an EMA "
             "copy give the model that it follows."
         )
+    if problem := two_of_one_memory(module):
+        raise ValueError(f"head: {type(module).__name__} {problem}")
     inner = _with_head(module)
     layer = _in_use(inner.get_output_embeddings())
     place = next((n for n, m in module.named_modules() if m is layer), None)
-    params = dict(layer.named_parameters(recurse=False))
+    adapted = has_adapters(layer)
+    holder = layer.get_submodule("base_layer") if adapted else layer
+    params = dict(holder.named_parameters(recurse=False))
     if place is None or type(params.get("weight")) is not nn.Parameter:
         raise ValueError(
-            f"head: the output layer of {type(inner).__name__} is a {type(layer).__name__}, which "
-            "has no weight of its own (adapters on the head, or a quantised one). Compare the "
+            f"head: the output layer of {type(inner).__name__} is a {_kind(layer)}, which has no "
+            "weight of its own (quantised, or with adapters that are not LoRA). Compare the "
             "logits instead: term(kl, student.logits, teacher.logits)."
         )
-    scale, softcap = _probed(module, inner, place) if probe else next(_stated(inner))
     root = ModelRef(Root(name))
-    return Head(
-        hidden=root.tap(place, "input"),
-        weight=root.param(f"{place}.weight"),
-        bias=root.param(f"{place}.bias") if "bias" in params else None,
-        logit_scale=scale,
-        softcap=softcap,
-    )
+    if adapted:
+        trains = not isinstance(model, Model) or model.kind == "trainable"
+        product = adapted_product(layer, place, root, trains=trains)
+    else:
+        bias = root.param(f"{place}.bias") if "bias" in params else None
+        product = Product(root.tap(place, "input"), root.param(f"{place}.weight"), bias)
+    scale, softcap = _probed(module, inner, place) if probe else next(_stated(inner))
+    return Head(*product, logit_scale=scale, softcap=softcap)
 
 
 def heads(
@@ -170,6 +176,12 @@ def _in_use(layer: Any) -> nn.Module:
     copies = getattr(layer, "modules_to_save", None)
     active = next(iter(getattr(layer, "active_adapters", ())), "")
     return copies[active] if isinstance(copies, nn.ModuleDict) and active in copies else layer
+
+
+def _kind(layer: nn.Module) -> str:
+    """The class of a layer, with its library where the name alone looks like one of torch."""
+    kind = type(layer)
+    return f"{kind.__module__}.{kind.__name__}" if hasattr(nn, kind.__name__) else kind.__name__
 
 
 def _stated(model: Any) -> Iterator[tuple[float | None, float | None]]:
