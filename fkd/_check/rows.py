@@ -17,6 +17,7 @@ from .._objective.plan import Plan
 from .._objective.terms import Term
 from .._refs.paths import describe, name_of, show
 from .._refs.refs import Context, Ref, roots
+from .._refs.sourced import origins
 from .table import Row
 
 
@@ -39,12 +40,13 @@ def row(
     assert evaluated is not None
     term = objective.terms[name]
     by_ref = {ref: values[i] for ref, i in objective.program.plan.place.items()}
-    students, others = _sides(objective, term, by_ref)
+    students, teachers, others = _sides(objective, term, by_ref)
     return Row(
         term=name,
         loss=name_of(term.loss),
         student=", ".join(students),
-        teacher=", ".join(others),
+        teacher=", ".join(teachers),
+        other=", ".join(others),
         weight="metric" if term.weight is None else show(term.weight),
         positions=_positions(objective, term, evaluated, by_ref, batch),
     )
@@ -57,9 +59,10 @@ def shape_of(value: Any) -> str:
 
 def _sides(
     objective: Objective, term: Term, values: Mapping[Ref, Any]
-) -> tuple[list[str], list[str]]:
-    """The shapes of the arguments on the student's side, and of the others: by their names in
-    the loss, where it says `student_...`; else the first one is the student's.
+) -> tuple[list[str], list[str], list[str]]:
+    """The shapes of the arguments on the student's side, of those that other models or a source
+    give, and of what comes from no model. On the student's side is what the loss calls
+    `student_...`; else the first argument.
 
     What comes from a teacher alone is the teacher's, whatever the loss calls it: a discriminator
     on its features, say.
@@ -70,7 +73,11 @@ def _sides(
     called = [n for n in shapes if n.startswith("student")] or list(shapes)[:1]
     students = [n for n in called if of[n] != {"teacher"}]
     students = students or [n for n in shapes if "student" in of[n]]
-    return [shapes[n] for n in students], [s for n, s in shapes.items() if n not in students]
+    rest = [n for n in shapes if n not in students]
+    others = [n for n in rest if not of[n] and roots(named[n]) is not None]
+    others = [n for n in others if not origins(named[n])]
+    teachers = [n for n in rest if n not in others]
+    return [shapes[n] for n in students], [shapes[n] for n in teachers], [shapes[n] for n in others]
 
 
 def _sides_of(objective: Objective, value: Any) -> set[str]:
@@ -84,13 +91,13 @@ def _sides_of(objective: Objective, value: Any) -> set[str]:
 
 def _named_arguments(term: Term) -> dict[str, Ref]:
     """What a term gives to its loss, by the names that the loss has for it: first the positional
-    arguments, then refs that are given for a student or a teacher by name."""
+    arguments, then refs that are given for a student, a teacher or labels by name."""
     try:
         names = list(inspect.signature(term.loss).parameters)
     except (TypeError, ValueError):
         names = []
     names += [str(i) for i in range(len(names), len(term.args))]
-    sides = ("student", "teacher")
+    sides = ("student", "teacher", "labels")
     by_side = {n: v for n, v in term.kwargs.items() if isinstance(v, Ref) and n.startswith(sides)}
     return {**dict(zip(names, term.args, strict=False)), **by_side}
 

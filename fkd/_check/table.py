@@ -14,14 +14,27 @@ from .._refs.sourced import origins
 
 @dataclass(frozen=True)
 class Row:
-    """One term: its loss, the shapes that go in, its weight, and the positions that count."""
+    """One term: its loss, the shapes that go in, its weight, and the positions that count.
+
+    Attributes:
+      term: its name.
+      loss: that of its function.
+      student, teacher: the shapes of what comes from either side.
+      other: of what comes from no model: labels and other fields of the batch, constants.
+      weight: a number, a knob, a ref; "metric" of what is not minimised.
+      positions: how many of this batch count.
+    """
 
     term: str
     loss: str
     student: str
     teacher: str
+    other: str
     weight: str
     positions: str
+
+
+_SHAPES = ("student", "teacher", "other")
 
 
 @dataclass(frozen=True)
@@ -42,21 +55,28 @@ class CheckReport:
     notes: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        heads = [f.name for f in fields(Row)]
-        lines = [heads, *([getattr(row, h) for h in heads] for row in self.rows)]
-        widths = [max(len(line[i]) for line in lines) for i in range(len(heads))]
+        lines = self._lines()
+        widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
         text = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)) for line in lines]
         rule = "  ".join("-" * w for w in widths)
         below = [*self.models, *self.tokenizers]
         below += ["", *(f"note: {note}" for note in self.notes)] if self.notes else []
         return "\n".join(line.rstrip() for line in [text[0], rule, *text[1:], "", *below])
 
+    def _lines(self) -> list[list[str]]:
+        """Head and rows; without the columns of shapes in which no term has anything."""
+        heads = [
+            name
+            for name in (f.name for f in fields(Row))
+            if name not in _SHAPES or any(getattr(row, name) for row in self.rows)
+        ]
+        return [heads, *([getattr(row, h) for h in heads] for row in self.rows)]
+
     def __repr__(self) -> str:
         return str(self)
 
     def _repr_html_(self) -> str:
-        heads = [f.name for f in fields(Row)]
-        rows = ([getattr(row, h) for h in heads] for row in self.rows)
+        heads, *rows = self._lines()
         table = html_table(heads, rows) + html_paragraph((*self.models, *self.tokenizers))
         notes = [f"note: {note}" for note in self.notes]
         return table + (html_paragraph(notes) if notes else "")

@@ -343,10 +343,13 @@ def test_the_table():
     assert rows["kd"].positions == rows["labels"].positions == f"{count} of 42"
     assert rows["m"].positions == "42"
     assert (rows["kd"].loss, rows["kd"].student) == ("kl", "(6, 7, 5)")
-    assert (rows["labels"].teacher, rows["labels"].weight) == ("(6, 7)", "0.1")
+    assert (rows["kd"].teacher, rows["kd"].other) == ("(6, 7, 5)", "")
+    assert (rows["labels"].teacher, rows["labels"].other) == ("", "(6, 7)")  # of no model
+    assert rows["labels"].weight == "0.1"
     assert rows["m"].weight == "metric"
     lines = str(found).splitlines()
-    assert lines[0].split() == ["term", "loss", "student", "teacher", "weight", "positions"]
+    heads = ["term", "loss", "student", "teacher", "other", "weight", "positions"]
+    assert lines[0].split() == heads
     assert len({line.index("kl") for line in lines[2:3]} | {lines[0].index("loss")}) == 1
     assert "student: MLP, trainable, 261 parameters" in str(found)
     assert "slow: MLP, ema of student" in str(found)
@@ -479,7 +482,14 @@ def test_heads_stand_in_their_columns_and_say_what_counts():
     row = check(Objective(terms, **models(student=small)), TOKENS).rows[0]
     assert row.student.startswith("(") and row.student.endswith(", 8)")
     assert row.teacher.endswith(", 12)") and row.teacher.count("(") == 2
+    assert row.other == "(6, 7)"
     assert row.positions == f"{int((TOKENS['labels'] != -100).sum())} of 42"
+
+
+def test_a_column_in_which_no_term_has_a_shape_is_left_out():
+    alone = check(Objective({"kd": logits()}, **models()), TOKENS)
+    assert str(alone).split()[:6] == ["term", "loss", "student", "teacher", "weight", "positions"]
+    assert "other" not in alone._repr_html_()
 
 
 def one_number(student_x: torch.Tensor, teacher_x: torch.Tensor) -> torch.Tensor:
@@ -515,7 +525,8 @@ def test_what_comes_from_a_teacher_alone_stands_in_its_column():
     }
     parts = models(judge=trainable(nn.Linear(5, 1)))
     rows = {row.term: row for row in check(Objective(judged, **parts), TOKENS).rows}
-    assert (rows["real"].student, rows["real"].teacher) == ("", "(6, 7, 1), (6, 7, 1)")
-    assert (rows["fake"].student, rows["fake"].teacher) == ("(6, 7, 1)", "(6, 7, 1)")
-    assert (rows["back"].student, rows["back"].teacher) == ("(6, 7, 2)", "(6, 7, 2)")
-    assert rows["labels"].student == "(6, 7, 5)"
+    sides = {name: (row.student, row.teacher, row.other) for name, row in rows.items()}
+    assert sides["real"] == ("", "(6, 7, 1)", "(6, 7, 1)")
+    assert sides["fake"] == ("(6, 7, 1)", "", "(6, 7, 1)")
+    assert sides["back"] == ("(6, 7, 2)", "(6, 7, 2)", "")
+    assert sides["labels"] == ("(6, 7, 5)", "", "(6, 7)")
