@@ -34,8 +34,12 @@ def method(repeats: int, device: torch.device) -> str:
     if device.type == "cuda":
         where, threads = torch.cuda.get_device_name(device), "synchronised"
     else:
-        where, threads = str(device), f"{torch.get_num_threads()} threads"
+        where, threads = str(device), _threads(torch.get_num_threads())
     return METHOD.format(repeats=repeats, threads=threads, device=where)
+
+
+def _threads(count: int) -> str:
+    return "1 thread" if count == 1 else f"{count} threads"
 
 
 def cost(model: Model, batch: TensorBatch, *, repeats: int, device: torch.device) -> Cost:

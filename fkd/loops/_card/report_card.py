@@ -10,9 +10,10 @@ from typing import Any
 
 from fkd._base.notebook import html_frame
 
-from .._base.files import replace_file
+from .._base.files import read_bytes, replace_file
 from .plots import card_page
 from .record import Record
+from .stored import record_of
 from .text import model_card, table
 
 
@@ -21,7 +22,8 @@ class ReportCard(Record):
     """Students beside their teacher; made by `report_card`.
 
     Printed, it is a table. `json()`, `markdown()` (a model card) and `html()` (one page with
-    plots) say the same in other forms; `save(path)` writes the one that the path's suffix names.
+    plots) say the same in other forms; `save(path)` writes the one that the path's suffix names,
+    and `ReportCard.load` reads the JSON, so that a card can be shown again without its models.
 
     Attributes:
       teacher: its row.
@@ -70,3 +72,33 @@ class ReportCard(Record):
             )
         replace_file(file, forms[file.suffix]().encode())
         return file
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> ReportCard:
+        """A card that was saved as `.json`.
+
+        Args:
+          path: of the file.
+
+        Raises:
+          ValueError: it is no card.
+          OSError: it cannot be read.
+
+        Example:
+          >>> import fkd.loops, tempfile
+          >>> data = [torch.randn(8, 4) for _ in range(2)]
+          >>> card = fkd.loops.report_card(
+          ...     torch.nn.Linear(4, 3), {"small": torch.nn.Linear(4, 3)}, data, labels=None
+          ... )
+          >>> path = card.save(f"{tempfile.mkdtemp()}/card.json")
+          >>> str(fkd.loops.ReportCard.load(path)) == str(card)
+          True
+        """
+        try:
+            record = record_of(json.loads(read_bytes(Path(path))))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"load: {path} is no report card: {type(error).__name__}: {error}. What "
+                "card.save('card.json') writes is expected."
+            ) from None
+        return cls(record.teacher, record.students, record.method)

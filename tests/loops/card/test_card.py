@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, student, teacher
 from fkd.loops import collect, report_card
+from fkd.loops._card.measure import method
 from fkd.loops._card.quality import Reference, certainty, divergences, quality, reliability
 from fkd.metrics import accuracy
 
@@ -269,6 +270,44 @@ def test_it_is_saved_in_every_form(tmp_path: Path):
     assert card.save(tmp_path / "card.txt").read_text() == f"{card}\n"
     with pytest.raises(ValueError, match=r"ends in '\.pdf'; one of \.json"):
         card.save(tmp_path / "card.pdf")
+
+
+def test_a_saved_card_is_read_again(tmp_path: Path):
+    large, *small = nets(8, 2, 2)
+    layers = (student.hidden_states, teacher.hidden_states)
+    students = {"seeds": small, "one": small[0]}
+    card = report_card(large, students, batches(), ACCURACY, layers=layers, repeats=1)
+    again = fkd.loops.ReportCard.load(card.save(tmp_path / "card.json"))
+    assert again == card
+    assert (str(again), again.markdown(), again.html()) == (str(card), card.markdown(), card.html())
+
+
+def test_cards_of_other_versions_are_read(tmp_path: Path):
+    large, small = nets(8, 2)
+    data = report_card(large, {"s": small}, batches(4), ACCURACY, repeats=1).json()
+    for row in (data["teacher"], *data["students"]):
+        row["later"] = row["cost"]["later"] = 1
+        row["calibration"] = None
+        del row["quality"]["accuracy"]["difference"]
+    path = tmp_path / "card.json"
+    path.write_text(json.dumps(data))
+    card = fkd.loops.ReportCard.load(path)
+    assert "less teacher" not in str(card) and "ECE" not in str(card)
+    assert card.students[0].quality["accuracy"].difference is None
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"teacher": 1}', "null"])
+def test_what_is_no_card_is_refused_by_name(text: str, tmp_path: Path):
+    path = tmp_path / "other.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match=r"other\.json is no report card.*card\.save"):
+        fkd.loops.ReportCard.load(path)
+
+
+def test_one_thread_is_one(monkeypatch: pytest.MonkeyPatch):
+    for count, said in ((1, " 1 thread on cpu"), (2, " 2 threads on cpu")):
+        monkeypatch.setattr(torch, "get_num_threads", lambda count=count: count)
+        assert method(3, torch.device("cpu")).endswith(said)
 
 
 def test_calibration_of_what_is_known():
