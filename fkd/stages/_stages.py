@@ -207,12 +207,12 @@ class Stages(TrainStep):
 
     @property
     def compilations(self) -> int:
-        """For how many shapes of batches the steps of the stages were compiled."""
+        """How often the steps of the stages were compiled."""
         return sum(one.step.compilations for one in self.stages.values())
 
     @property
     def compile_seconds(self) -> float:
-        """How long the first call of each shape took."""
+        """How long the calls took that compiled."""
         return sum(one.step.compile_seconds for one in self.stages.values())
 
     def __repr__(self) -> str:

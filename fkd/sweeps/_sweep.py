@@ -178,12 +178,12 @@ class Sweep(TrainStep):
 
     @property
     def compilations(self) -> int:
-        """For how many shapes the step of the members was compiled; they share it."""
+        """How often the step of the members was compiled; they share it."""
         return self._template.compilations
 
     @property
     def compile_seconds(self) -> float:
-        """How long the first call of each shape took."""
+        """How long the calls took that compiled."""
         return self._template.compile_seconds
 
     def member(self, state: State, name: str) -> State:

@@ -17,6 +17,7 @@ import torch._dynamo.config as dynamo_config
 import torch._functorch.config as functorch_config
 import torch._inductor.config as inductor_config
 from torch._dynamo.exc import BackendCompilerFailed, TorchDynamoException
+from torch._dynamo.utils import counters
 from torch._inductor import list_mode_options
 
 from fkd._base.errors import expect, listing, nearest
@@ -103,14 +104,18 @@ def options_of(compile: bool | CompileOptions) -> dict[str, Any] | None:
 
 
 class Shapes:
-    """The shapes for which something was compiled, each once, however many there are."""
+    """The shapes with which something was called that is compiled where it has to be: for each
+    of them, or, where sizes are dynamic, for some.
+
+    Attributes:
+      compilations: how many of them compiled.
+      seconds: how long these calls took.
+    """
 
     def __init__(self) -> None:
         self._known: set[Hashable] = set()
+        self.compilations = 0
         self.seconds = 0.0
-
-    def __len__(self) -> int:
-        return len(self._known)
 
     def new(
         self, shape: Hashable, *, first: Callable[[], object], say: Say | None = None
@@ -134,9 +139,18 @@ class Shapes:
         line = Compiling("the step")(lambda: shape, say)
         # In turn, since the compiler sets the generators back.
         with line, in_turn(), unlimited_recompilation():
+            before = _graphs()
             yield True
+            new = _graphs() > before
         self._known.add(shape)
-        self.seconds += time.perf_counter() - began
+        if new:
+            self.compilations += 1
+            self.seconds += time.perf_counter() - began
+
+
+def _graphs() -> int:
+    """How many graphs this process has traced, by torch's own count."""
+    return counters["stats"]["unique_graphs"]
 
 
 def _first_plan(graph: Callable[..., Any], args: Any, kwargs: Any) -> Any:

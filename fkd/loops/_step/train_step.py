@@ -283,13 +283,14 @@ class TrainStep:
 
     @property
     def compilations(self) -> int:
-        """For how many shapes of batches the step was compiled."""
-        return 0 if self.options is None else len(self._shapes)
+        """How often the step was compiled: for every shape of a batch that was new to it, or,
+        with `compile={"dynamic": True}`, for those that its graphs did not cover."""
+        return self._shapes.compilations
 
     @property
     def compile_seconds(self) -> float:
-        """How long the host took for the first call of each shape."""
-        return 0.0 if self.options is None else self._shapes.seconds
+        """How long the host took for the calls that compiled."""
+        return self._shapes.seconds
 
     def rates(self, state: State) -> dict[str, float]:
         """The learning rate of each parameter group at the next step."""

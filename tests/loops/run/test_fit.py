@@ -208,6 +208,11 @@ def test_the_seconds_of_compiling_are_logged_and_not_counted_in_the_throughput()
     # Batches are ragged: two shapes, in the first epoch.
     assert 0 < seconds[0] == seconds[3] < seconds[4] == seconds[-1] == step.compile_seconds
     assert step.compilations == 2
+    # A shape that a graph with dynamic sizes covers is not compiled for.
+    dynamic, state = make(compile={"backend": "eager", "dynamic": True})
+    ends = [e for e in fit(dynamic, state, batches(), epochs=1, log_every=1) if e.kind == "log"]
+    assert dynamic.compilations == 1 and ends[0].values["compile_s"] == dynamic.compile_seconds
+    assert [i for i, e in enumerate(ends) if "examples_per_s" not in e.values] == [0]
     # A window in which every step compiled has no throughput; the others have that of a step.
     assert [i for i, found in enumerate(logged) if "examples_per_s" not in found] == [0, 4]
     assert logged[1]["examples_per_s"] > 2 * len(batches()[0]["x"]) / seconds[0]
