@@ -1,13 +1,17 @@
-"""The pictures of the README: an objective, and what distilling kept on SST-2.
+"""The pictures of README and site: an objective, what distilling kept on SST-2, a report card.
 
     python docs/pictures.py
 
-The chart is drawn from `benchmarks/results/real_bert.jsonl`, where every row has its command.
+The chart is drawn from `benchmarks/results/real_bert.jsonl`, where every row has its command. The
+card is that of `examples/digits.py`, as its page looks in a browser (chromium, if it is there).
 """
 
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from statistics import mean, stdev
@@ -109,6 +113,24 @@ def _bar(title: str, seeds: Sequence[float], *, y: int) -> list[str]:
     ]
 
 
+def photograph(page: str, path: Path, *, width: int, height: int) -> None:
+    """A page as a browser shows it; nothing where there is no chromium."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    if browser is None:
+        print(f"no chromium: {path.name} stays as it is")
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        html = Path(folder) / "page.html"
+        html.write_text(page, encoding="utf-8")
+        subprocess.run(
+            [browser, "--headless", "--no-sandbox", "--hide-scrollbars", f"--screenshot={path}",
+             f"--window-size={width},{height}", html.as_uri()],
+            check=True, stderr=subprocess.DEVNULL,
+        )  # fmt: skip
+
+
 if __name__ == "__main__":
     fkd.draw(objective()).save(HERE / "objective.svg")
     (HERE / "sst2.svg").write_text(chart(accuracies()))
+    card = fkd.loops.ReportCard.load(HERE.parent / "examples/tutorials/results/digits.json")
+    photograph(card.html(), HERE / "report-card.png", width=1280, height=1900)

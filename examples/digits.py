@@ -136,7 +136,8 @@ def main() -> None:
     print(f"{card}\n\nstudent      {args.out / 'student' / 'model.safetensors'}")
     print(f"objective    {args.out / 'objective.svg'}")
     print(f"report       {fkd.loops.report(folder / f'seed-{args.seeds - 1}')}")
-    print(f"report card  {card.save(args.out / 'card.html')}")
+    print(f"report card  {card.save(args.out / 'card.html')}, card.json")
+    card.save(args.out / "card.json")
 
 
 if __name__ == "__main__":

@@ -36,8 +36,8 @@ TERMS: dict[str, Any] = {
 }
 WAYS = {
     "labels": ("labels",),
-    "labels, logits": ("labels", "logits"),
-    "labels, logits, features": ("labels", "logits", "features"),
+    "labels + logits": ("labels", "logits"),
+    "labels + logits + features": ("labels", "logits", "features"),
 }
 
 

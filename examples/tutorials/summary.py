@@ -1,15 +1,20 @@
-"""The tables of the recorded runs, from `results/*.jsonl`, where each run of a tutorial is a line.
+"""What the recorded runs printed, from their data: `results/*.jsonl`, where each run is a line, and
+report cards, `results/*.json`, as the library of today shows them.
 
 python examples/tutorials/summary.py     writes results/*.txt
 """
 
 from __future__ import annotations
 
+import functools
 import json
+import re
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+from fkd.loops import ReportCard
 
 RESULTS = Path(__file__).parent / "results"
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks" / "results"
@@ -91,8 +96,22 @@ def language_model() -> str:
     return table([cells[0], *cells[2:]])
 
 
+CARD = re.compile(r"^ +\S[^\n]*\n-[- ]+\nteacher .*?^torch: [^\n]*", re.MULTILINE | re.DOTALL)
+"""In what a script printed, from the head of the table of its card to the last line below it."""
+
+
+def with_card(name: str) -> str:
+    """What a script printed, `results/NAME.txt`, with its report card, `results/NAME.json`."""
+    card = str(ReportCard.load(RESULTS / f"{name}.json"))
+    printed, count = CARD.subn(lambda _: card, (RESULTS / f"{name}.txt").read_text("utf-8"))
+    if count != 1:
+        raise ValueError(f"{name}.txt has {count} report cards; one is expected.")
+    return printed
+
+
 TABLES = {
     "audio": audio, "embeddings": embeddings, "text": text, "language_model": language_model,
+    **{name: functools.partial(with_card, name) for name in ("digits", "images", "series")},
 }  # fmt: skip
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ import numpy as np
 from .._report.charts import Axis, label, number
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 460, 260, 56, 24, 16, 30
+LETTER, LINE = 6.5, 13  # about the width of a letter of a name, and its height
 
 
 @dataclass(frozen=True)
@@ -72,12 +73,24 @@ class Plot:
         path = f'<path class="dots" style="stroke:{stroke};stroke-width:11" d="M{self.at(x, y)}h0">'
         return f"{path}<title>{escape(title)}</title></path>"
 
-    def name(self, x: float, y: float, text: str) -> str:
-        """A name beside a point: on its left in the right half."""
-        a, b = self._place(self.x, x), self._place(self.y, y)
-        left = a > (LEFT + WIDTH - RIGHT) / 2
-        return label(round(a + (-10 if left else 10), 1), round(b - 8, 1), text,
-                     "end" if left else "start", "name")  # fmt: skip
+    def names(self, xs: Sequence[float], ys: Sequence[float], texts: Sequence[str]) -> str:
+        """Names beside points, on their left in the right half; no name covers another one."""
+        middle = (LEFT + WIDTH - RIGHT) / 2
+        boxes: list[tuple[float, float, float]] = []
+        drawn: list[str] = []
+        for b, a, text in sorted(  # from top to bottom
+            (self._place(self.y, y), self._place(self.x, x), text)
+            for x, y, text in zip(xs, ys, texts, strict=True)
+        ):
+            wide, left = LETTER * len(text), a > middle
+            begin, line = (a - 10 - wide if left else a + 10), b - 8
+            near = sorted(y for low, high, y in boxes if low < begin + wide and begin < high)
+            for other in near:
+                line = other + LINE if abs(line - other) < LINE else line
+            boxes.append((begin, begin + wide, line))
+            at, end = (a - 10, "end") if left else (a + 10, "start")
+            drawn.append(label(round(at, 1), round(line, 1), text, end, "name"))
+        return "".join(drawn)
 
     def column(self, low: float, high: float, y: float, shade: float, title: str) -> str:
         """A bar from the bottom."""

@@ -70,18 +70,22 @@ def _tiles_of(row: ModelCard, teacher: ModelCard) -> list[str]:
 
 def _table(card: Record) -> str:
     head, *rows = cells(card)
-    lines = [_cells("th", head), *(_cells("td", row) for row in rows)]
-    style = 'style="overflow-x:auto"'
-    return box("All numbers", f'<div {style}><table class="wide">{"".join(lines)}</table></div>',
-               wide=True)  # fmt: skip
+    lines = [_cells("th", head), *(_cells("td", row, below=" (") for row in rows)]
+    whole = f'<table style="font-size:inherit">{"".join(lines)}</table>'
+    style = 'style="overflow-x:auto;font-size:12.5px"'
+    return box("All numbers", f"<div {style}>{whole}</div>", wide=True)
 
 
-def _cells(kind: str, row: list[str]) -> str:
+def _cells(kind: str, row: list[str], below: str | None = None) -> str:
+    """A row; of every cell but the first, what comes after `below` is small and stands below."""
     plain = "white-space:nowrap;width:auto"
-    style = f'style="text-align:right;padding-left:1em;{plain}"'
+    style = f'style="text-align:right;padding:4px 0 4px .6em;{plain}"'
     first, *rest = row
     inner = f'<{kind} style="text-align:left;{plain}">{escape(first)}</{kind}>'
-    inner += "".join(f"<{kind} {style}>{escape(cell)}</{kind}>" for cell in rest)
+    for cell in rest:
+        value, mark, small = cell.partition(below) if below else (cell, "", "")
+        under = f"<br><small>{escape(mark.strip() + small)}</small>" if mark else ""
+        inner += f"<{kind} {style}>{escape(value)}{under}</{kind}>"
     return f"<tr>{inner}</tr>"
 
 
@@ -109,7 +113,7 @@ def _scatter(card: Record, name: str, of: Callable[[ModelCard], float]) -> str:
             bar = f"M{plot.at(xs[i], quality.low)}L{plot.at(xs[i], quality.high)}"
             parts.append(f'<path class="line" style="stroke:{stroke}" d="{bar}"/>')
         parts.append(plot.dot(xs[i], ys[i], stroke, f"{row.name}: {number(ys[i])}"))
-        parts.append(plot.name(xs[i], ys[i], row.name))
+    parts.append(plot.names(xs, ys, [row.name for row in card.rows]))
     return plot.drawn("".join(parts), f"{name} of every model")
 
 

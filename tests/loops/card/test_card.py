@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import fkd
 from fkd import batch, student, teacher
 from fkd.loops import collect, report_card
+from fkd.loops._card.axes import Plot
 from fkd.loops._card.measure import method
 from fkd.loops._card.quality import Reference, certainty, divergences, quality, reliability
 from fkd.metrics import accuracy
@@ -272,6 +273,20 @@ def test_it_is_saved_in_every_form(tmp_path: Path):
         card.save(tmp_path / "card.pdf")
 
 
+def test_no_name_in_a_plot_covers_another():
+    xs, ys = [10.0, 10.5, 10.2, 1000.0, 990.0], [0.9, 0.901, 0.899, 0.95, 0.95]
+    names = ["logits", "logits and features", "features", "teacher", "the other teacher"]
+    drawn = ElementTree.fromstring(f"<g>{Plot.around(xs, ys, log=True).names(xs, ys, names)}</g>")
+    assert sorted(str(text.text) for text in drawn) == sorted(names)
+    boxes = []
+    for text in drawn:
+        wide, x, y = 6 * len(text.text or ""), float(text.attrib["x"]), float(text.attrib["y"])
+        boxes.append((x - wide if text.attrib["text-anchor"] == "end" else x, wide, y))
+    for i, (a, wide, y) in enumerate(boxes):
+        for b, other, line in boxes[:i]:
+            assert a + wide <= b or b + other <= a or abs(y - line) >= 12
+
+
 def test_a_saved_card_is_read_again(tmp_path: Path):
     large, *small = nets(8, 2, 2)
     layers = (student.hidden_states, teacher.hidden_states)
@@ -300,7 +315,7 @@ def test_cards_of_other_versions_are_read(tmp_path: Path):
 def test_what_is_no_card_is_refused_by_name(text: str, tmp_path: Path):
     path = tmp_path / "other.json"
     path.write_text(text)
-    with pytest.raises(ValueError, match=r"other\.json is no report card.*card\.save"):
+    with pytest.raises(ValueError, match=r"(?s)other\.json is no report card.*card\.save"):
         fkd.loops.ReportCard.load(path)
 
 
