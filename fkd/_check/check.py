@@ -72,7 +72,8 @@ def check(
     Args:
       objective: what is to be trained.
       batch: one batch as the data loader yields it. Only masks and labels are read; where a row
-        holds several documents, each model reads a few tokens, to see that it keeps them apart.
+        holds several documents, or is padded on the left, each model reads a few tokens, to see
+        that it keeps them apart.
       tokenizers: of language models, by the names of the models, as in `{"student": ours,
         "teacher": theirs}`. Whatever differs between them is then in the report, templates too;
         ids that mean other tokens to a model that reads them, or to a term that compares them,

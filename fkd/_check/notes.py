@@ -19,6 +19,7 @@ from .._refs.code import Method
 from .._refs.derived import Call
 from .._refs.paths import name_of
 from .._refs.refs import Item, Ref, node, output_path, roots, walk
+from .padded import moved_by_padding
 from .rows import counted_mask
 from .shifted import unshifted_masks
 
@@ -56,6 +57,7 @@ def notes(
         ]
         yield from (f"term {name!r}: {note}" for note in said)
     yield from unshifted_masks(objective, batch)
+    yield from moved_by_padding(objective, batch)
     yield from _trained_teacher(objective)
 
 

@@ -139,3 +139,18 @@ def test_fused_projections_keep_the_units_of_the_hidden_size():
     for part in range(3):
         expected = theirs.c_attn.weight[units][:, [part * 12 + u for u in units]]
         assert torch.equal(ours.c_attn.weight[:, part * 8 : part * 8 + 8], expected)
+
+
+def test_what_only_the_first_layer_has_is_kept():
+    """T5's bias by position, which its other layers use."""
+    sizes = dict(vocab_size=30, d_model=16, d_kv=8, d_ff=16, num_heads=2)
+    big, small = (
+        transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, num_layers=n))
+        for n in (3, 1)
+    )
+    begun = cut(small, big, layers=[2])
+    ours, theirs = begun.encoder.block[0].layer[0], big.encoder.block[0].layer[0]
+    bias = "SelfAttention.relative_attention_bias"
+    assert torch.equal(ours.get_submodule(bias).weight, theirs.get_submodule(bias).weight)
+    last = big.encoder.block[2].layer[0].SelfAttention.q.weight
+    assert torch.equal(ours.SelfAttention.q.weight, last)

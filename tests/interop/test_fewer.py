@@ -49,6 +49,17 @@ def test_chosen_layers():
     )
 
 
+def test_a_decoder_alone_has_the_layers_of_a_decoder():
+    """Its config counts those of an encoder, too."""
+    sizes = dict(d_model=16, encoder_layers=1, decoder_layers=3, decoder_attention_heads=2)
+    big = hf.BartForCausalLM(hf.BartConfig(vocab_size=30, decoder_ffn_dim=16, **sizes))
+    small = fewer_layers(big, 2)
+    assert small.config.decoder_layers == 2 and len(small.model.decoder.layers) == 2
+    for mine, theirs in enumerate([1, 2]):
+        pair = [m.model.decoder.layers[i] for m, i in ((small, mine), (big, theirs))]
+        assert torch.equal(pair[0].fc1.weight, pair[1].fc1.weight)
+
+
 @pytest.mark.parametrize("layers", [0, 7, -1, [6], []])
 def test_layers_that_are_not_there_are_refused(layers):
     with pytest.raises(ValueError, match="Gemma2ForCausalLM has 6 layers; from 1 to 6"):

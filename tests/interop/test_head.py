@@ -44,6 +44,15 @@ ZOO = {
 }
 
 
+BART = dict(d_model=16, encoder_layers=1, encoder_attention_heads=2, encoder_ffn_dim=16)
+BART |= dict(decoder_layers=2, decoder_attention_heads=2, decoder_ffn_dim=16)
+ZOO |= {
+    "decoder": (hf.BartForCausalLM, hf.BartConfig, IDS | BART),
+    "scaled decoder": (hf.PegasusForCausalLM, hf.PegasusConfig, IDS | BART),
+    "bart": (hf.BartForConditionalGeneration, hf.BartConfig, IDS | BART),
+}
+
+
 def make(kind: str) -> nn.Module:
     model, config, sizes = ZOO[kind]
     torch.manual_seed(len(kind))
@@ -57,6 +66,13 @@ def make(kind: str) -> nn.Module:
 def fields() -> dict[str, torch.Tensor]:
     ids = torch.arange(14).reshape(2, 7) * 5 % VOCAB
     return {"input_ids": ids, "decoder_input_ids": ids}
+
+
+@pytest.mark.parametrize("kind", ["decoder", "bart", "t5"])
+def test_the_head_of_a_decoder_is_tried(kind, caplog):
+    """The config of a decoder alone counts the layers of an encoder that it does not have."""
+    head(make(kind))
+    assert not caplog.records
 
 
 @pytest.mark.parametrize("kind", ZOO)

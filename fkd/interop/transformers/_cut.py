@@ -121,7 +121,7 @@ def _places(
                     "layers=[0, 2, 4]."
                 )
             chosen[stack] = sources[label], chosen_layers(numbers, label, mine, deep, "cut")
-    places = [place_of(name, chosen) for name in ours]
+    places = [_first_of_stack(place_of(name, chosen), theirs) for name in ours]
     wrong = misfits(places, ours, theirs, operator.le, "teacher's")
     if wrong:
         raise ValueError(
@@ -163,6 +163,13 @@ def place_of(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:
             i = int(match[1])
             return Place(name, f"{source}.{numbers[i]}.{match[2]}", (stack, i))
     return Place(name, name, None)
+
+
+def _first_of_stack(place: Place, theirs: Mapping[str, Tensor]) -> Place:
+    """What only the first layer of a stack has (T5's bias by position) is that of the first."""
+    first = re.sub(r"\.\d+\.", ".0.", place.source, count=1)
+    missing = place.layer is not None and place.source not in theirs
+    return place._replace(source=first) if missing and first in theirs else place
 
 
 def cut_of(place: Place, theirs: int, ours: int, kept: Mapping[Cut, Any]) -> Cut:

@@ -44,7 +44,8 @@ def fewer_layers(teacher: _Model, layers: int | Sequence[int]) -> _Model:
     model: Any = teacher
     config = copy.deepcopy(model.config)
     text = config.get_text_config(decoder=True)
-    depth = getattr(text, "num_hidden_layers", None)
+    size = _depth_name(text)
+    depth = getattr(text, size, None)
     if depth is None or getattr(config, "is_encoder_decoder", False):
         raise ValueError(
             f"{of} has not one stack of layers. Make the student from a config of its own, and "
@@ -57,11 +58,18 @@ def fewer_layers(teacher: _Model, layers: int | Sequence[int]) -> _Model:
     for name, value in list(vars(text).items()):
         if isinstance(value, list) and len(value) == depth:  # a word about each layer
             setattr(text, name, [value[number] for number in chosen])
-    text.num_hidden_layers = len(chosen)
+    setattr(text, size, len(chosen))
     student: Any = type(model)(config).to(model.dtype)
     if getattr(model, "generation_config", None) is not None:
         student.generation_config = copy.deepcopy(model.generation_config)
     return init_from_layers(student, teacher, chosen)
+
+
+def _depth_name(config: Any) -> str:
+    """What a config calls the number of layers; that of a decoder alone, as BartForCausalLM is,
+    which has the config of an encoder, too."""
+    names = ("decoder_layers", "num_decoder_layers") if getattr(config, "is_decoder", False) else ()
+    return next((name for name in names if hasattr(config, name)), "num_hidden_layers")
 
 
 def _ends(layers: int, depth: int) -> list[int]:

@@ -19,7 +19,7 @@ from fkd._objective.models import Model, skeleton
 from fkd._objective.not_models import two_of_one_memory
 from fkd._refs.refs import ModelRef, Ref, Root
 
-from ._forward import is_transformers
+from ._forward import default_inputs, is_transformers
 from ._low_rank import Product, adapted_product, has_adapters
 
 _LOG = logging.getLogger(__name__)
@@ -249,4 +249,4 @@ def _few_tokens(module: nn.Module, inner: Any) -> Mapping[str, Any]:
     inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
     if getattr(inner.config, "is_encoder_decoder", False):
         inputs["decoder_input_ids"] = ids
-    return inputs
+    return default_inputs(inner, inputs)
