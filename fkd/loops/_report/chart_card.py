@@ -27,19 +27,27 @@ _TITLES = {
 }
 
 
-def chart_card(group: str, members: list[Series], steps: tuple[float, float]) -> str:
+def chart_card(
+    group: str,
+    members: list[Series],
+    steps: tuple[float, float],
+    *,
+    colors: Sequence[str] | None = None,
+) -> str:
     """The chart of a group.
 
     Args:
       group: the part of the names that the series share ("loss", "loss/hidden").
       members: the series.
       steps: the range of the axis of steps, the same for all charts of a page.
+      colors: of the series.
     """
     members = sorted(members, key=lambda s: s.name.endswith("/total"))
     names = [s.name.rsplit("/", 1)[-1] for s in members]
-    colors = [color(i, len(members)) for i in range(len(members))]
-    if len(members) > 1 and names[-1] == "total":
-        colors[-1] = "var(--ink)"
+    if colors is None:
+        colors = [color(i, len(members)) for i in range(len(members))]
+        if len(members) > 1 and names[-1] == "total":
+            colors[-1] = "var(--ink)"
     points = max(len(s.values) for s in members)
     noisy = points >= 100 and group.split("/")[0] in _NOISY
     span = max(5.0, points / 60)

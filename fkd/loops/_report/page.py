@@ -84,6 +84,11 @@ overflow-wrap:anywhere}
 tr:first-child td{border-top:0}
 td:first-child{color:var(--ink2);width:42%}
 td:last-child{font-variant-numeric:tabular-nums}
+.members{overflow-x:auto}.members td,.members th{white-space:nowrap;text-align:right;
+padding:4px 0 4px .9em;width:auto;border-top:1px solid var(--grid)}
+.members tr>:first-child{text-align:left;padding-left:0}.members tr:first-child th{border-top:0}
+.members i{display:inline-block;width:12px;height:3px;border-radius:2px;margin-right:7px;
+vertical-align:middle}
 .drawing{overflow:auto}.drawing svg{max-width:100%;width:auto;margin:6px auto}
 .nothing{padding:40px;text-align:center;color:var(--ink2)}
 @media print{button,.log-switch{display:none}.card,.tile{break-inside:avoid}}

@@ -21,6 +21,17 @@ from .._log.lines import read_log
 from .chart_card import chart_card
 from .charts import number, step_range
 from .folder_cards import objective, read_json, settings_card, similarity
+from .members import (
+    Lead,
+    Members,
+    lead,
+    leading,
+    member_chart,
+    member_section,
+    member_tiles,
+    members_of,
+    shared_name,
+)
 from .page import page, section, tile
 from .series import History, Series, history, running_time
 
@@ -38,13 +49,15 @@ def report(
 
     It shows what is in the folder of the run: `metrics.jsonl` (curves), `config.json`
     (settings), `check.txt` (the table of terms), `graph.svg` (the drawing of the objective) and
-    `similarity.json` (CKA between the layers).
+    `similarity.json` (CKA between the layers). The page of a sweep begins with its members beside
+    each other, by the last values of one metric.
 
     Args:
       run_dir: the folder of the run.
       out: the file to write; `<run_dir>/report.html` if None.
       metric: what "best" goes by, such as "eval/accuracy". If None: what `fit(best=...)` went by,
-        and where that was the loss, the first metric of the evaluations that is not a loss.
+        and where that was the loss, the first metric of the evaluations that is not a loss. Of a
+        sweep, that of any member ("eval/T4/accuracy") or of all ("eval/accuracy").
       higher_is_better: whether the best metric is the highest. If None: as `fit` had it, if it
         went by this metric; else by its name.
 
@@ -62,9 +75,11 @@ def report(
         raise ValueError(f"report: {folder} is not a folder; the folder of a run is expected.")
     lines = folder / "metrics.jsonl"
     run = history(_records(lines))
-    if metric is not None and metric not in run.series:
-        known = ", ".join(run.series) or "nothing"
-        raise ValueError(f"report: metric {metric!r} was not logged; there is {known}.")
+    members = members_of(run.series)
+    known = [*run.series, *(() if members is None else members.shared)]
+    if metric is not None and metric not in known:
+        there = ", ".join(known) or "nothing"
+        raise ValueError(f"report: metric {metric!r} was not logged; there is {there}.")
     best = _best(folder, run)
     if higher_is_better is None and best is not None and metric in (None, best.metric):
         metric, higher_is_better = best
@@ -74,11 +89,15 @@ def report(
             "Say it: higher_is_better=True, as for an accuracy, or False, as for an error."
         )
     path = Path(out) if out is not None else folder / "report.html"
+    chosen: Lead | None = None
+    if members is not None:
+        asked = None if metric is None else shared_name(metric, members)
+        chosen = lead(members, run.kinds, asked, higher_is_better)
     text = page(
         title=folder.resolve().name,
         subtitle=_subtitle(run),
-        tiles=_tiles(run, metric or _metric(run), higher_is_better),
-        sections=_sections(folder, run),
+        tiles=_tiles(run, metric or _metric(run), higher_is_better, members, chosen),
+        sections=_sections(folder, run, members, chosen),
     )
     if writes():
         replace_file(path, text.encode("utf-8", errors="replace"))
@@ -132,13 +151,22 @@ def _metric(run: History) -> str | None:
     return next((n for n in names if "loss" not in n), next(iter(names), None))
 
 
-def _tiles(run: History, metric: str | None, higher_is_better: bool | None) -> str:
+def _tiles(
+    run: History,
+    metric: str | None,
+    higher_is_better: bool | None,
+    members: Members | None,
+    chosen: Lead | None,
+) -> str:
     tiles: list[str] = []
-    if metric and len(run.series[metric].finite):
-        tiles += _metric_tiles(run.series[metric], higher_is_better)
     total = run.series.get("loss/total") or run.series.get("loss")
-    if total is not None:
-        tiles.append(_loss_tile(total))
+    if members is not None:
+        tiles += member_tiles(members, chosen)
+    else:
+        if metric and len(run.series[metric].finite):
+            tiles += _metric_tiles(run.series[metric], higher_is_better)
+        if total is not None:
+            tiles.append(_loss_tile(total))
     if run.times:
         epochs = f"epoch {run.epoch:g}" if run.epoch is not None else ""
         tiles.append(tile("Steps", f"{run.step:,}", epochs))
@@ -176,28 +204,57 @@ def _loss_tile(total: Series) -> str:
     return tile("Total loss", number(last), start, kind="" if math.isfinite(last) else "warn")
 
 
-def _sections(folder: Path, run: History) -> str:
-    groups: dict[str, list[Series]] = {}
+def _sections(folder: Path, run: History, members: Members | None, chosen: Lead | None) -> str:
     constant: list[tuple[str, str]] = []
-    for name, series in run.series.items():
-        evaluated = name.split("/")[0] in run.kinds
-        group = name.rsplit("/", 1)[0] if "/" in name else name
-        if evaluated and "loss" not in name:
-            group = name  # metrics have scales of their own
-        elif _part(group, run.kinds) == "Training" and _constant(series):
-            constant.append((name, number(float(series.values[0]))))
-            continue
-        groups.setdefault(group, []).append(series)
+    groups = _groups(run.series if members is None else members.others, run.kinds, constant)
     steps = step_range(list(run.series.values())) if run.series else (0.0, 1.0)
     parts: dict[str, list[str]] = {"Losses": [], "Evaluation": [], "Training": [], "Speed": []}
-    for group, members in groups.items():
-        parts[_part(group, run.kinds)].append(chart_card(group, members, steps))
-    nothing = "" if groups else '<p class="card nothing">There are no log points to draw.</p>'
+    if members is not None:
+        shown = [] if chosen is None else leading(members, chosen)
+        for name in (n for n in members.shared if n not in shown):
+            if not _stays(members, name, run.kinds, constant):
+                parts[_part(name, run.kinds)].append(member_chart(members, name, steps))
+    for group, some in groups.items():
+        parts[_part(group, run.kinds)].append(chart_card(group, some, steps))
+    nothing = "" if run.series else '<p class="card nothing">There are no log points to draw.</p>'
     layers = similarity(folder)
     sections = [section(title, cards) for title, cards in parts.items()]
     sections.insert(2, section("Layers", [layers] if layers else []))
+    if members is not None:
+        sections.insert(0, member_section(members, chosen, run.kinds, steps))
     sections += [section("Objective", objective(folder)), settings_card(folder, constant)]
     return nothing + "".join(sections)
+
+
+def _groups(
+    every: Mapping[str, Series], kinds: set[str], constant: list[tuple[str, str]]
+) -> dict[str, list[Series]]:
+    """Which series are in one chart; what never moved is added to `constant`."""
+    groups: dict[str, list[Series]] = {}
+    for name, series in every.items():
+        evaluated = name.split("/")[0] in kinds
+        group = name.rsplit("/", 1)[0] if "/" in name else name
+        if evaluated and "loss" not in name:
+            group = name  # metrics have scales of their own
+        elif _part(group, kinds) == "Training" and _constant(series):
+            constant.append((name, number(float(series.values[0]))))
+            continue
+        groups.setdefault(group, []).append(series)
+    return groups
+
+
+def _stays(members: Members, name: str, kinds: set[str], constant: list[tuple[str, str]]) -> bool:
+    """Whether a value never moves: it is in the table of the members where these differ in it,
+    and is else added to `constant`."""
+    if name == "finite":  # said by "skipped"
+        return True
+    series = list(members.shared[name].values())
+    if _part(name, kinds) != "Training" or not all(map(_constant, series)):
+        return False
+    values = {number(float(s.values[0])) for s in series}
+    if len(values) == 1:
+        constant.append((name, values.pop()))
+    return True
 
 
 def _constant(series: Series) -> bool:
