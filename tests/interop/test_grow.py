@@ -10,6 +10,7 @@ from torch import nn
 
 from fkd.interop.transformers import grow
 
+from .families import deeper, model, output, twice
 from .test_cut import IDS, bert, llama
 
 transformers = pytest.importorskip("transformers")
@@ -132,16 +133,88 @@ def test_mistakes_are_said():
         grow(untied(num_hidden_layers=4), untied(), layers={"decoder": [0, 0, 1, 1]})
     with pytest.raises(ValueError, match="none of them smaller"):
         grow(untied(intermediate_size=8), untied())
-    with pytest.raises(ValueError, match="norms come after its branches"):
-        grow(bert(num_hidden_layers=4), bert(), layers=[0, None, 1, 2])
+    with pytest.raises(ValueError, match="no block before it ends in a norm"):
+        grow(bert(num_hidden_layers=4), restless(bert()), layers=[None, 0, 1, 2])
     with pytest.raises(ValueError, match="a multiple is expected"):
         grow(bert(hidden_size=24, num_attention_heads=6), bert())
-    with pytest.raises(ValueError, match="tie_word_embeddings=False"):
-        grow(llama(hidden_size=32, num_attention_heads=8, num_key_value_heads=4,
-                   tie_word_embeddings=True), llama(tie_word_embeddings=True))  # fmt: skip
     with pytest.raises(ValueError, match="40 entries for 30"):
         grow(untied(vocab_size=40), untied())
     one, two = nn.Linear(3, 3), nn.Linear(3, 3)
     with pytest.raises(ValueError, match="applied twice"):
         grow(nn.Sequential(one, nn.Tanh(), two, nn.Tanh()), nn.Sequential(one, nn.Tanh()),
              layers=[0, 1, None, None])  # fmt: skip
+    with pytest.raises(ValueError, match=r"4 heads of size 8, in the other model 4 of size 4"):
+        grow(untied(head_dim=8), untied())
+    kinds = ["sliding_attention", "full_attention", "sliding_attention"]
+    with pytest.raises(ValueError, match="Make it with config"):
+        grow(model("gemma2", num_hidden_layers=3, layer_types=kinds), model("gemma2"),
+             layers=[0, None, 1])  # fmt: skip
+    with pytest.raises(ValueError, match=r"has 4 heads of size 8.*slope"):
+        grow(model("bloom", **twice("bloom")), model("bloom"))
+    scaled = dict(scale_embedding=True)
+    with pytest.raises(ValueError, match="would not compute what the trained one does"):
+        grow(model("bart", **twice("bart"), **scaled), model("bart", **scaled))
+
+
+FUSED = ["gpt2", "neox", "falcon", "phi3", "modernbert", "mixtral"]
+
+
+@pytest.mark.parametrize("family", [*FUSED, "qwen3", "gemma2", "t5", "bart", "deberta", "bert"])
+def test_wider_models_with_tied_embeddings_compute_the_same(family):
+    """Their last norm gives each copy of a unit its share of what the head reads."""
+    small = model(family, tie_word_embeddings=True)
+    large = grow(model(family, **twice(family), tie_word_embeddings=True), small)
+    head, table = large.get_output_embeddings(), large.get_input_embeddings()
+    assert head.weight is table.weight and head.weight.shape[1] == 32
+    torch.testing.assert_close(output(large), output(small), rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["vit", "swin", "resnet"])
+def test_wider_models_of_images_compute_the_same(family):
+    small = model(family)
+    large = grow(model(family, **twice(family)), small)
+    torch.testing.assert_close(output(large), output(small), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("family", ["bert", "deberta", "bart", "bloom", "mixtral", "t5", "falcon"])
+def test_new_layers_add_nothing_where_norms_come_first_or_last(family):
+    small = model(family)
+    large = grow(model(family, **deeper(family)), small, layers=[0, None, 1])
+    torch.testing.assert_close(output(large), output(small), rtol=1e-3, atol=1e-5)
+    ids = torch.tensor([[3, 4]])
+    more = {"decoder_input_ids": ids} if large.config.is_encoder_decoder else {}
+    large(ids, **more)[0].sum().backward()
+    without = {n for n, p in large.named_parameters() if p.grad is None}
+    assert not [n for n in without if ".1." in n]
+
+
+def test_several_new_layers_whose_norms_come_last():
+    small = model("bert")
+    large = grow(model("bert", num_hidden_layers=4, **twice("bert")), small,
+                 layers=[0, None, None, 1])  # fmt: skip
+    torch.testing.assert_close(output(large), output(small), rtol=1e-3, atol=1e-5)
+
+
+def test_queries_are_grouped_otherwise():
+    """A key serves more queries, or fewer; each query still reads the key that it read."""
+    small = model("qwen3")
+    for queries, keys in ((8, 2), (8, 8), (4, 4)):
+        large = model("qwen3", num_attention_heads=queries, num_key_value_heads=keys)
+        torch.testing.assert_close(output(grow(large, small)), output(small), rtol=1e-3, atol=1e-5)
+
+
+def test_a_head_on_the_table_without_a_norm_is_refused():
+    class Bare(nn.Module):
+        def __init__(self, width: int) -> None:
+            super().__init__()
+            self.table, self.head = nn.Embedding(5, width), nn.Linear(width, 5, bias=False)
+            self.head.weight = self.table.weight
+
+        def get_input_embeddings(self) -> nn.Module:
+            return self.table
+
+        def get_output_embeddings(self) -> nn.Module:
+            return self.head
+
+    with pytest.raises(ValueError, match="tie_word_embeddings=False"):
+        grow(Bare(8), Bare(4))

@@ -38,19 +38,19 @@ from ._capture import prepare as prepare
 from ._chance import layer_drop as layer_drop
 from ._chance import not_traceable as not_traceable
 from ._collect import install_output_hooks as install_output_hooks
-from ._cut import cut as cut
 from ._fewer import fewer_layers as fewer_layers
 from ._forward import default_inputs as default_inputs
 from ._forward import is_causal as is_causal
 from ._forward import is_transformers as is_transformers
 from ._forward import on_request as on_request
 from ._forward import outputs as outputs
-from ._grow import grow as grow
 from ._head import Head as Head
 from ._head import head as head
 from ._head import heads as heads
 from ._layers import init_from_layers as init_from_layers
 from ._save import save_pretrained as save_pretrained
+from ._sizes.cut import cut as cut
+from ._sizes.grow import grow as grow
 from ._types import Capture as Capture
 
 __all__ = [

@@ -80,7 +80,7 @@ def init_from_layers(
         )
         start |= _layer_weights(mine, weights, (stack, theirs[label]), chosen)
         if not label:
-            _log_types(student, teacher, chosen)
+            log_types(student, teacher, chosen)
     start |= _outside(mine, weights, tuple(ours.values()))
     return begun(student, start)
 
@@ -152,16 +152,18 @@ def chosen_layers(
     return [i % theirs for i in layers]
 
 
-def _log_types(student: nn.Module, teacher: nn.Module, chosen: Sequence[int]) -> None:
+def log_types(
+    student: nn.Module, teacher: nn.Module, chosen: Sequence[int], caller: str = "init_from_layers"
+) -> None:
     """Say which layers become layers of another type (windowed or full attention, say)."""
     configs = (getattr(m, "config", None) for m in (student, teacher))
     ours, theirs = (getattr(c, "layer_types", None) or [] for c in configs)
     for i, j in enumerate(chosen):
         if i < len(ours) and j < len(theirs) and ours[i] != theirs[j]:
             _LOG.warning(
-                "init_from_layers: layer %d is %s, teacher layer %d is %s: give the student's "
-                "config the layer_types of the chosen layers.",
-                *(i, ours[i], j, theirs[j]),
+                "%s: layer %d is %s, teacher layer %d is %s: give the student's config the "
+                "layer_types of the chosen layers.",
+                *(caller, i, ours[i], j, theirs[j]),
             )
 
 
