@@ -1,4 +1,7 @@
-"""Texts with a label, or words with tags each, as batches: `datasets` reads, transformers pads."""
+"""Texts with a label, or words with tags each, as batches: `datasets` reads, transformers pads.
+
+And what is measured on them.
+"""
 
 from __future__ import annotations
 
@@ -7,10 +10,13 @@ from typing import Any
 
 import conll
 import datasets
+import torch
 import transformers as hf
 from torch.utils.data import DataLoader
 
 import fkd
+from fkd import batch, call, student, term
+from fkd.losses import cross_entropy
 
 
 def read(source: str, columns: list[str] | None) -> tuple[list[Any], list[Any]]:
@@ -60,3 +66,45 @@ def loader(rows: list[Any], tokenizer: Any, size: int, *, shuffle: bool) -> Data
     lengths = [len(row["input_ids"]) for row in rows]
     sampler = fkd.loops.BucketBatchSampler(lengths, size, buckets=8, shuffle=shuffle)
     return DataLoader(rows, batch_sampler=sampler, collate_fn=lambda some: dict(collate(some)))  # type: ignore[arg-type]
+
+
+def metrics_of(gold: list[Any], places: list[Any], names: list[str]) -> dict[str, Any]:
+    """Accuracy of texts; precision, recall and F1 of the entities in words."""
+    if not places:
+        return {"accuracy": fkd.metric(fkd.metrics.accuracy, student.logits, batch.labels)}
+    scores = lambda *columns: conll.entity_scores(gold, places, names, *columns)
+    choice = call(torch.argmax, student.logits, -1)
+    return {"entities": fkd.loops.collect(scores, choice, batch.index)}
+
+
+def prepared(
+    splits: dict[str, Any], names: list[str], tokenizer: Any, *, size: int, most: int
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Of every split a loader, and the metrics."""
+    encoded = {n: rows_of(*part, names, tokenizer, most) for n, part in splits.items()}
+    loaders = {n: loader(rows, tokenizer, size, shuffle=n == "train")
+               for n, (rows, _) in encoded.items()}  # fmt: skip
+    return loaders, {
+        n: metrics_of(splits[n][1], places, names) for n, (_, places) in encoded.items()
+    }
+
+
+def measured(model: Any, data: dict[str, Any], metrics: dict[str, Any]) -> dict[str, Any]:
+    """A model by itself, on every split."""
+    labels = {"labels": term(cross_entropy, student.logits, batch.labels)}
+    alone = fkd.Objective(labels, student=fkd.trainable(model))
+    state = fkd.loops.train_step(alone, torch.optim.SGD, compile=False).init()
+    return {n: fkd.loops.evaluate(alone, state, x, metrics=metrics[n]) for n, x in data.items()}
+
+
+def hiding(tokenizer: Any, fraction: float) -> Any:
+    """Tokens hidden at random, so that a teacher is asked about more texts than there are."""
+    special = torch.tensor(tokenizer.all_special_ids)
+
+    def prepare(state: fkd.loops.State, one: dict[str, Any]) -> dict[str, Any]:
+        ids = one["input_ids"]
+        drawn = (torch.rand(ids.shape) < fraction).to(ids.device)
+        drawn &= ~torch.isin(ids, special.to(ids.device))
+        return {**one, "input_ids": ids.masked_fill(drawn, tokenizer.mask_token_id)}
+
+    return prepare if fraction else None

@@ -44,9 +44,6 @@ def test_the_extras_and_groups_are_there():
     assert {"dev", "examples", "transformers", "peers"} <= extras.keys()  # README, .ci/run
 
 
-LINES = {"distill_bert.py": 210}  # an application
-
-
 @pytest.mark.parametrize(
     "path",
     [*ROOT.glob("examples/*.py"), *ROOT.glob("examples/tutorials/*.py")],
@@ -54,7 +51,7 @@ LINES = {"distill_bert.py": 210}  # an application
 )
 def test_an_example_is_short(path: Path):
     text = path.read_text(encoding="utf-8")
-    assert len(text.splitlines()) <= LINES.get(path.name, 150)
+    assert len(text.splitlines()) <= 150
     assert not re.search(r"^\s*(from|import) _(?!_future)", text, re.MULTILINE)  # nothing private
 
 
