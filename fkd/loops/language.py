@@ -20,10 +20,10 @@ from ._text.align import align_responses as align_responses
 from ._text.batches import document_mask as document_mask
 from ._text.batches import fields_of as fields_of
 from ._text.batches import token_batch as token_batch
+from ._text.chats import chat_tokens as chat_tokens
 from ._text.tokenizers import shared_vocabulary as shared_vocabulary
 from ._text.tokenizers import token_bytes as token_bytes
 from ._text.tokens import Tokens as Tokens
-from ._text.tokens import chat_tokens as chat_tokens
 from ._text.tokens import completion_tokens as completion_tokens
 from ._text.tokens import pack_documents as pack_documents
 from ._text.tokens import token_blocks as token_blocks
