@@ -132,11 +132,11 @@ def align(
       there is one, and those after each boundary of both; and the spans between boundaries.
 
     Two texts are the same if their bytes are, or if they differ only by what tokenizers change:
-    white space where a text begins or ends (also beside a special token inside), the normal form
-    of a character (NFC, NFKC), and SentencePiece's letter for a space. Where one of them was cut
-    shorter, what the other has beyond does not count. Where one has a special token (`<unk>`, or
-    one that the other reads as letters), it stands for what the other has there, if only one text
-    fits; the span that it is in does not count.
+    white space where a text begins or ends (also beside a special token inside), several spaces
+    that are one, the normal form of a character (NFC, NFKC), and SentencePiece's letter for a
+    space. Where one of them was cut shorter, what the other has beyond does not count. Where one
+    has a special token (`<unk>`, or one that the other reads as letters), it stands for what the
+    other has there, if only one text fits; the span that it is in does not count.
 
     Raises:
       ValueError: the two texts of a row are not the same.

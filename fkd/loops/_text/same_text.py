@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import codecs
 import itertools
+import re
 import unicodedata
 from collections.abc import Iterator
 
@@ -12,6 +13,7 @@ import numpy as np
 from .cut import MARK, Cut, stripped, trimmed
 from .stand_ins import with_text
 
+_SPACES = re.compile(" {2,}")
 _WINDOW = 16  # characters after a cut that can join those before it
 
 
@@ -87,8 +89,9 @@ def _characters(read: bytes) -> str | None:
 
 
 def _normal_of(text: str) -> str:
-    """One form for all: NFKC, and a space for the letter by which SentencePiece writes one."""
-    return unicodedata.normalize("NFKC", text.replace(MARK, " "))
+    """One form for all: NFKC, a space for the letter by which SentencePiece writes one, and one
+    for several, which T5 and others make of them."""
+    return _SPACES.sub(" ", unicodedata.normalize("NFKC", text.replace(MARK, " ")))
 
 
 def _normal(read: bytes) -> bytes:

@@ -9,7 +9,7 @@ import unicodedata
 import pytest
 import torch
 import transformers as hf
-from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
+from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from fkd.loops.language import (
     Tokens,
@@ -222,6 +222,21 @@ def test_sentence_piece_s_own_letter_in_a_text_is_a_space():
             same = [[x.replace("\u2581".encode(), b" ") for x in s] for s in (ours, theirs)]
             same = [b"".join(s).strip() for s in same]
             assert same[0] == same[1]
+
+
+@pytest.mark.parametrize("text", ["a  b   c", "def f(x):\n    return  x", "a" + " " * 40 + "b"])
+@pytest.mark.parametrize("swapped", [False, True])
+def test_several_spaces_that_one_of_two_makes_one(text, swapped):
+    """As T5's tokenizer does."""
+    merging = copy.deepcopy(sentence_piece())
+    spaces = normalizers.Replace(Regex(" {2,}"), " ")
+    merging.backend_tokenizer.normalizer = normalizers.Sequence(
+        [spaces, merging.backend_tokenizer.normalizer]
+    )
+    pair = (merging, byte_level()) if swapped else (byte_level(), merging)
+    ours, theirs = ([" ".join(x.decode().split()) for x in side] for side in aligned(*pair, text))
+    assert ours == theirs and len(ours) > 1
+    assert "".join("".join(ours).split()) == "".join(text.split())
 
 
 def without_bytes() -> hf.PreTrainedTokenizerFast:
