@@ -85,7 +85,8 @@ def gold(
         p = exp(teacher),  q = exp(student),  m = beta p + (1 - beta) q
 
     with the others sorted, and the fewer padded by 0, as in `uld`. p and q need not sum to 1: they
-    are of merged tokens (`merged_log_probs`). No summand is negative all the same.
+    are of merged tokens (`merged_log_probs`). No summand is negative all the same. The shared
+    entries give 0 at beta = 0 and beta = 1, as in `jsd`. (TRL takes the two KLs there.)
 
     Args:
       student_log_probs: `[*batch, student_vocab]`, at most 0; `-inf` means probability 0.
