@@ -58,6 +58,35 @@ def reduced(refs: Iterable[Ref], frozen: set[str], *, first: int = 0) -> tuple[R
     return (*every[:first], *rest)
 
 
+def read_twice(objective: Objective, refs: Iterable[Ref]) -> tuple[Ref, ...]:
+    """What is computed both for some refs and beside them: the largest functions of the batch that
+    a teacher's inputs and the student read in common."""
+    known = set(refs)
+    inside = {part for ref in known for part in walk(ref)}
+    beside: dict[Ref, None] = {}
+    for ref in read_refs(objective.terms):
+        _reach(ref, known, beside)
+    shared = [
+        r for r in beside if r in inside and _computes(node(r)) and roots(r) == frozenset({"batch"})
+    ]
+    below = {part for ref in shared for child in children(ref) for part in walk(child)}
+    return tuple(ref for ref in shared if ref not in below)
+
+
+def _reach(ref: Ref, known: set[Ref], reached: dict[Ref, None]) -> None:
+    """The refs that are computed for one when some are known."""
+    if ref in known or ref in reached:
+        return
+    reached[ref] = None
+    for child in children(ref):
+        _reach(child, known, reached)
+
+
+def _computes(part: Any) -> bool:
+    """Whether a node calls a function, which may draw random numbers."""
+    return isinstance(part, Call) and part.fn is not None
+
+
 def read_refs(terms: Mapping[str, Term]) -> Iterator[Ref]:
     """What the terms read, in their order."""
     return (ref for term in terms.values() for ref in term.refs)

@@ -8,18 +8,18 @@ example, and a ref may take a mean over the batch.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import functools
 import logging
 import math
-from collections.abc import Generator, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from fkd._base.generators import torch_seeded
 from fkd._base.mean import Mean
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
@@ -180,7 +180,7 @@ class _Trials:
             return dataclasses.replace(modules, values=values, taps=map_tensors(cut, taps))
 
         def values(part: slice, seed: int = 0) -> Sequence[Any]:
-            with _drawing(seed, device):
+            with torch_seeded(seed, device), torch.no_grad():
                 return program.plan.compute(context(part), attempt=_attempt)
 
         every = slice(None)
@@ -188,24 +188,6 @@ class _Trials:
         scalars = self._objective.scalars(0, device)
         whole, again = values(every), values(every, seed=1)
         return _Trial(program, scalars, context(every), whole, again, halves)
-
-
-@contextlib.contextmanager
-def _drawing(seed: int, device: torch.device) -> Generator[None]:
-    """Random numbers from a seed inside. `torch.manual_seed` would note the place of each call for
-    every kind of device that this process does not use, which takes longer than a trial."""
-    generators = [torch.default_generator]
-    if device.type == "cuda":
-        generators.append(torch.cuda.default_generators[device.index or 0])
-    before = [generator.get_state() for generator in generators]
-    for generator in generators:
-        generator.manual_seed(seed)
-    try:
-        with torch.no_grad():
-            yield
-    finally:
-        for generator, state in zip(generators, before, strict=True):
-            generator.set_state(state)
 
 
 def _few(x: Tensor, *, draw: int) -> Tensor:
@@ -338,9 +320,9 @@ def _evaluated(
 ) -> _Tried:
     bound = BoundTerms({name: term}, trial.program.plan.place)
     device = next((x.device for x in tensors_in(list(values))), torch.device("cpu"))
-    with _drawing(seed, device):
+    with torch_seeded(seed, device), torch.no_grad():
         result = bound.functions[name](values, trial.scalars, None).result
-    with _drawing(seed, device):
+    with torch_seeded(seed, device), torch.no_grad():
         evaluation = bound.evaluate(values, trial.scalars, {})
     one_value = isinstance(result, Tensor) and result.ndim == 0
     return _Tried(evaluation.means[name], evaluation.weights.get(name), one_value)

@@ -6,7 +6,6 @@ from collections.abc import Callable, Mapping
 from concurrent.futures import Future
 from typing import Any
 
-import numpy as np
 import optree
 import torch
 from torch import Tensor
@@ -14,6 +13,7 @@ from torch import Tensor
 from fkd._base.types import Batch
 from fkd._objective.objective import Objective
 from fkd._refs.refs import Ref
+from fkd.loops._base.random import drawn_so_far
 from fkd.loops._data.ahead import Pending
 from fkd.loops._data.batch import Signature, normalised, signature
 from fkd.loops._data.epochs import Loader
@@ -156,14 +156,6 @@ def _without_draws(name: str, compute: Callable[[], Any]) -> Any:
             "source.attach(loader)."
         )
     return values
-
-
-def drawn_so_far() -> tuple[Any, ...]:
-    """The state of the process's generators of random numbers."""
-    numpy: Any = np.random.get_state(legacy=False)
-    state = numpy["state"]
-    of_torch = torch.default_generator.get_state().numpy().tobytes()
-    return of_torch, state["key"].tobytes(), state["pos"]
 
 
 def ahead(

@@ -15,7 +15,7 @@ from torch import Tensor
 from fkd._base.errors import ObjectiveError, expect
 from fkd._base.trees import map_tensors
 from fkd._base.types import Batch, TensorBatch
-from fkd._objective.frontier import frontier
+from fkd._objective.frontier import frontier, read_twice
 from fkd._objective.objective import Objective
 from fkd._objective.plan import Plan
 from fkd._objective.problems import read_problems
@@ -30,14 +30,14 @@ from fkd.loops._base.compile import (
 )
 from fkd.loops._base.precision import Precision as Precision
 from fkd.loops._base.precision import autocast_dtype
-from fkd.loops._base.random import fold_in, seeded
+from fkd.loops._base.random import drawn_so_far, fold_in, seeded
 from fkd.loops._base.state import expect_device
 from fkd.loops._base.waiting import Compiling, Say, on_standard_error
 from fkd.loops._data.batch import normalised, signature
 from fkd.loops._data.epochs import Loader
 
 from ._errors import SourceError
-from ._parameters import tensors_of
+from ._parameters import expect_kept, tensors_of
 from ._source import attach
 
 
@@ -48,6 +48,7 @@ class Teacher:
       refs: whose values it gives.
       program: of these refs.
       device: where it runs.
+      draws: whether it draws random numbers; None: it has not run yet.
       seed: whether the process's generators are seeded for each batch. Beside a step in another
         thread they must not be: there is one of each, and the step draws from it.
 
@@ -82,6 +83,8 @@ class Teacher:
         self._forward = compiled(self._of_a_batch, options)
         self._compiling = Compiling("the teacher")
         self._say = None if options is None else say
+        self._twice = read_twice(objective, self.refs)
+        self.draws: bool | None = None
         self._captures = captures_graphs(options) and self.device.type == "cuda"
 
     def __call__(self, batch: Batch, index: int = 0) -> list[Any]:
@@ -95,9 +98,29 @@ class Teacher:
         draws = seeded(fold_in(0, index), self.device) if self.seed else contextlib.nullcontext()
         line = self._compiling(lambda: signature(tensors), self._say)
         with torch.no_grad(), draws, unlimited_recompilation(), line:
-            values = self._forward(self._parts, tensors)
+            values = self._drawn(tensors) if self.draws is None else self._run(tensors)
         # The next call of a captured graph writes into the same memory.
         return map_tensors(torch.clone, values) if self._captures else values
+
+    def _run(self, batch: TensorBatch) -> list[Any]:
+        return self._forward(self._parts, batch)
+
+    def _drawn(self, batch: TensorBatch) -> list[Any]:
+        """The first values.
+
+        Raises:
+          SourceError: what is drawn for the teacher is read beside it, where it is drawn again.
+        """
+        before = drawn_so_far()
+        values = self._run(batch)
+        self.draws = drawn_so_far() != before
+        if self.draws and self._twice:
+            raise SourceError(
+                f"the teacher's inputs are drawn at random, and {self._twice[0]!r} is read by the "
+                "student as well, which would draw it again: they would see different inputs. Draw "
+                "where batches are made, so that both read a field: batch.mixed."
+            )
+        return values
 
     def _of_a_batch(self, parts: Parts, batch: TensorBatch) -> list[Any]:
         forward = self.program.context(parts, batch, autocast=self.autocast)
@@ -173,9 +196,8 @@ class Live:
           SourceError: it has none of that name.
         """
         known = tensors_of(self._models[model], names) if model in self._models else {}
-        missing = [name for name in names if name not in known]
-        if missing:
-            raise SourceError(f"{model}.param({missing[0]!r}) is read, and {self!r} has none.")
+        fix = "give a source of the objective that reads it"
+        expect_kept(model, names, [*known], f"{self!r} has", fix)
         return known
 
     def beside(self) -> Live:

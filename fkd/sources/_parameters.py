@@ -74,6 +74,22 @@ def frozen_parameters(
     }
 
 
+def expect_kept(
+    model: str, names: Sequence[str], have: Sequence[str], whose: str, fix: str
+) -> None:
+    """Raise for a parameter that a source does not have.
+
+    Raises:
+      SourceError: says what it has of this model.
+    """
+    missing = [name for name in names if name not in have]
+    if missing:
+        raise SourceError(
+            f"{model}.param({missing[0]!r}) is read, and {whose} of this model "
+            f"{list(have) or 'no parameter'}: {fix}, or give the objective its {model}."
+        )
+
+
 def _is_part(x: Tensor) -> bool:
     return x.untyped_storage().nbytes() > x.numel() * x.element_size()
 
@@ -107,13 +123,8 @@ def read_parameters(
       DamagedSourceError: the file is not what was written.
     """
     have = [name for of, name in about.names if of == model]
-    missing = [name for name in names if name not in have]
-    if missing:
-        raise SourceError(
-            f"{model}.param({missing[0]!r}) is read, and the cache {folder} has of this model "
-            f"{have or 'no parameter'}: it keeps those that the terms read when it was made. Make "
-            f"it again with these terms, or give the objective its {model}."
-        )
+    fix = "it keeps those that the terms read when it was made. Make it again with these terms"
+    expect_kept(model, names, have, f"the cache {folder} has", fix)
     verify_parameters(folder, about)
     with open_regular(folder / FILE) as file:
         length = int.from_bytes(file.read(8), "little")

@@ -20,7 +20,7 @@ from fkd.loops._data.batch import Signature, normalised, signature
 from fkd.loops._data.epochs import Loader
 from fkd.loops._data.fields import Field, as_fields
 
-from ._errors import ServedError, SourceError
+from ._errors import ServedError
 from ._http import (
     Address,
     Answer,
@@ -35,6 +35,7 @@ from ._http import (
 from ._http import request as http_request
 from ._identity import describe_model, describe_tensor, identity
 from ._kept import refuse_difference
+from ._parameters import expect_kept
 from ._protocol import ABOUT, PARAMETERS, VALUES, read_about
 from ._source import AttachedCollate, attach
 from ._wire import (
@@ -135,13 +136,8 @@ class Served:
           ServedError: the server did not give them.
         """
         have = [name for of, name in self.about["parameters"] if of == model]
-        missing = [name for name in names if name not in have]
-        if missing:
-            raise SourceError(
-                f"{model}.param({missing[0]!r}) is read, and {self.url} serves of this model "
-                f"{have or 'no parameter'}: it serves those that its own terms read. Serve an "
-                f"objective with these terms, or give the objective here its {model}."
-            )
+        fix = "it serves those that its own terms read. Serve an objective with these terms"
+        expect_kept(model, names, have, f"{self.url} serves", fix)
         if self._parameters is None:
             ask = self._parameters_asked
             self._parameters = attempted(ask, self.address, self._patience, self._stopped)

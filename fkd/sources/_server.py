@@ -20,11 +20,10 @@ from torch import Tensor
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
 from fkd._objective.objective import Objective
-from fkd.loops._base.random import seeded
+from fkd.loops._base.random import drawn_so_far, seeded
 from fkd.loops._data.batch import normalised
 from fkd.loops._data.fields import Field, as_fields
 
-from ._ahead import drawn_so_far
 from ._errors import SourceError
 from ._identity import describe_model, identity, short
 from ._live import Live, Precision

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -43,8 +43,7 @@ class Times:
         return float(self.schedule(step)) * float(rate)
 
 
-def _one(step: int) -> float:
-    del step
+def _one(_: int) -> float:
     return 1.0
 
 
@@ -163,8 +162,12 @@ class Sweep(TrainStep):
     def _said(self, batch: TensorBatch) -> TensorBatch:
         """The batch with what the teacher says of it."""
         assert self.source is not None
-        with_values: Any = self.source.attach([batch])
-        (attached,) = with_values
+        (attached,) = cast(Any, self.source.attach([batch]))
+        if self.source.teacher.draws:
+            raise ValueError(
+                "sweep: what the teacher reads is drawn at random: members would not have the "
+                "numbers of single runs. Draw where batches are made, as a field of the batch."
+            )
         return attached
 
     def rates(self, state: State) -> dict[str, float]:

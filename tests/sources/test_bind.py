@@ -314,3 +314,21 @@ def test_training_with_a_bound_objective_has_the_bits_of_training_with_the_teach
         ends.append(fkd.loops.run(step, step.init(), made, epochs=2, progress=False).state)
     for name, p in ends[0].trainable["student"].items():
         assert torch.equal(p, ends[1].trainable["student"][name])
+
+
+def test_what_is_drawn_for_the_teacher_and_the_student_is_refused_from_a_source():
+    def noisy(x):
+        return x + torch.randn_like(x)
+
+    for inputs, drawn in ((call(noisy, batch.x), True), (call(torch.abs, batch.x), False)):
+        objective = mlps(
+            kd=term(kl, student.on(inputs).logits, teacher.on(inputs).logits, where=batch.mask)
+        )
+        source = live(objective)
+        if not drawn:
+            source.values(data())
+            continue
+        with pytest.raises(SourceError, match=r"call\(noisy, batch.x\) is read by the student"):
+            source.values(data())
+    apart = mlps(kd=term(kl, student.logits, teacher.on(call(noisy, batch.x)).logits))
+    assert live(apart).values(data())  # noise of the teacher alone

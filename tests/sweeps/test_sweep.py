@@ -8,9 +8,9 @@ import pytest
 import torch
 
 import fkd
-from fkd import batch, ref, student, teacher, term
+from fkd import batch, call, ref, student, teacher, term
 from fkd.loops import evaluate, export, fit, restore, run, train_step
-from fkd.losses import cross_entropy, kl, mse
+from fkd.losses import cross_entropy, kl, mse, taid, taid_init
 from fkd.sweeps import member, sweep
 
 from ..loops.training import Net, batches
@@ -201,3 +201,76 @@ def test_mistakes_are_said():
     )
     with pytest.raises(ValueError, match="plain function of the context"):
         sweep(reads, adamw, {"a": member()}, compile=False)
+
+
+def mixed(x: torch.Tensor) -> torch.Tensor:
+    share = torch.rand(len(x), 1, device=x.device)
+    return share * x + (1 - share) * x.flip(0)
+
+
+def together(temperature: float = 2.0, inputs: Any = batch.x) -> fkd.Objective:
+    """Two students that teach each other, one of them at every second step, and a loss with a
+    state; the student with dropout and batch normalisation."""
+    torch.manual_seed(0)
+    body = [torch.nn.Linear(5, 6), torch.nn.BatchNorm1d(6), torch.nn.Dropout(0.3)]
+    net = torch.nn.Sequential(*body, torch.nn.Linear(6, 3))
+    peer = torch.nn.Linear(5, 3)
+    logits = student.on(inputs).logits
+    return fkd.Objective(
+        {
+            "kd": term(kl, logits, teacher.on(inputs).logits, temperature=temperature),
+            "taid": term(taid, logits, teacher.on(inputs).logits, state=taid_init(0.2)),
+            "peer": term(kl, ref("peer").logits, fkd.stop_gradient(student.logits), to="peer"),
+        },
+        student=fkd.trainable(net, inputs=lambda b: b["x"]),
+        peer=fkd.trainable(peer, inputs=lambda b: b["x"]),
+        teacher=fkd.frozen(torch.nn.Linear(5, 3), inputs=lambda b: b["x"]),
+    )
+
+
+def sgd(params: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(params, lr=0.1, momentum=0.9)
+
+
+@pytest.mark.parametrize("more", [{}, {"accumulate": 2}, {"combine": fkd.gradients.pcgrad()}])
+def test_members_with_several_optimizers_turns_and_states_are_single_runs(tmp_path, more):
+    halved = fkd.schedules.constant(0.5)
+    chosen = {
+        **more, "compile": False, "clip": {"student": 0.5},
+        "lr": {"student": halved, "peer": halved}, "when": {"peer": lambda step: step % 2 == 0},
+    }  # fmt: skip
+    makers = {"student": adamw, "peer": sgd}
+    g = torch.Generator().manual_seed(1)
+    data = [{"x": torch.randn(8, 5, generator=g)} for _ in range(4)]
+    members = {"a": member(), "b": member({"kd/temperature": 5.0}, seed=4)}
+    for steps in (2, None):  # killed, and resumed
+        step = sweep(together(), makers, members, **chosen)
+        ended = run(step, step.init(seed=3), data, epochs=1, steps=steps, progress=False,
+                    checkpoint_dir=tmp_path)  # fmt: skip
+    for name, temperature, seed in (("a", 2.0, 3), ("b", 5.0, 4)):
+        alone = train_step(together(temperature), makers, **chosen)
+        expected = alone.init(seed=seed)
+        for one in data:
+            expected, _ = alone(expected, one)
+        got = step.member(ended.state, name)
+        for part in ("trainable", "optimizer", "loss_state", "combine_state"):
+            assert same_bits(getattr(got, part), getattr(expected, part)), (name, part)
+        assert same_bits(got.buffers["student"], expected.buffers["student"])
+
+
+def test_inputs_that_are_drawn_inside_the_objective_are_refused():
+    """The teacher runs once, beside the members: each would draw its own mixture."""
+    few = {"a": member(), "b": member({"kd/temperature": 5.0})}
+    one = {"x": torch.randn(8, 5)}
+    step = sweep(together(inputs=call(mixed, batch.x)), adamw, few, compile=False)
+    with pytest.raises(ValueError, match=r"call\(mixed, batch.x\) is read by the student as well"):
+        step(step.init(), one)
+    only = fkd.Objective(
+        {"kd": term(kl, student.logits, teacher.on(call(mixed, batch.x)).logits, temperature=2.0)},
+        student=fkd.trainable(torch.nn.Linear(5, 3)), teacher=fkd.frozen(torch.nn.Linear(5, 3)),
+    )  # fmt: skip
+    step = sweep(only, adamw, few, compile=False)
+    with pytest.raises(ValueError, match="would not have the numbers of single runs"):
+        step(step.init(), one)
+    step = sweep(together(inputs=batch.x * 2), adamw, few, compile=False)
+    step(step.init(), one)  # nothing is drawn

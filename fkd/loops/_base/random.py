@@ -7,9 +7,12 @@ import logging
 import random
 import threading
 from collections.abc import Generator
+from typing import Any
 
 import numpy as np
 import torch
+
+from fkd._base.generators import torch_seeded
 
 _LOG = logging.getLogger(__name__)
 _MASK = (1 << 64) - 1
@@ -55,23 +58,14 @@ def seeded(seed: int, device: torch.device, *, host: bool = True) -> Generator[N
         code (SpecAugment, stochastic depth). Saving and restoring them costs about 0.1 ms;
         code that was compiled cannot draw from them.
     """
-    _wait_for_turn()  # one context, not three: the host's time counts in every step
+    _wait_for_turn()
     try:
-        generators = [torch.default_generator]
-        if device.type == "cuda":
-            generators.append(torch.cuda.default_generators[device.index or 0])
-        before = [g.get_state() for g in generators]
-        for generator in generators:
-            generator.manual_seed(seed)
-        try:
+        with torch_seeded(seed, device):
             if host:
                 with _host_seeded(seed):
                     yield
             else:
                 yield
-        finally:
-            for generator, state in zip(generators, before, strict=True):
-                generator.set_state(state)
     finally:
         _TURN.release()
 
@@ -109,3 +103,11 @@ def _wait_for_turn() -> None:
             *(threading.current_thread().name, _PATIENCE),
         )
         _TURN.acquire()
+
+
+def drawn_so_far() -> tuple[Any, ...]:
+    """The state of the process's generators of random numbers."""
+    numpy: Any = np.random.get_state(legacy=False)
+    state = numpy["state"]
+    of_torch = torch.default_generator.get_state().numpy().tobytes()
+    return of_torch, state["key"].tobytes(), state["pos"]
