@@ -271,6 +271,34 @@ def test_tied_weights_are_one_parameter_whose_gradients_add_up():
     torch.testing.assert_close(grads["student", "embed.weight"], net.embed.weight.grad)
 
 
+def test_a_module_and_a_buffer_in_two_places_are_swapped_in_both():
+    class Twice(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = self.again = nn.Linear(3, 3, bias=False)
+            self.inner = nn.Linear(3, 3, bias=False)
+            self.register_buffer("shift", torch.ones(3))
+            self.inner.register_buffer("shift", self.shift)
+
+        def forward(self, x):
+            return self.again(self.first(x)) + self.shift + self.inner.shift
+
+    net = Twice()
+    objective = Objective(term(lambda x: x.sum(-1), student.logits), student=trainable(net))
+    parts, x = objective.init(), torch.randn(2, 3)
+    for factor in (1.0, 2.0):
+        weight = net.first.weight.detach() * factor
+        shift = torch.full((3,), factor)
+        scaled = parts._replace(
+            trainable={"student": {**parts.trainable["student"], "first.weight": weight}},
+            buffers={"student": {"shift": shift}},
+        )
+        loss, _ = objective(scaled, x)
+        expected = ((x @ weight.T @ weight.T) + 2 * shift).sum(-1).mean()
+        torch.testing.assert_close(loss, expected)
+    assert torch.equal(net.shift, torch.ones(3))
+
+
 def test_a_parameter_needs_no_forward_pass():
     net = MLP()
 
