@@ -111,6 +111,14 @@ def test_blocks_that_share_a_graph_compute_what_each_did(precision, drop):
 
 
 @pytest.mark.compile
+def test_blocks_that_share_a_graph_are_clipped_as_others_are():
+    plain = losses(objective(model()), False, clip=1e-3)
+    shared = losses(objective(model()), {"backend": "aot_eager", "blocks": 2}, clip=1e-3)
+    for a, b in zip(plain, shared, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.compile
 def test_depth_adds_no_graph():
     counts = []
     for depth in (3, 7):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -16,6 +17,8 @@ from fkd._objective.objective import Objective
 from fkd._objective.program import Parts
 from fkd._objective.reach import Backward, backward_passes
 from fkd.parallel._objective import OverRanks, Share
+
+from .together import norm_of_all
 
 BIG, SHRINK = 2.0**50, 2.0**-60
 """From where on an entry is squared in another scale: its square may overflow float32."""
@@ -134,7 +137,9 @@ def by_names(grads: Iterator[Tensor], trainable: Params) -> dict[str, dict[str, 
     return {m: {name: next(grads) for name in params} for m, params in trainable.items()}
 
 
-def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[str, Tensor]:
+def norms_of(
+    grads: Sequence[Tensor], trainable: Params, *, wide: bool, together: bool = False
+) -> dict[str, Tensor]:
     """The norm of the gradient of each model, in float32.
 
     Args:
@@ -142,9 +147,12 @@ def norms_of(grads: Sequence[Tensor], trainable: Params, *, wide: bool) -> dict[
       trainable: of the state, those models that are updated.
       wide: finite up to 1e38, as clipping needs it. Otherwise infinite where a square is
         (from 1.8e19 on), which an optimizer could not compute either.
+      together: of all gradients of a model in one operation, which a compiler leaves as it is.
     """
     flat = iter(grads)
     norm = _wide_norm if wide else plain_norm
+    if together:
+        norm = functools.partial(norm_of_all, wide=wide)
     return {name: norm([next(flat) for _ in params]) for name, params in trainable.items()}
 
 

@@ -26,6 +26,7 @@ from .by_model import Names
 from .combine import Combined
 from .gradient import Gradients, differentiated, norms_of, total_norm
 from .loss_scale import LossScale, next_scale
+from .together import scaled_all
 
 Metrics: TypeAlias = dict[str, Tensor]
 """0-d tensors on the device: `loss/total`, `loss/<term>`, `grad_norm/<model>`, `skipped`, ..."""
@@ -77,9 +78,9 @@ class Graphs:
         combined: Combined | None = None,
         over: OverRanks | None = None,
     ) -> None:
-        self.objective: Objective | OverRanks = (
-            _sharing(objective, options) if over is None else over
-        )
+        shared = objective if over is not None else _sharing(objective, options)
+        self.objective: Objective | OverRanks = shared if over is None else over
+        self.together = shared is not objective
         self.over = over
         self.autocast = autocast
         self.clips = {names: clip for names, clip in clips.items() if set(names) & set(models)}
@@ -210,7 +211,7 @@ class Graphs:
         """The norm of the gradient of each model, over the rows of all ranks."""
         wide = bool(self.clips)
         if self.over is None or self.over.cutting is None:
-            return norms_of(grads, updated, wide=wide)
+            return norms_of(grads, updated, wide=wide, together=self.together)
         flags = self.over.cut(updated)
         rows = [g if cut else g.new_zeros(1) for g, cut in zip(grads, flags, strict=True)]
         others = [g.new_zeros(1) if cut else g for g, cut in zip(grads, flags, strict=True)]
@@ -232,11 +233,14 @@ class Graphs:
             factor = (clip / (total_norm(among) + 1e-6)).clamp(max=1.0)
             factors.update(dict.fromkeys(among, factor))
         rest = iter(grads)
-        return [
-            next(rest) * factors[model] if model in factors else next(rest)
-            for model, params in self._updated(parts).items()
-            for _ in params
-        ]
+        clipped: list[Tensor] = []
+        for model, params in self._updated(parts).items():
+            these = [next(rest) for _ in params]
+            clipped += self._scaled(these, factors[model]) if model in factors else these
+        return clipped
+
+    def _scaled(self, grads: Sequence[Tensor], factor: Tensor) -> list[Tensor]:
+        return scaled_all(grads, factor) if self.together else [g * factor for g in grads]
 
     def share_of(self, batches: Sequence[TensorBatch | Share], like: Tensor) -> Tensor | None:
         """`[]`, which part of the examples of some shares this rank has."""

@@ -110,25 +110,42 @@ def test_without_clipping_a_gradient_whose_square_overflows_is_left_out():
     assert state.skipped == 1 and not state.optimizer
 
 
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("values", [(3.0, 4.0), (1e-9, 1e-10), (3e30, 4e30), (1e16, 1e-3)])
-def test_norms_are_those_of_float64(values):
+def test_norms_are_those_of_float64(values, together):
     from fkd.loops._step.gradient import norms_of, total_norm
 
     grads = [torch.tensor([values[0]]), torch.tensor([[values[1]]])]
-    norms = norms_of(grads, {"a": {"x": grads[0]}, "b": {"y": grads[1]}}, wide=True)
+    norms = norms_of(
+        grads, {"a": {"x": grads[0]}, "b": {"y": grads[1]}}, wide=True, together=together
+    )
     expected = math.hypot(*values)
     assert float(total_norm(norms)) == pytest.approx(expected, rel=1e-6)
-    together = norms_of(grads, {"a": {"x": grads[0], "y": grads[1]}}, wide=True)["a"]
-    assert float(together) == pytest.approx(expected, rel=1e-6)
+    of_one = {"a": {"x": grads[0], "y": grads[1]}}
+    norm = norms_of(grads, of_one, wide=True, together=together)["a"]
+    assert norm.dtype == torch.float32 and float(norm) == pytest.approx(expected, rel=1e-6)
 
 
+@pytest.mark.parametrize("together", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_a_norm_without_clipping_is_finite_where_the_squares_are(together, dtype):
+    from fkd.loops._step.gradient import norms_of
+
+    for size, finite in [(1e18, True), (1e20, False)]:
+        grads = [torch.full((3,), size, dtype=dtype), torch.ones(2, dtype=dtype)]
+        params = {"a": {"x": grads[0], "y": grads[1]}}
+        norm = norms_of(grads, params, wide=False, together=together)["a"]
+        assert norm.dtype == torch.float32 and bool(norm.isfinite()) == finite
+
+
+@pytest.mark.parametrize("together", [False, True])
 @pytest.mark.parametrize("wide", [False, True])
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_nonfinite_gradients_have_a_nonfinite_norm(bad, wide):
+def test_nonfinite_gradients_have_a_nonfinite_norm(bad, wide, together):
     from fkd.loops._step.gradient import norms_of, total_norm
 
     grads = [torch.tensor([1.0, bad, 1e3])]
-    norms = norms_of(grads, {"a": {"x": grads[0]}}, wide=wide)
+    norms = norms_of(grads, {"a": {"x": grads[0]}}, wide=wide, together=together)
     assert not torch.isfinite(total_norm(norms))
 
 
