@@ -166,6 +166,9 @@ class _Trial:
     values: list[Any] = field(default_factory=list[Any])
     failed: set[str] = field(default_factory=set[str])
 
+    def value(self, ref: Ref) -> Any:
+        return self.values[self.objective.program.plan.place[ref]]
+
 
 def _dry_run(
     objective: Objective,
@@ -190,7 +193,7 @@ def _dry_run(
             trial.problems += unreached(objective, parts, runs)
     if not trial.problems:
         trial.problems += unshifted_labels(objective, batch)
-        trial.problems += labels_out_of_range(objective, batch, trial.values)
+        trial.problems += labels_out_of_range(objective.terms, batch, trial.value)
         trial.problems += crossed_documents(objective, batch)
         trial.problems += masks_with_other_numbers(objective, batch)
     if trial.problems:

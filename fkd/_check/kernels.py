@@ -31,12 +31,15 @@ _NORMS: dict[Any, tuple[int, ...]] = {
 }
 """The places of scale, shift and statistics among the arguments of a normalisation."""
 
+_NOT_OF_FLOATS = re.compile(r"bitwise_|__(and|or|xor|lshift|rshift)__|index_|take$|gather$")
+"""Operations that have no kernel for floating-point numbers, or for such indices."""
+
 _LARGEST = 2**20
 """Numbers in the tensors of an operation that is tried, at most: it is to cost nothing."""
 
 _OF_DTYPES = re.compile(
     r"dtype|scalar type|data type|not implemented for '|floating.point|can't be cast|bool input"
-    r"|should be the same|[Tt]ype promot"
+    r"|should be the same|[Tt]ype promot|used as indices|predicate to be bool"
 )
 
 
@@ -44,8 +47,8 @@ class Kernels(TorchDispatchMode):
     """Refuses the dtypes that the kernels refuse.
 
     Products and normalisations by their rule, whatever their size. Any other operation on
-    something else than float32 is tried once for each combination of dtypes, on zeros, if it is
-    small.
+    something else than float32, or that is none for floating-point numbers, is tried once for each
+    combination of dtypes, on zeros, if it is small.
     """
 
     def __init__(self) -> None:
@@ -71,11 +74,14 @@ class Kernels(TorchDispatchMode):
         if (func, dtypes) in self._tried or not _can_be_tried(func, tensors):
             return
         self._tried.add((func, dtypes))
-        with unset_fake_temporarily(), torch.no_grad():
+        # What draws random numbers draws them as if it had not been tried.
+        drawn = torch.Tag.nondeterministic_seeded in func.tags
+        as_before = torch.random.fork_rng(devices=[], enabled=drawn)
+        with unset_fake_temporarily(), torch.no_grad(), as_before:
             real_args, real_kwargs = tree_map_only(Tensor, _zeros, (tuple(args), kwargs))
             try:
                 func(*real_args, **real_kwargs)
-            except (RuntimeError, ValueError, TypeError) as error:
+            except (RuntimeError, ValueError, TypeError, IndexError) as error:
                 said = str(error).split("\n")[0]
                 if is_of_dtypes(error):
                     raise RuntimeError(f"{func.overloadpacket.__name__}: {said}") from None
@@ -83,12 +89,16 @@ class Kernels(TorchDispatchMode):
 
 def _can_be_tried(func: Any, tensors: Sequence[Tensor]) -> bool:
     """Whether an operation depends on dtypes, and shows it on small zeros without a trace."""
-    if func.namespace != "aten" or torch.Tag.nondeterministic_seeded in func.tags:
+    if func.namespace != "aten":
+        return False
+    drawn = torch.Tag.nondeterministic_seeded in func.tags
+    if drawn and any(x.device.type != "cpu" for x in tensors):
         return False
     if "backward" in func.name():  # of what a fake forward pass stored, in dtypes of its own
         return False
     plain = all(x.layout is torch.strided and x.device.type != "meta" for x in tensors)
     others = any(x.dtype is not torch.float32 for x in tensors)
+    others = others or _NOT_OF_FLOATS.match(func.overloadpacket.__name__) is not None
     return others and plain and sum(x.numel() for x in tensors) <= _LARGEST
 
 
@@ -106,16 +116,18 @@ def _expect_same(*operands: Any) -> None:
             "the factors of a product and what is added to it must have the same dtype, and have "
             f"{' and '.join(map(name_of_dtype, dtypes))}"
         )
+    if torch.bool in dtypes:
+        raise RuntimeError("a product is not implemented for 'Bool'; convert the factors")
 
 
 def _expect_norm(x: Tensor, parameters: Sequence[Any]) -> None:
     """Half precision is normalised by its own dtype or by float32, any other by its own."""
-    others = {p.dtype for p in parameters if isinstance(p, Tensor)} - {x.dtype}
+    dtypes = {p.dtype for p in parameters if isinstance(p, Tensor)}
     half = x.dtype in (torch.bfloat16, torch.float16)
-    if others and not (half and others == {torch.float32}):
+    if dtypes - {x.dtype} and not (half and dtypes == {torch.float32}):
         raise RuntimeError(
             f"a normalisation of {name_of_dtype(x.dtype)} must have parameters and statistics of "
-            f"the same dtype, and has {', '.join(sorted(map(name_of_dtype, others)))}"
+            f"the same dtype, and has {', '.join(sorted(map(name_of_dtype, dtypes)))}"
         )
 
 

@@ -3,54 +3,83 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 
 from .._base.types import Batch
-from .._objective.objective import Objective
 from .._objective.terms import Term
 from .._refs.refs import Context, Ref, roots
 
 
-def labels_out_of_range(objective: Objective, batch: Batch, values: Sequence[Any]) -> Iterator[str]:
-    """One message for each loss or metric of fkd with a label that is no class of its logits.
+def labels_out_of_range(
+    terms: Mapping[str, Term], batch: Batch, value_of: Callable[[Ref], Any], *, kind: str = "term"
+) -> Iterator[str]:
+    """One message for each loss or metric of fkd with a label that is no class of its logits, or
+    of the head that would give them.
 
     Only labels that lie in the memory of the host are read: a device would have to be waited for.
 
     Args:
-      objective: what is checked.
+      terms: what is checked, by name.
       batch: the real one, with its values.
-      values: of the program, of which the shapes are read.
+      value_of: what a ref gives, of which the shape is read.
+      kind: what a message calls them.
     """
     context = Context({"batch": batch})
-    for name, term in objective.terms.items():
+    for name, term in terms.items():
         options = _options(term)
-        logits_ref, labels_ref = (options.get(n) for n in (_logits(options), "labels"))
-        if not isinstance(logits_ref, Ref) or not isinstance(labels_ref, Ref):
+        classes, labels_ref = _classes(options, value_of), options.get("labels")
+        if classes is None or not isinstance(labels_ref, Ref):
             continue
-        logits = values[objective.program.plan.place[logits_ref]]
         labels, ignored = read_integers(labels_ref, context), options.get("ignore_index")
-        if labels is None or labels.dtype is torch.bool or labels.shape != logits.shape[:-1]:
+        if labels is None or labels.dtype is torch.bool or labels.shape != classes.positions:
             continue
         counts = _counts(term, labels, ignored)
+        if options.get("shift") is True:  # position t predicts the label of t + 1
+            labels, counts = labels[..., 1:], counts[..., 1:]
         if term.where is not None:
             mask = read_integers(term.where, context)
-            if mask is None or mask.shape != labels.shape:
+            if mask is None or mask.shape != classes.positions:
                 continue
+            mask = mask[..., :-1] if options.get("shift") is True else mask
             counts = counts & mask.bool()
-        classes = int(logits.shape[-1])
-        wrong = labels[counts & ((labels < 0) | (labels >= classes))]
+        wrong = labels[counts & ((labels < 0) | (labels >= classes.count))]
         if wrong.numel():
             none = f"ignore_index={ignored}" if isinstance(ignored, int) else "a mask where=..."
             yield (
-                f"term {name!r}: {labels_ref!r} has the label {int(wrong[0])}; 0 to "
-                f"{classes - 1} are expected, since {logits_ref!r} has {classes} classes, or "
-                f"{none} where none counts."
+                f"{kind} {name!r}: {labels_ref!r} has the label {int(wrong[0])}; 0 to "
+                f"{classes.count - 1} are expected, since {classes.of!r} has {classes.count} "
+                f"classes, or {none} where none counts."
             )
+
+
+class _Classes(NamedTuple):
+    """How many classes there are, by what, and at which positions."""
+
+    count: int
+    of: Ref
+    positions: torch.Size
+
+
+def _classes(options: Mapping[str, Any], value_of: Callable[[Ref], Any]) -> _Classes | None:
+    """Of logits, `[*positions, classes]`; or of a head, whose weight is `[classes, features]`."""
+    logits_ref = options.get("logits" if "logits" in options else "student_logits")
+    if isinstance(logits_ref, Ref):
+        logits = value_of(logits_ref)
+        if isinstance(logits, Tensor) and logits.ndim:
+            return _Classes(int(logits.shape[-1]), logits_ref, logits.shape[:-1])
+    if not getattr(options.get("divergence"), "needs_labels", False):
+        return None
+    hidden_ref, weight_ref = options.get("student_hidden"), options.get("student_weight")
+    if isinstance(hidden_ref, Ref) and isinstance(weight_ref, Ref):
+        hidden, weight = value_of(hidden_ref), value_of(weight_ref)
+        if isinstance(hidden, Tensor) and isinstance(weight, Tensor) and hidden.ndim:
+            return _Classes(int(weight.shape[0]), weight_ref, hidden.shape[:-1])
+    return None
 
 
 def _options(term: Term) -> Mapping[str, Any]:
@@ -64,10 +93,6 @@ def _options(term: Term) -> Mapping[str, Any]:
         return {}
     bound.apply_defaults()
     return bound.arguments
-
-
-def _logits(options: Mapping[str, Any]) -> str:
-    return "logits" if "logits" in options else "student_logits"
 
 
 def _counts(term: Term, labels: Tensor, ignored: object) -> Tensor:

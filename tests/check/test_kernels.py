@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -39,7 +40,7 @@ def both(of: fkd.Objective, data: Any, precision: str = "fp32") -> tuple[str, st
     step._first = lambda *_: None  # pyright: ignore[reportPrivateUsage]
     try:
         step(step.init(), data)
-    except RuntimeError as error:
+    except (RuntimeError, IndexError) as error:
         said[1] = str(error)
     return said[0], said[1]
 
@@ -66,6 +67,28 @@ def test_a_norm_is_refused_where_its_kernel_refuses(name, own, given, precision)
         assert "0 is float32. Convert" in checked
 
 
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", NORMS)
+def test_a_norm_of_two_dtypes(name, given):
+    norm, x = NORMS[name]
+    for weight, bias in ((torch.bfloat16, torch.float32), (torch.float32, torch.bfloat16)):
+        mixed = copy.deepcopy(norm).float()
+        mixed.weight = nn.Parameter(mixed.weight.detach().to(weight))
+        mixed.bias = nn.Parameter(mixed.bias.detach().to(bias))
+        checked, done = both(objective(nn.Sequential(mixed, nn.Identity())), {"x": x.to(given)})
+        assert bool(checked) == bool(done), (checked, done)
+
+
+def test_what_is_tried_draws_nothing():
+    def noisy(x: Tensor, y: Tensor) -> Tensor:
+        return x[:, 0] + torch.rand_like(y.double()).float()
+
+    of = objective(nn.Linear(4, 3), own=term(noisy, student.logits, batch.y))
+    before = torch.get_rng_state()
+    fkd.check(of, {"x": X, "y": torch.arange(6)})
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_a_norm_in_training_and_in_evaluation():
     for training in (True, False):
         net = nn.Sequential(nn.BatchNorm1d(4), nn.Linear(4, 3).float()).train(training)
@@ -90,6 +113,19 @@ OWN_LOSSES: dict[str, tuple[Any, Tensor, bool]] = {
     ),
     "a row in bfloat16": (lambda x, y: x @ y[:4], torch.bfloat16, False),
     "an index in floats": (lambda x, y: x.index_select(0, y)[:, 0], torch.bfloat16, False),
+    "an index in float32": (lambda x, y: x.index_select(0, y)[:, 0], torch.float32, False),
+    "an index of int32": (lambda x, y: x[y][:, 0], torch.int32, True),
+    "an index of int16": (lambda x, y: x[y][:, 0], torch.int16, False),
+    "bits of floats": (lambda x, y: x[:, 0] * (y & y), torch.float32, False),
+    "bits of integers": (lambda x, y: x[:, 0] * (y & 1), torch.int32, True),
+    "bits of two dtypes": (lambda x, y: x[:, 0] * (y & (y > 0)), torch.int16, True),
+    "bits of integers and floats": (lambda x, y: x[:, 0] * (y.long() & y), torch.float16, False),
+    "a choice by numbers": (lambda x, y: torch.where(y, x[:, 0], x[:, 1]), torch.int64, False),
+    "noise like floats": (lambda x, y: x[:, 0] + torch.rand_like(y), torch.float64, True),
+    "noise like integers": (lambda x, y: x[:, 0] + torch.rand_like(y), torch.int64, False),
+    "coins of integers": (lambda x, y: x[:, 0] * torch.bernoulli(y), torch.int64, False),
+    "dropout of integers": (lambda x, y: x[:, 0] * F.dropout(y), torch.int64, False),
+    "a product of bool": (lambda x, y: x[:, 0] * (y[None] @ y), torch.bool, False),
 }
 
 

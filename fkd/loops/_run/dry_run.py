@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from fkd._check.metrics import wrong_labels_of_metrics
+
 from .._base.state import State
 from .._data.epochs import Epochs
 from .._evaluate.evaluate import Collect, Evaluator, Metric
@@ -38,6 +40,10 @@ def try_evaluation(
             tried[name] = replace(metric, fn=_nothing)
     evaluator = Evaluator(readable(step.objective, state), tried, autocast=step.autocast)
     for batch in dev.batches(-1):
+        means = {n: term for n, term in evaluator.metrics.terms.items() if n in tried}
+        wrong = wrong_labels_of_metrics(step.objective, means, batch, autocast=step.autocast)
+        if wrong:
+            raise ValueError(f"fit: on the first batch of dev, {'; '.join(wrong)}")
         try:
             evaluator(state, [batch])
         except Exception as error:
