@@ -26,6 +26,7 @@ OF_OTHERS = {
     *("mm", "bmm", "addmm", "copy_", "batchmean", "reorder_for_peak_memory"),  # of torch
     *("input_ids", "attention_mask"),  # fields of transformers, and its methods
     *("gradient_checkpointing_enable", "_init_weights"),
+    "lora_dropout",  # of peft
     "hard_label_weight_scheduler",  # of KnowledgeDistillation
     *("env", "compile_s"),  # a command; a column of the benchmarks
 }

@@ -62,7 +62,7 @@ def _sides(
 ) -> tuple[list[str], list[str], list[str]]:
     """The shapes of the arguments on the student's side, of those that other models or a source
     give, and of what comes from no model. On the student's side is what the loss calls
-    `student_...`; else the first argument.
+    `student_...`, else the first argument; and what comes from the student alone.
 
     What comes from a teacher alone is the teacher's, whatever the loss calls it: a discriminator
     on its features, say.
@@ -73,6 +73,10 @@ def _sides(
     called = [n for n in shapes if n.startswith("student")] or list(shapes)[:1]
     students = [n for n in called if of[n] != {"teacher"}]
     students = students or [n for n in shapes if "student" in of[n]]
+    students += [
+        n for n in shapes
+        if n not in students and of[n] == {"student"} and not n.startswith("teacher")
+    ]  # fmt: skip
     rest = [n for n in shapes if n not in students]
     others = [n for n in rest if not of[n] and roots(named[n]) is not None]
     others = [n for n in others if not origins(named[n])]

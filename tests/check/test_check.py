@@ -522,7 +522,10 @@ def test_what_comes_from_a_teacher_alone_stands_in_its_column():
         "fake": term(mse, fkd.module("judge")(student.logits), one),
         "back": term(mse, teacher.logits[..., :2], student.logits[..., :2]),
         "labels": term(cross_entropy, student.logits, batch.labels),
-    }
+        "own": term(lambda a, b, y: a[..., 0] * b[..., 0] * y, student.logits, student.logits * 2,
+                    batch.labels),
+        "itself": term(kl, student.logits * 2, student.logits),
+    }  # fmt: skip
     parts = models(judge=trainable(nn.Linear(5, 1)))
     rows = {row.term: row for row in check(Objective(judged, **parts), TOKENS).rows}
     sides = {name: (row.student, row.teacher, row.other) for name, row in rows.items()}
@@ -530,3 +533,5 @@ def test_what_comes_from_a_teacher_alone_stands_in_its_column():
     assert sides["fake"] == ("(6, 7, 1)", "", "(6, 7, 1)")
     assert sides["back"] == ("(6, 7, 2)", "(6, 7, 2)", "")
     assert sides["labels"] == ("(6, 7, 5)", "", "(6, 7)")
+    assert sides["own"] == ("(6, 7, 5), (6, 7, 5)", "", "(6, 7)")
+    assert sides["itself"] == ("(6, 7, 5)", "(6, 7, 5)", "")

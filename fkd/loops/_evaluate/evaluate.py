@@ -293,6 +293,13 @@ def _fixed(
 
 
 def _as_term(name: str, value: Metric) -> Term:
+    stateful = value.loss if isinstance(value, Term) else value
+    if isinstance(stateful, StatefulMetric):
+        kind = type(stateful).__name__
+        raise TypeError(
+            f"evaluate: {name!r}: {kind} gathers batches, its value is no mean over them. Say what "
+            f"it is given of each: fkd.loops.collect({kind}(...), student.logits, batch.labels)."
+        )
     if isinstance(value, Term):
         return value
     if callable(value):

@@ -166,6 +166,20 @@ def test_torchmetrics():
     assert found["f1"] == pytest.approx(found["accuracy"])  # micro F1 is accuracy
 
 
+def test_a_metric_with_a_state_is_collected_and_not_averaged():
+    data, (step, state) = batches(), make()
+
+    class Called(Counts):
+        def __call__(self, *values: torch.Tensor) -> torch.Tensor:
+            raise AssertionError(values)
+
+    for wrong in (Called(), fkd.metric(Called(), student.logits, batch["y"])):
+        with pytest.raises(
+            TypeError, match=r"'first': Called gathers.*fkd.loops.collect\(Called\(\.\.\.\), s"
+        ):
+            evaluate(step.objective, state, data, metrics={"first": wrong})
+
+
 @pytest.mark.plain
 def test_a_metric_that_reads_nothing_is_refused():
     with pytest.raises(ValueError, match="collect: no refs"):
