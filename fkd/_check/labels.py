@@ -47,12 +47,12 @@ def labels_out_of_range(
                 continue
             mask = mask[..., :-1] if options.get("shift") is True else mask
             counts = counts & mask.bool()
-        wrong = labels[counts & ((labels < 0) | (labels >= classes.count))]
+        wrong = labels[counts & ((labels < 0) | (labels >= classes.number))]
         if wrong.numel():
             none = f"ignore_index={ignored}" if isinstance(ignored, int) else "a mask where=..."
             yield (
                 f"{kind} {name!r}: {labels_ref!r} has the label {int(wrong[0])}; 0 to "
-                f"{classes.count - 1} are expected, since {classes.of!r} has {classes.count} "
+                f"{classes.number - 1} are expected, since {classes.of!r} has {classes.number} "
                 f"classes, or {none} where none counts."
             )
 
@@ -60,7 +60,7 @@ def labels_out_of_range(
 class _Classes(NamedTuple):
     """How many classes there are, by what, and at which positions."""
 
-    count: int
+    number: int
     of: Ref
     positions: torch.Size
 
