@@ -226,6 +226,24 @@ def drawn_logits():
     return {"kd": term(sampled_kl, student.logits, drawn[0], drawn[1], drawn[2], where=counts)}
 
 
+def differences():
+    def bild(student_logits, teacher_logits, *, k, temperature, where=None):
+        def gaps(logits, places):
+            first, second = torch.triu_indices(k, k, 1)
+            top = logits.gather(-1, places)
+            return top[..., first] - top[..., second]
+
+        leaders = [x.topk(k, -1).indices for x in (teacher_logits, student_logits)]
+        pairs = [[gaps(x, led) for x in (student_logits, teacher_logits)] for led in leaders]
+        return sum(kl(*pair, temperature=temperature, where=where) for pair in pairs)
+
+    return {
+        "bild": term(
+            bild, student.logits, teacher.logits, k=8, temperature=3.0, where=batch.attention_mask
+        )
+    }
+
+
 RECIPES = [
     Recipe("Word-level distillation", "arXiv:1606.07947", word_level, causal(), prose,
            "The label of a position is the token after it: `next_tokens`. Sequence-level "
@@ -235,6 +253,9 @@ RECIPES = [
     Recipe("MiniLLM", "arXiv:2306.08543", mode_seeking, causal(), prose,
            "Reverse KL by token; there, on the student's own texts, with a policy gradient for "
            "what later tokens owe to earlier ones."),
+    Recipe("Differences of logits (BiLD)", "arXiv:2406.13555", differences, causal(), prose,
+           "Of the eight greatest logits, the teacher's and the student's, all differences between "
+           "two, as two distributions."),
     Recipe("DistiLLM", "arXiv:2402.03898", skewed, causal(), prose),
     Recipe("DistiLLM-2", "arXiv:2503.07067", contrastive, causal(), prose,
            "Skewed KL on texts of the teacher, reversed on those of the student: "

@@ -191,6 +191,39 @@ def multi_label():
     }
 
 
+def refined():
+    def confidence(student_logits, teacher_logits, labels, *, temperature):
+        right = (student_logits / temperature).softmax(-1).gather(-1, labels[..., None])
+        sure = (teacher_logits / temperature).softmax(-1).amax(-1, keepdim=True)
+        ours, theirs = (torch.cat([p, 1 - p], -1).clamp(1e-6) for p in (right, sure))
+        return temperature**2 * (theirs * (theirs / ours).log()).sum(-1)
+
+    def correlation(student_logits, teacher_logits, labels, *, temperature):
+        wrong = teacher_logits >= teacher_logits.gather(-1, labels[..., None])
+        pair = (x.masked_fill(wrong, -1e9) for x in (student_logits, teacher_logits))
+        values = kl(*pair, temperature=temperature)
+        return values.masked_fill(wrong.all(-1), 0.0)
+
+    three = (student.logits, teacher.logits, batch.labels)
+    return {
+        "labels": term(cross_entropy, student.logits, batch.labels),
+        "confidence": term(confidence, *three, temperature=4.0),
+        "correlation": term(correlation, *three, temperature=4.0),
+    }
+
+
+def ranked():
+    def plackett_luce(student_logits, teacher_logits, labels):
+        first = torch.nn.functional.one_hot(labels, student_logits.shape[-1]).bool()
+        order = teacher_logits.masked_fill(first, torch.inf).argsort(-1, descending=True)
+        chosen = student_logits.gather(-1, order)
+        rest = chosen.flip(-1).logcumsumexp(-1).flip(-1)  # of this class and those after it
+        weight = teacher_logits.softmax(-1).gather(-1, order)
+        return (weight * (rest - chosen)).sum(-1)
+
+    return {"pld": term(plackett_luce, student.logits, teacher.logits, batch.labels)}
+
+
 RECIPES = [
     Recipe("Knowledge distillation", "arXiv:1503.02531", hinton, pictures(), images,
            "Hinton, Vinyals and Dean. The weights are those that CIFAR tables use."),
@@ -214,6 +247,12 @@ RECIPES = [
     Recipe("One for all", "arXiv:2310.19444", one_for_all, pictures(), images,
            "Between architectures of different kinds. The paper reads branches at every stage; "
            "here is the loss of one."),
+    Recipe("Refined logits (RLD)", "arXiv:2408.07703", refined, pictures(), images,
+           "How sure the teacher is of whatever it says is asked of the label; classes that the "
+           "teacher puts above the label are left out of the others."),
+    Recipe("Plackett-Luce distillation (PLD)", "arXiv:2506.12542", ranked, pictures(), images,
+           "The label first, then the classes as the teacher ranks them; each choice weighs as "
+           "much as the teacher is sure of it. No other term is needed."),
     Recipe("DeiT, hard distillation", "arXiv:2012.12877", deit, pictures(), images,
            "There, the teacher's choice is learned by a second head: `student.distilled_logits`."),
     Recipe("Preparing lessons", "arXiv:1911.07471", prepared_lessons, pictures(), images,

@@ -191,7 +191,7 @@ RECIPES = [
     Recipe("DOT, a momentum for each term", "arXiv:2307.08436", oriented, pictures(), images,
            "`train_step(objective, sgd, combine=fkd.gradients.dot(task=[\"labels\"], "
            "distill=[\"kd\"]))`, with an SGD that has no momentum. Likewise `pcgrad()`, "
-           "`grad_norm()`, `min_norm()`, or a function of the gradients."),
+           "`conflict_free()`, `grad_norm()`, `min_norm()`, or a function of the gradients."),
     Recipe("Mixup with soft labels", "arXiv:1710.09412", mixup, pictures(), mixed,
            "`fit(prepare=...)` mixes the pictures, and gives the batch the labels of both and the "
            "share; cutmix gives the share of the area. Teacher and student see one picture."),

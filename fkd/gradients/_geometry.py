@@ -149,3 +149,66 @@ def min_norm(groups: Groups | None = None, *, iterations: int = 32) -> MinNorm:
     if iterations < 1:
         raise ValueError(f"min_norm: iterations is {iterations}; at least 1 is expected.")
     return MinNorm(iterations, groups)
+
+
+@dataclass(frozen=True)
+class ConflictFree:
+    """See `conflict_free`, which makes it."""
+
+    groups: Groups | None = None
+
+    def init(self, parameters: Gradient, groups: Sequence[str]) -> Any:
+        """Nothing to remember."""
+        return {}
+
+    def __call__(
+        self, gradients: Mapping[str, Gradient], losses: Mapping[str, Tensor], state: Any
+    ) -> tuple[Gradient, Any]:
+        rows = list(gradients.values())
+        return weighted_sum(rows, equal_cosines(gram(rows))), state
+
+
+def equal_cosines(inner: Tensor) -> Tensor:
+    """`[K]`, the combination of K vectors that makes the same angle with each, as long as the sum
+    of their projections on it.
+
+    Args:
+      inner: `[K, K]`, the Gram matrix of the vectors. A vector that is 0 has no angle.
+    """
+    gramian = inner.double()
+    lengths = gramian.diagonal().sqrt()
+    there = lengths > 0
+    lengths = torch.where(there, lengths, 1.0)
+    cosines = gramian / (lengths[:, None] * lengths)
+    ridge = 1e-10 + (~there).double()  # so that what is 0, or the same, can be solved for
+    right = there.double()
+    solved, _ = torch.linalg.solve_ex(cosines + torch.diag(ridge), right)
+    projected = (cosines * solved).sum(-1)
+    length = (solved * projected).sum().clamp(min=torch.finfo(torch.float32).tiny).sqrt()
+    whole = (lengths * projected).sum() / length
+    return (whole * solved / (length * lengths)).to(inner.dtype)
+
+
+def conflict_free(groups: Groups | None = None) -> ConflictFree:
+    """The direction that makes the same acute angle with every gradient (ConFIG).
+
+        u_k = g_k / |g_k|,   d = [u_1 ... u_K]^(-T) 1   (the pseudoinverse),
+        gradient = (sum_k g_k . d / |d|) d / |d|
+
+    No term rises along it, whatever the sizes of the gradients; it is the shorter, the more they
+    disagree.
+
+    Args:
+      groups: `{name: terms}`; None: each term has a gradient of its own.
+
+    Example:
+      >>> one = {"student": {"w": torch.tensor([3.0, 0.0])}}
+      >>> two = {"student": {"w": torch.tensor([0.0, 1.0])}}
+      >>> conflict_free()({"kd": one, "labels": two}, {}, {})[0]
+      {'student': {'w': tensor([2., 2.])}}
+
+    Reference:
+      Liu et al., ConFIG: Towards Conflict-free Training of Physics Informed Neural Networks,
+      arXiv:2408.11104.
+    """
+    return ConflictFree(groups)

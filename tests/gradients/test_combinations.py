@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from fkd.gradients import dot, grad_norm, min_norm, momenta, pcgrad, together
+from fkd.gradients import conflict_free, dot, grad_norm, min_norm, momenta, pcgrad, together
 from fkd.gradients._balance import balanced
 from fkd.gradients._combination import gram, squares, weighted_sum
 from fkd.gradients._geometry import nearest_to_zero, orders, surgery
@@ -168,7 +168,7 @@ def test_min_norm_is_the_shortest_combination(count):
 
 def test_half_precision_keeps_its_dtype():
     given = gradients(2, dtype=torch.bfloat16)
-    for combine in (pcgrad(), min_norm(), grad_norm()):
+    for combine in (pcgrad(), min_norm(), grad_norm(), conflict_free()):
         state = combine.init(given["term0"], list(given))
         losses = {name: torch.tensor(1.0) for name in given}
         combined, _ = combine(given, losses, state)
@@ -185,3 +185,34 @@ def test_bad_options_are_refused():
     with pytest.raises(ValueError, match="lr is 0"):
         grad_norm(lr=0.0)
     assert together(lambda g: g["a"]).groups is None
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_conflict_free_is_its_formula(count):
+    g = torch.Generator().manual_seed(count)
+    vectors = (
+        torch.randn(count, 9, generator=g) * torch.tensor([1.0, 30.0, 0.01, 5.0])[:count, None]
+    )
+    given = {f"term{i}": {"student": {"a": v[:4], "b": v[4:]}} for i, v in enumerate(vectors)}
+    combined, _ = conflict_free()(given, {}, {})
+    got = torch.cat([combined["student"]["a"], combined["student"]["b"]])
+    units = vectors / vectors.norm(dim=1, keepdim=True)
+    direction = torch.linalg.pinv(units.double()) @ torch.ones(count, dtype=torch.float64)
+    direction = direction / direction.norm()
+    expected = (vectors.double() @ direction).sum() * direction
+    torch.testing.assert_close(got.double(), expected, rtol=1e-4, atol=1e-5)
+    along = units @ got
+    torch.testing.assert_close(along, along[:1].expand(count), rtol=1e-3, atol=1e-4)
+    assert bool((along > 0).all())
+
+
+def test_conflict_free_where_a_gradient_is_nothing_or_the_same_or_opposite():
+    def combined(*vectors):
+        given = {f"t{i}": {"m": {"w": torch.tensor(v)}} for i, v in enumerate(vectors)}
+        return conflict_free()(given, {}, {})[0]["m"]["w"]
+
+    torch.testing.assert_close(combined([3.0, 1.0], [0.0, 0.0]), torch.tensor([3.0, 1.0]))
+    torch.testing.assert_close(combined([3.0, 0.0], [1.0, 0.0]), torch.tensor([4.0, 0.0]))
+    assert torch.equal(combined([0.0, 0.0], [0.0, 0.0]), torch.zeros(2))
+    opposite = combined([1.0, 0.0], [-1.0, 0.0])
+    assert bool(opposite.isfinite().all()) and float(opposite.norm()) < 1e-3
