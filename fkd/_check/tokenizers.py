@@ -52,6 +52,12 @@ def compare_tokenizers(student: Tokenizer, teacher: Tokenizer) -> TokenizerRepor
     Returns:
       A report, to be printed; what differs in it is what a loss between logits would get wrong.
     """
+    for name, tokenizer in (("student", student), ("teacher", teacher)):
+        if not hasattr(tokenizer, "get_vocab"):
+            raise TypeError(
+                f"compare_tokenizers: {name} is a {type(tokenizer).__name__}; a tokenizer of "
+                "transformers is expected."
+            )
     ours, theirs = (dict[str, int](t.get_vocab()) for t in (student, teacher))
     both = ours.keys() & theirs.keys()
     moved = sorted((t for t in both if ours[t] != theirs[t]), key=lambda t: ours[t])

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .._base.random import fold_in
 from .._base.state import State
+from .._text.arguments import expect_pad, expect_tokens
 from .._text.tokens import IGNORE, Tokens
 from .generator import Generator, Starts, completions
 
@@ -168,13 +169,21 @@ def prompt_batch(
       See `completions`.
 
     Raises:
-      ValueError: a text without a prompt.
+      ValueError: a text without a prompt; widths of less than 1.
+      TypeError: rows that are no `Tokens`, a padding token that is no number.
 
     Example:
       >>> batch = prompt_batch([Tokens([5, 6, 7], [-100, 6, 7])], prompt=2, new_tokens=3)
       >>> batch["input_ids"], batch["targets"]
       (tensor([[0, 5, 6, 7, 0]]), tensor([[-100,    6,    7, -100, -100]]))
     """
+    expect_pad("prompt_batch", pad)
+    if min(prompt, new_tokens) < 1:
+        raise ValueError(
+            f"prompt_batch: prompt={prompt}, new_tokens={new_tokens}; at least 1 is expected."
+        )
+    for i, row in enumerate(rows):
+        expect_tokens("prompt_batch", row, f"text {i}")
     ids = torch.full((len(rows), prompt), pad)
     mask = torch.zeros(len(rows), prompt, dtype=torch.long)
     new = torch.full((len(rows), new_tokens), pad)

@@ -25,6 +25,7 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from .._data.packing import Packed
+from .arguments import expect_bytes, expect_rows
 from .cut import Cut
 from .same_text import same_text
 from .tokens import IGNORE
@@ -84,7 +85,8 @@ def align_responses(
       >>> both.student.positions, both.teacher.positions
       (tensor([[1, 2]]), tensor([[2, 3]]))
     """
-    _same_rows("align_responses", student_targets, teacher_targets)
+    expect_rows("align_responses", student_targets=student_targets, teacher_targets=teacher_targets)
+    _expect_multiple("align_responses", multiple)
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     for i, (ours, theirs) in enumerate(
         zip(student_targets.numpy(), teacher_targets.numpy(), strict=True)
@@ -154,7 +156,17 @@ def align(
       Minixhofer et al., Universal Cross-Tokenizer Distillation via Approximate Likelihood
       Matching, arXiv:2503.20083.
     """
-    _same_rows("align", student_ids, teacher_ids)
+    expect_rows("align", student_ids=student_ids, teacher_ids=teacher_ids)
+    expect_rows("align", student_where=student_where, teacher_where=teacher_where)
+    expect_bytes("align", student_bytes=student_bytes, teacher_bytes=teacher_bytes)
+    for side, ids, where in (("student", student_ids, student_where),
+                             ("teacher", teacher_ids, teacher_where)):  # fmt: skip
+        if ids.shape != where.shape:
+            raise ValueError(
+                f"align: {side}_ids {tuple(ids.shape)} and {side}_where {tuple(where.shape)}; a "
+                "mask of the same shape is expected."
+            )
+    _expect_multiple("align", multiple)
     texts: list[tuple[Cut, Cut]] = []
     pairs: list[tuple[np.ndarray, np.ndarray]] = []
     numbers: list[tuple[np.ndarray, np.ndarray]] = []
@@ -213,8 +225,6 @@ def _aligned(
     teacher: torch.Size,
     multiple: int,
 ) -> Aligned:
-    if multiple < 1:
-        raise ValueError(f"align: multiple is {multiple}; at least 1 is expected.")
     total = sum(len(at) for at, _ in pairs)
     capacity = max(1, -(-total // multiple)) * multiple
     capacity = min(capacity, student.numel(), teacher.numel())
@@ -237,11 +247,6 @@ def _packed(columns: Sequence[np.ndarray], shape: torch.Size, capacity: int) -> 
     )
 
 
-def _same_rows(name: str, student: Tensor, teacher: Tensor) -> None:
-    if student.device.type != "cpu" or teacher.device.type != "cpu":
-        raise ValueError(f"{name}: tensors on the CPU are expected. Call it in collate_fn.")
-    if student.ndim != 2 or teacher.ndim != 2 or len(student) != len(teacher):
-        raise ValueError(
-            f"{name}: {tuple(student.shape)} and {tuple(teacher.shape)}; [rows, length] of the "
-            "same rows is expected."
-        )
+def _expect_multiple(function: str, multiple: int) -> None:
+    if multiple < 1:
+        raise ValueError(f"{function}: multiple is {multiple}; at least 1 is expected.")

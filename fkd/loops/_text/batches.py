@@ -13,8 +13,11 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from fkd._base.errors import expect, listing
+
 from .._data.buckets import padded_length
 from .._data.packing import next_tokens
+from .arguments import expect_lengths, expect_pad, expect_tokens
 from .tokens import IGNORE, Tokens
 
 
@@ -50,25 +53,26 @@ def token_batch(
 
     Raises:
       ValueError: a row that is too long, or has no token; more rows than `size`.
+      TypeError: rows that are no `Tokens`, a length or a padding token that is no number.
 
     Example:
       >>> batch = token_batch([Tokens([5, 6, 7], [-100, 6, 7])], length=4)
       >>> batch["input_ids"], batch["targets"]
       (tensor([[5, 6, 7, 0]]), tensor([[   6,    7, -100, -100]]))
     """
+    expect_pad("token_batch", pad)
+    lengths = expect_lengths("token_batch", length)
+    if side not in ("right", "left"):
+        raise ValueError(f"token_batch: side is {side!r}; 'right' or 'left' is expected.")
+    documents = _documents(rows)
     packed = bool(rows) and not isinstance(rows[0], Tokens)
     if packed and side == "left":
         raise ValueError(
             "token_batch: rows of several documents are padded right; got side='left'."
         )
-    documents = [[row] if isinstance(row, Tokens) else list(row) for row in rows]
     count = len(rows) if size is None else size
-    empty = [i for i, row in enumerate(documents) if not any(d.ids for d in row)]
-    if not rows or len(rows) > count or empty:
-        what = f"row {empty[0]} has no token" if empty else f"{len(rows)} rows"
-        raise ValueError(f"token_batch: {what}; 1 to {count} rows with tokens are expected.")
-    longest = max(sum(len(d.ids) for d in row) for row in documents)
-    width = padded_length(longest, [length] if isinstance(length, int) else length)
+    _expect_count(documents, size)
+    width = padded_length(max(sum(len(d.ids) for d in row) for row in documents), lengths)
     fields = {
         "input_ids": torch.full((count, width), pad),
         "labels": torch.full((count, width), IGNORE),
@@ -98,6 +102,24 @@ def token_batch(
     return {prefix + name: x for name, x in batch.items()}
 
 
+def _documents(rows: Sequence[Any]) -> list[list[Tokens]]:
+    """The documents of each row, one where it is a text."""
+    expect("token_batch", "rows", rows, (list, tuple), "a list of Tokens")
+    documents = [list(r) if isinstance(r, list) else [r] for r in rows]
+    for i, row in enumerate(documents):
+        for document in row:
+            expect_tokens("token_batch", document, f"row {i}")
+    return documents
+
+
+def _expect_count(documents: Sequence[Sequence[Tokens]], size: int | None) -> None:
+    empty = [i for i, row in enumerate(documents) if not any(d.ids for d in row)]
+    if not documents or empty or (size is not None and len(documents) > size):
+        what = f"row {empty[0]} has no token" if empty else f"{len(documents)} rows"
+        most = "or more" if size is None else f"to {size}"
+        raise ValueError(f"token_batch: {what}; 1 {most} rows with tokens are expected.")
+
+
 def document_mask(document_ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1 length length"]:
     """Which positions may attend to which: earlier ones of their own document, and themselves.
 
@@ -112,6 +134,10 @@ def document_mask(document_ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "row
               [1, 1, 0],
               [0, 0, 1]], dtype=torch.int32)
     """
+    if document_ids.ndim != 2:
+        raise ValueError(
+            f"document_mask: document_ids {tuple(document_ids.shape)}; [rows, length] is expected."
+        )
     length = document_ids.shape[1]
     place = torch.arange(length, device=document_ids.device)
     same = document_ids[:, :, None] == document_ids[:, None, :]
@@ -132,6 +158,11 @@ def fields_of(prefix: str) -> Callable[[Mapping[str, Any]], dict[str, Any]]:
     """
 
     def inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
+        if prefix + "input_ids" not in batch:
+            raise ValueError(
+                f"fields_of({prefix!r}): the batch has no {prefix}input_ids; its fields are "
+                f"{listing(map(str, batch))}. Make them: token_batch(..., prefix={prefix!r})."
+            )
         names = ("input_ids", "attention_mask", "position_ids")
         fields = {n: batch[prefix + n] for n in names if prefix + n in batch}
         return {**fields, "use_cache": False}

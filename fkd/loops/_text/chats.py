@@ -65,13 +65,15 @@ def chat_tokens(
       >>> chat_tokens(Words(), chat).labels
       [-100, -100, -100, -100, 121, 46]
     """
-    _expect(tokenizer, max_length, options)
+    _expect_tokenizer(tokenizer, options)
+    _expect_conversation(messages, turns, max_length, options)
     template = _template(tokenizer, options)
     answers = [i for i, m in enumerate(messages) if m.get("role") == "assistant"]
     if not answers:
+        keys = f", of messages with the keys {[*messages[0]]}" if messages else ""
         raise ValueError(
             "chat_tokens: no message has the role 'assistant', so that nothing would count. Its "
-            f"roles: {_roles(messages)}."
+            f"roles: {_roles(messages)}{keys}."
         )
     if turns == "last":
         messages, answers = messages[: answers[-1] + 1], answers[-1:]
@@ -109,8 +111,10 @@ class _Chat:
         return self(self.messages[:count], prompt=prompt)
 
 
-def _expect(tokenizer: Tokenizer, max_length: int | None, options: Mapping[str, Any]) -> None:
+def _expect_tokenizer(tokenizer: Tokenizer, options: Mapping[str, Any]) -> None:
     kind = type(tokenizer).__name__
+    if not hasattr(tokenizer, "apply_chat_template"):
+        raise TypeError(f"chat_tokens: tokenizer is a {kind}; one of transformers is expected.")
     if not _template(tokenizer, options):
         raise ValueError(
             f"chat_tokens: the {kind} has no chat template. Give it that of the model: "
@@ -121,6 +125,17 @@ def _expect(tokenizer: Tokenizer, max_length: int | None, options: Mapping[str, 
             f"chat_tokens: the {kind} is not a fast tokenizer, which knows where in the text a "
             "token stands. Load it with use_fast=True."
         )
+
+
+def _expect_conversation(
+    messages: Any, turns: str, max_length: int | None, options: Mapping[str, Any]
+) -> None:
+    one = 'one conversation, [{"role": "user", "content": "..."}, ...],'
+    expect("chat_tokens", "messages", messages, (list, tuple), one)
+    for message in messages:
+        expect("chat_tokens", "a message", message, Mapping, 'a dict with "role" and "content"')
+    if turns not in ("all", "last"):
+        raise ValueError(f"chat_tokens: turns is {turns!r}; 'all' or 'last' is expected.")
     ours = [name for name in _ALWAYS if name in options]
     if ours:
         raise ValueError(

@@ -12,6 +12,8 @@ from torch import Tensor
 
 from fkd._check.tokenizers import Tokenizer
 
+from .arguments import expect_bytes
+
 
 def token_bytes(tokenizer: Tokenizer) -> list[bytes]:
     """The bytes that each id of a fast tokenizer stands for; none for special tokens.
@@ -92,6 +94,7 @@ def shared_vocabulary(
       >>> shared_vocabulary([b"", b"a", b"b"], [b"b", b"c", b"a"])
       (tensor([1, 2]), tensor([2, 0]))
     """
+    expect_bytes("shared_vocabulary", student_bytes=student_bytes, teacher_bytes=teacher_bytes)
     theirs: dict[bytes, int] = {}
     for i, entry in enumerate(teacher_bytes):
         theirs.setdefault(entry, i)

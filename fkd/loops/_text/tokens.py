@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from fkd._base.errors import expect
 from fkd._check.tokenizers import Tokenizer
 
 IGNORE = -100
@@ -38,6 +39,8 @@ def completion_tokens(
     Raises:
       ValueError: `end`, and the tokenizer has no such token.
     """
+    for name, text in (("prompt", prompt), ("completion", completion)):
+        expect("completion_tokens", name, text, str, "a text")
     if end and tokenizer.eos_token_id is None:
         raise ValueError("completion_tokens: the tokenizer has no eos_token. Give end=False.")
     bos = getattr(tokenizer, "bos_token", None)
@@ -74,6 +77,12 @@ def token_blocks(
         raise ValueError(f"token_blocks: length is {length}; at least 2 is expected.")
     waiting: list[int] = []
     for document in documents:
+        given: Any = document
+        if isinstance(given, str) or not isinstance(given, Iterable):
+            raise TypeError(
+                f"token_blocks: a document is a {type(given).__name__} ({given!r:.40}); the ids of "
+                "its tokens are expected, tokenizer(text)['input_ids']."
+            )
         waiting += [*document, *([] if end is None else [end])]
         while len(waiting) >= length:
             block, waiting = waiting[:length], waiting[length:]
@@ -110,6 +119,7 @@ def pack_documents(documents: Iterable[Tokens], length: int, *, open_rows: int =
     rows: list[list[Tokens]] = []
     lost = 0
     for whole in documents:
+        expect("pack_documents", "a document", whole, Tokens, "a Tokens(ids, labels)")
         document = Tokens(whole.ids[:length], whole.labels[:length])
         size = len(document.ids)
         if counted(whole) and not counted(document):
