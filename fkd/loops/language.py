@@ -19,6 +19,7 @@ from ._text.align import align as align
 from ._text.align import align_responses as align_responses
 from ._text.batches import document_mask as document_mask
 from ._text.batches import fields_of as fields_of
+from ._text.batches import predicted_tokens as predicted_tokens
 from ._text.batches import token_batch as token_batch
 from ._text.chats import chat_tokens as chat_tokens
 from ._text.tokenizers import shared_vocabulary as shared_vocabulary
@@ -47,6 +48,7 @@ __all__ = [
     "generator",
     "on_policy",
     "pack_documents",
+    "predicted_tokens",
     "prompt_batch",
     "shared_vocabulary",
     "text_samples",

@@ -125,7 +125,7 @@ def align(
       student_bytes: what each id of the student stands for, from `token_bytes`.
       teacher_bytes: likewise.
       student_where: True for the tokens of the text that both have (the response, without what
-        a template puts around it).
+        a template puts around it); of targets, `predicted_tokens`.
       teacher_where: likewise.
       multiple: the capacity is a multiple of this.
 

@@ -17,7 +17,7 @@ from fkd._base.errors import expect, listing
 
 from .._data.buckets import padded_length
 from .._data.packing import next_tokens
-from .arguments import expect_lengths, expect_pad, expect_tokens
+from .arguments import expect_lengths, expect_pad, expect_rows, expect_tokens
 from .tokens import IGNORE, Tokens
 
 
@@ -118,6 +118,25 @@ def _expect_count(documents: Sequence[Sequence[Tokens]], size: int | None) -> No
         what = f"row {empty[0]} has no token" if empty else f"{len(documents)} rows"
         most = "or more" if size is None else f"to {size}"
         raise ValueError(f"token_batch: {what}; 1 {most} rows with tokens are expected.")
+
+
+def predicted_tokens(
+    targets: Int[Tensor, "rows length"],
+) -> Bool[Tensor, "rows length"]:
+    """The tokens that targets predict, where they stand in `input_ids`: for `align`.
+
+    Args:
+      targets: `[rows, length]`, from `token_batch`.
+
+    Returns:
+      `[rows, length]`, True for a token that counts: an answer, without its prompt.
+
+    Example:
+      >>> predicted_tokens(torch.tensor([[-100, 7, 8, -100]])).int()
+      tensor([[0, 0, 1, 1]], dtype=torch.int32)
+    """
+    expect_rows("predicted_tokens", targets=targets)
+    return torch.nn.functional.pad(targets[:, :-1] != IGNORE, (1, 0))
 
 
 def document_mask(document_ids: Int[Tensor, "rows length"]) -> Bool[Tensor, "rows 1 length length"]:
