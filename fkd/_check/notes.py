@@ -18,12 +18,13 @@ from .._objective.terms import Term
 from .._refs.code import Method
 from .._refs.derived import Call
 from .._refs.paths import name_of
-from .._refs.refs import Item, Ref, node, output_path, roots, walk
+from .._refs.refs import Item, Param, Ref, node, output_path, roots, walk
 from .padded import moved_by_padding
 from .rows import counted_mask
 from .shifted import unshifted_masks
 
 _SOFTMAXES = ("softmax", "sigmoid")
+_ADAPTED = ".base_layer.weight"
 _SAME_NUMBERS = ("float", "double", "to", "detach", "contiguous", "squeeze", "unsqueeze")
 """Methods after which probabilities are still some."""
 
@@ -53,6 +54,7 @@ def notes(
             *_nothing_counts(objective, term, evaluated, by_ref, batch),
             *_probabilities(objective, term, by_ref),
             *_swapped(term, by_ref),
+            *_without_adapters(objective, term),
             *_padding(objective, term, evaluated, by_ref, batch),
         ]
         yield from (f"term {name!r}: {note}" for note in said)
@@ -172,6 +174,22 @@ def _swapped(term: Term, values: Mapping[Ref, Any]) -> Iterator[str]:
         f"gradient; {trained[0][1]!r} stands where it expects the teacher, and is trained. Swap "
         f"them, unless that is meant.{reverse if loss == 'kl' else ''}"
     )
+
+
+def _without_adapters(objective: Objective, term: Term) -> Iterator[str]:
+    """The weight of a head that has adapters of PEFT, which it leaves out."""
+    weights = [term.kwargs.get(name) for name in ("student_weight", "teacher_weight")]
+    for ref in (*term.args, *(w for w in weights if isinstance(w, Ref))):
+        part = node(ref)
+        if not isinstance(part, Param) or not part.parameter.endswith(_ADAPTED):
+            continue
+        model = objective.program.model(part.root).module
+        layer: Any = model and model.get_submodule(part.parameter.removesuffix(_ADAPTED))
+        if getattr(layer, "active_adapters", None) and not layer.merged:
+            yield (
+                f"{ref!r} is the weight without the adapters of its layer, which then learn "
+                "nothing here. With them: fkd.interop.transformers.heads(student=model)."
+            )
 
 
 def _has_gradient(value: Any) -> bool:

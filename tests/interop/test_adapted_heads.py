@@ -178,3 +178,19 @@ def test_parameters_that_share_their_memory_are_refused():
             student=fkd.trainable(tied),
             teacher=fkd.frozen(llama(3)),
         ).init()
+
+
+def test_a_head_written_without_its_adapters_is_noted():
+    small, big = adapted(), llama(3)
+    place = "base_model.model.lm_head"
+    written = term(
+        head_divergence,
+        *(student.tap(place, "input"), student.param(f"{place}.base_layer.weight")),
+        *(teacher.tap("lm_head", "input"), teacher.param("lm_head.weight")),
+        divergence=head_kl(),
+    )
+    both = term(kl, student.logits, teacher.logits)
+    models = dict(student=fkd.trainable(small), teacher=fkd.frozen(big))
+    said = fkd.check(fkd.Objective({"head": written, "kd": both}, **models), fields()).notes
+    assert len(said) == 1 and "without the adapters of its layer" in said[0]
+    assert not fkd.check(objective_of(small, big, by_head=True), fields()).notes

@@ -56,7 +56,7 @@ def expect_lengths(function: str, length: Any) -> list[int]:
 
 
 def expect_rows(function: str, **tensors: Any) -> None:
-    """Refuse what are no tensors on the CPU of one number of rows, `[rows, length]`."""
+    """Refuse all but tensors on the CPU of one number of rows, `[rows, length]`."""
     for name, x in tensors.items():
         expect(function, name, x, Tensor, "a tensor [rows, length]")
         if x.device.type != "cpu":
