@@ -57,6 +57,11 @@ def labels_out_of_range(
             )
 
 
+def with_labels(terms: Mapping[str, Term]) -> dict[str, Term]:
+    """Those whose loss or metric is of fkd and is given labels."""
+    return {n: t for n, t in terms.items() if isinstance(_options(t).get("labels"), Ref)}
+
+
 class _Classes(NamedTuple):
     """How many classes there are, by what, and at which positions."""
 

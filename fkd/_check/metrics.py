@@ -12,7 +12,7 @@ from .._base.types import Batch
 from .._objective.models import stand_ins
 from .._objective.objective import Objective
 from .._objective.terms import Term
-from .labels import labels_out_of_range
+from .labels import labels_out_of_range, with_labels
 
 
 def wrong_labels_of_metrics(
@@ -24,8 +24,9 @@ def wrong_labels_of_metrics(
 ) -> list[str]:
     """One message for each metric with a label that is no class of its logits.
 
-    Nothing is computed: shapes are those of fake tensors. Where models do not run on these, or a
-    metric is wrong in another way, nothing is said here.
+    Nothing is computed: shapes are those of fake tensors, which go through the models if a metric
+    has labels. Where models do not run on these, or a metric is wrong in another way, nothing is
+    said here.
 
     Args:
       objective: whose models the metrics read.
@@ -33,6 +34,9 @@ def wrong_labels_of_metrics(
       batch: the real one, with its values.
       autocast: dtype in which models run their matrix products.
     """
+    metrics = with_labels(metrics)
+    if not metrics:
+        return []
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     try:
         program = objective.reading(metrics)
