@@ -5,7 +5,8 @@
 
 Narrow models of full depth: a two-layer MLP, BERT 12 -> 3, ViT 12 -> 4, Llama 4 -> 2 and 32 -> 16,
 trained by `kl` of logits with AdamW. Every case is a process of its own with an empty cache, then a
-second one that finds it filled. Seconds are those of the processor, with the C++ compilers that it started:
+second one that finds it filled. Seconds are those of the processor, with the C++ compilers that it
+started:
 what other programs do beside is not in them. A case that is in the results is not run again.
 
 The variants: fkd's step; the same with equal blocks compiled once; with what follows the gradient
