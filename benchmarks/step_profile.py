@@ -38,7 +38,7 @@ Case = tuple[fkd.Objective, Any, Loss, tuple[nn.Module, nn.Module]]
 GROUPS = {
     "optimizer": r"_fused_adamw|_foreach|Optimizer",
     "fused kernels": r"cpp_fused|triton_",
-    "products": r"mm$|addmv|bmm|matmul|convolution|attention|linear|mkl|onednn|_mm_",
+    "products": r"mm_?$|addmv|bmm|matmul|convolution|attention|linear|mkl|onednn|_mm_",
     "normalisation": r"batch_norm|layer_norm|rms_norm",
     "copies": r"::(clone|copy_|_to_copy|cat|stack|contiguous)$",
     "views and memory": r"::(view|_unsafe_view|reshape|t|transpose|permute|expand|as_strided|slice|"
