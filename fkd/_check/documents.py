@@ -12,7 +12,7 @@ from torch import Tensor
 from .._base.types import Batch
 from .._objective.models import Model
 from .._objective.objective import Objective
-from .tried import FIELD, another, difference, fields_near, has_ids, said
+from .tried import FIELD, another, difference, fields_near, has_ids, models_near, said
 
 _FIELD = "document_ids"
 
@@ -26,21 +26,16 @@ def crossed_documents(objective: Objective, batch: Batch) -> Iterator[str]:
       objective: what is checked.
       batch: the real one; rows of documents are told by `document_ids`, of `token_batch`.
     """
-    if not isinstance(batch, Mapping):
-        return
-    for field in [n for n in batch if str(n).endswith(_FIELD)]:
-        near = _around_a_border(batch, field.removesuffix(_FIELD))
-        for name in () if near is None else objective.program.runs:
-            model = objective.program.model(name)
-            if near is not None and _crosses(model, *near):
-                yield (
-                    f"model {name!r}: a row of the batch holds several documents ({field}), and "
-                    f"the {type(model.module).__name__} does not keep them apart: other words in "
-                    "one change what it says in the next. Give it a row for each document "
-                    "(token_batch without pack_documents), or a mask that it reads (inputs=, with "
-                    f"fkd.loops.language.document_mask); if this is meant, leave {field} out of "
-                    "the batch."
-                )
+    for field, name, model, near in models_near(objective, batch, _FIELD, _around_a_border):
+        if _crosses(model, *near):
+            yield (
+                f"model {name!r}: a row of the batch holds several documents ({field}), and "
+                f"the {type(model.module).__name__} does not keep them apart: other words in "
+                "one change what it says in the next. Give it a row for each document "
+                "(token_batch without pack_documents), or a mask that it reads (inputs=, with "
+                f"fkd.loops.language.document_mask); if this is meant, leave {field} out of "
+                "the batch."
+            )
 
 
 def _around_a_border(

@@ -11,7 +11,7 @@ from .._base.types import Batch
 from .._objective.apply import call_arguments
 from .._objective.models import Model
 from .._objective.objective import Objective
-from .tried import FIELD, another, difference, fields_near, has_ids, said
+from .tried import FIELD, another, difference, fields_near, has_ids, models_near, said
 
 _FIELD = "attention_mask"
 _POSITIONS = "position_ids"
@@ -27,18 +27,13 @@ def moved_by_padding(objective: Objective, batch: Batch) -> Iterator[str]:
       objective: what is checked.
       batch: the real one; padding is told by `attention_mask`.
     """
-    if not isinstance(batch, Mapping):
-        return
-    for field in [n for n in batch if str(n).endswith(_FIELD)]:
-        near = _first_tokens(batch, field.removesuffix(_FIELD))
-        for name in () if near is None else objective.program.runs:
-            model = objective.program.model(name)
-            if near is not None and (moved := _moved(model, *near)):
-                yield (
-                    f"model {name!r}: padding on the left changes what the "
-                    f"{type(model.module).__name__} says behind it, by {moved:.1%} of its largest "
-                    f"output, so that it depends on the other rows. {_reason(model, near[0])}"
-                )
+    for _, name, model, near in models_near(objective, batch, _FIELD, _first_tokens):
+        if moved := _moved(model, *near):
+            yield (
+                f"model {name!r}: padding on the left changes what the "
+                f"{type(model.module).__name__} says behind it, by {moved:.1%} of its largest "
+                f"output, so that it depends on the other rows. {_reason(model, near[0])}"
+            )
 
 
 def _first_tokens(

@@ -2,18 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+from .._base.types import Batch
 from .._objective.apply import call_arguments
 from .._objective.models import Model, skeleton
+from .._objective.objective import Objective
+
+Near = TypeVar("Near")
 
 FIELD = "input_ids"
 NEAR = 8  # tokens on both sides of a border
+
+
+def models_near(
+    objective: Objective,
+    batch: Batch,
+    ending: str,
+    near: Callable[[Any, str], Near | None],
+) -> Iterator[tuple[str, str, Model, Near]]:
+    """The models that run on a batch, each with a few tokens of it.
+
+    Args:
+      objective: of the models.
+      batch: the real one.
+      ending: of the names of the fields that tell where in a batch to look.
+      near: from the batch and what comes before the ending; None where there is nothing to try.
+
+    Returns:
+      The name of the field, name and model, and what `near` gives.
+    """
+    for field in (
+        [n for n in batch if str(n).endswith(ending)] if isinstance(batch, Mapping) else []
+    ):
+        tokens = near(batch, field.removesuffix(ending))
+        if tokens is not None:
+            for name in objective.program.runs:
+                yield field, name, objective.program.model(name), tokens
 
 
 def fields_near(batch: Mapping[str, Any], prefix: str, row: int, border: int) -> dict[str, Any]:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -129,6 +130,28 @@ def ema(
             "fkd.ema('student')."
         )
     return Model("ema", None, inputs, outputs, of=of, decay=decay)
+
+
+@contextlib.contextmanager
+def evaluating(*models: nn.Module) -> Generator[None]:
+    """Models in eval mode inside; afterwards every part of them is in the mode that it was in.
+
+    Example:
+      >>> model = nn.Sequential(nn.Dropout().eval(), nn.Linear(2, 2))
+      >>> with evaluating(model):
+      ...     [part.training for part in model.modules()]
+      [False, False, False]
+      >>> [part.training for part in model.modules()]
+      [True, False, True]
+    """
+    modes = {part: part.training for model in models for part in model.modules()}
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 def skeleton(module: nn.Module, *, training: bool) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import abc
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -88,12 +89,12 @@ def pcgrad(groups: Groups | None = None) -> PCGrad:
     return PCGrad(groups)
 
 
-@dataclass(frozen=True)
-class MinNorm:
-    """See `min_norm`, which makes it."""
+class _OfGram(abc.ABC):
+    """A sum of gradients whose weights are a function of their inner products alone."""
 
-    iterations: int
-    groups: Groups | None = None
+    @abc.abstractmethod
+    def weights(self, inner: Tensor) -> Tensor:
+        """`[K]`, from the Gram matrix, `[K, K]`."""
 
     def init(self, parameters: Gradient, groups: Sequence[str]) -> Any:
         """Nothing to remember."""
@@ -103,7 +104,19 @@ class MinNorm:
         self, gradients: Mapping[str, Gradient], losses: Mapping[str, Tensor], state: Any
     ) -> tuple[Gradient, Any]:
         rows = list(gradients.values())
-        return weighted_sum(rows, nearest_to_zero(gram(rows), self.iterations)), state
+        return weighted_sum(rows, self.weights(gram(rows))), state
+
+
+@dataclass(frozen=True)
+class MinNorm(_OfGram):
+    """See `min_norm`, which makes it."""
+
+    iterations: int
+    groups: Groups | None = None
+
+    def weights(self, inner: Tensor) -> Tensor:
+        """`[K]`, those of the shortest convex combination."""
+        return nearest_to_zero(inner, self.iterations)
 
 
 def nearest_to_zero(inner: Tensor, iterations: int) -> Tensor:
@@ -152,20 +165,14 @@ def min_norm(groups: Groups | None = None, *, iterations: int = 32) -> MinNorm:
 
 
 @dataclass(frozen=True)
-class ConflictFree:
+class ConflictFree(_OfGram):
     """See `conflict_free`, which makes it."""
 
     groups: Groups | None = None
 
-    def init(self, parameters: Gradient, groups: Sequence[str]) -> Any:
-        """Nothing to remember."""
-        return {}
-
-    def __call__(
-        self, gradients: Mapping[str, Gradient], losses: Mapping[str, Tensor], state: Any
-    ) -> tuple[Gradient, Any]:
-        rows = list(gradients.values())
-        return weighted_sum(rows, equal_cosines(gram(rows))), state
+    def weights(self, inner: Tensor) -> Tensor:
+        """`[K]`, those of the direction of equal angles."""
+        return equal_cosines(inner)
 
 
 def equal_cosines(inner: Tensor) -> Tensor:

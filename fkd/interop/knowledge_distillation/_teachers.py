@@ -10,6 +10,8 @@ from typing import Any, TypeAlias, TypeGuard, cast
 import torch
 from torch import nn
 
+from fkd._objective.models import evaluating
+
 from ._adapt import OutputAdaptor, call_with
 from ._loss_model import MultiLayerBasedDistillationLoss
 
@@ -106,13 +108,7 @@ def _evaluated(model: nn.Module, arguments: Any) -> Any:
 @contextlib.contextmanager
 def still(models: Sequence[nn.Module], student: nn.Module) -> Generator[None, None, None]:
     """Models in eval mode, and random numbers that are drawn again: nothing changes."""
-    training = {part: part.training for model in models for part in model.modules()}
     devices = {p.device for p in student.parameters() if p.device.type == "cuda"}
-    try:
-        with torch.random.fork_rng(devices=[device.index for device in devices]):
-            for model in models:
-                model.eval()
-            yield
-    finally:
-        for part, mode in training.items():
-            part.training = mode
+    drawn_again = torch.random.fork_rng(devices=[device.index for device in devices])
+    with evaluating(*models), drawn_again:
+        yield

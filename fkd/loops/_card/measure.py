@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fkd._base.trees import map_tensors
 from fkd._base.types import TensorBatch
 from fkd._objective.apply import call_arguments
-from fkd._objective.models import Model
+from fkd._objective.models import Model, evaluating
 
 from .._data.batch import examples_in
 from .record import Cost
@@ -48,9 +48,7 @@ def cost(model: Model, batch: TensorBatch, *, repeats: int, device: torch.device
     assert module is not None
     examples = max(examples_in(batch), 1)
     one = first_example(batch, examples)
-    was_training = {m: m.training for m in module.modules()}
-    module.eval()
-    try:
+    with evaluating(module):
         whole, single = _forward(model, batch), _forward(model, one)
         alone = seconds(single, repeats, device)
         many = seconds(whole, max(repeats // 4, 3), device)
@@ -63,9 +61,6 @@ def cost(model: Model, batch: TensorBatch, *, repeats: int, device: torch.device
             throughput=examples / float(np.median(many)),
             peak_megabytes=_peak(whole, device) / 1e6,
         )
-    finally:
-        for part, training in was_training.items():
-            part.training = training
 
 
 def first_example(batch: TensorBatch, examples: int) -> TensorBatch:

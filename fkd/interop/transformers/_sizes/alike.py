@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+
+from fkd._objective.models import evaluating
 
 from .._layers import stacks_of
 
@@ -87,7 +88,7 @@ def seen_in(model: nn.Module, inputs: Mapping[str, Tensor]) -> Seen | None:
     if head is not None:
         hooks.append(head.register_forward_pre_hook(first(read), with_kwargs=True))
     try:
-        with _evaluating(model), torch.no_grad(), torch.random.fork_rng():
+        with evaluating(model), torch.no_grad(), torch.random.fork_rng():
             torch.manual_seed(0)
             output = _first_tensor(model(**inputs))
     except Exception:
@@ -161,14 +162,3 @@ def _first_tensor(output: Any) -> Tensor | None:
         return output
     values: Any = output.values() if isinstance(output, Mapping) else output
     return next((x for x in values if isinstance(x, Tensor)), None)
-
-
-@contextmanager
-def _evaluating(model: nn.Module) -> Generator[None]:
-    modes = {module: module.training for module in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for module, training in modes.items():
-            module.training = training

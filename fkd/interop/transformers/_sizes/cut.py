@@ -147,23 +147,21 @@ def _in_a_row(
 def _fitting(
     places: list[Place], ours: Mapping[str, Tensor], theirs: Mapping[str, Tensor]
 ) -> list[Place]:
-    wrong = misfits(places, ours, theirs, operator.le, "teacher's")
-    if wrong:
-        raise ValueError(
-            f"cut: {wrong}. A student of the teacher's parameters, none of them larger, is "
-            "expected."
-        )
+    wanted = "A student of the teacher's parameters, none of them larger, is expected."
+    refuse_misfits("cut", places, ours, theirs, operator.le, "teacher's", wanted)
     return places
 
 
-def misfits(
+def refuse_misfits(
+    caller: str,
     places: Sequence[Place],
     ours: Mapping[str, Tensor],
     theirs: Mapping[str, Tensor],
     fits: Callable[[int, int], bool],
     whose: str,
-) -> str:
-    """The first tensors whose sizes, ours and theirs, do not fit on every axis, in words; or ""."""
+    wanted: str,
+) -> None:
+    """Raise for tensors whose sizes, ours and theirs, do not fit on every axis."""
 
     def fit(place: Place) -> bool:
         if place.source not in theirs:
@@ -177,7 +175,8 @@ def misfits(
         for p in places
         if not fit(p)
     ]
-    return f"{'; '.join(wrong[:4])} ({len(wrong)} in all)" if wrong else ""
+    if wrong:
+        raise ValueError(f"{caller}: {'; '.join(wrong[:4])} ({len(wrong)} in all). {wanted}")
 
 
 def place_of(name: str, chosen: Mapping[str, tuple[str, list[int]]]) -> Place:

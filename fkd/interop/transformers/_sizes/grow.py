@@ -29,7 +29,7 @@ from .axes import (
     units_in,
     units_of_heads,
 )
-from .cut import misfits, place_of
+from .cut import place_of, refuse_misfits
 from .deeper import add_nothing_in_a_row
 from .fused import fused_in, joined, parted
 from .grown import Grown, grown_alike
@@ -235,12 +235,8 @@ def _places(
         places = [Place(f"{i}.{n}", f"{numbers[int(i)]}.{n}", None) for i, _, n in split]
     else:
         places = [place_of(name, chosen) for name in ours]
-    wrong = misfits(places, ours, theirs, operator.ge, "the trained one's")
-    if wrong:
-        raise ValueError(
-            f"grow: {wrong}. A model of the trained one's parameters, none of them smaller, is "
-            "expected."
-        )
+    wanted = "A model of the trained one's parameters, none of them smaller, is expected."
+    refuse_misfits("grow", places, ours, theirs, operator.ge, "the trained one's", wanted)
     return places
 
 
