@@ -37,9 +37,9 @@ def models_near(
     Returns:
       The name of the field, name and model, and what `near` gives.
     """
-    for field in (
-        [n for n in batch if str(n).endswith(ending)] if isinstance(batch, Mapping) else []
-    ):
+    if not isinstance(batch, Mapping):
+        return
+    for field in [n for n in batch if str(n).endswith(ending)]:
         tokens = near(batch, field.removesuffix(ending))
         if tokens is not None:
             for name in objective.program.runs:
